@@ -1,0 +1,177 @@
+"""The blocks of which encoder and decoder are made. Names and state-dict keys are diffusers'.
+
+All maps are (B, C, H, W). Every GroupNorm has eps = 1e-6, not PyTorch's 1e-5; every convolution and linear layer has a
+bias.
+
+Source: CompVis latent-diffusion, `ldm/modules/diffusionmodules/model.py`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "swish": nn.SiLU,
+    "mish": nn.Mish,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+}
+
+
+class ResnetBlock2D(nn.Module):
+    """Two times norm, activation, 3x3 convolution; then the input is added: (B, in, H, W) -> (B, out, H, W).
+
+    Where the number of channels changes, a 1x1 convolution (`conv_shortcut`) fits the input to the sum.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, act_fn: str = "silu") -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=NORM_EPS)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=NORM_EPS)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nonlinearity = _ACTIVATIONS[act_fn]()
+        self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(self.nonlinearity(self.norm1(x)))
+        hidden = self.conv2(self.nonlinearity(self.norm2(hidden)))
+        return self.conv_shortcut(x) + hidden
+
+
+class Downsample2D(nn.Module):
+    """Half the size by a 3x3 convolution of stride 2: (B, C, H, W) -> (B, C, H // 2, W // 2).
+
+    The zeros go on the right and at the bottom only. Padding on all sides would give the same shape and other numbers.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right, top, bottom = 0, 1, 0, 1
+        return self.conv(F.pad(x, (left, right, top, bottom)))
+
+
+class Upsample2D(nn.Module):
+    """Twice the size: every pixel is repeated 2x2, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels of the map, one head as wide as the map is deep: (B, C, H, W) -> the same shape.
+
+    Its memory grows with the square of H·W, which is why it stands only where the map is smallest.
+    """
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list, for the key `to_out.0`
+        self.scale = channels**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1 head, H·W, C)
+        out = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), scale=self.scale)
+        out = self.to_out[0](out).squeeze(1).transpose(1, 2).reshape(batch, channels, height, width)
+        return x + out
+
+
+class DownEncoderBlock2D(nn.Module):
+    """One level of the encoder: ResNet blocks, then, except in the last level, half the size."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str, add_downsample: bool
+    ) -> None:
+        super().__init__()
+        self.resnets = _resnets(in_channels, out_channels, num_layers, groups, act_fn)
+        self.attentions = nn.ModuleList(nn.Identity() for _ in self.resnets)
+        self.downsamplers = nn.ModuleList([Downsample2D(out_channels)] if add_downsample else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+            x = attention(resnet(x))
+        for downsample in self.downsamplers:
+            x = downsample(x)
+        return x
+
+
+class AttnDownEncoderBlock2D(DownEncoderBlock2D):
+    """A level of the encoder with attention after every ResNet block (in the LDM paper's KL-f16 and KL-f32)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str, add_downsample: bool
+    ) -> None:
+        super().__init__(in_channels, out_channels, num_layers, groups, act_fn, add_downsample)
+        self.attentions = nn.ModuleList(Attention(out_channels, groups) for _ in self.resnets)
+
+
+class UNetMidBlock2D(nn.Module):
+    """The bottom of each half: ResNet block, attention (unless left out), ResNet block; the shape stays."""
+
+    def __init__(self, channels: int, groups: int, act_fn: str, add_attention: bool = True) -> None:
+        super().__init__()
+        self.resnets = _resnets(channels, channels, 2, groups, act_fn)
+        self.attentions = nn.ModuleList([Attention(channels, groups) if add_attention else nn.Identity()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnets[0](x)
+        x = self.attentions[0](x)
+        x = self.resnets[1](x)
+        return x
+
+
+class UpDecoderBlock2D(nn.Module):
+    """One level of the decoder: ResNet blocks, then, except in the last level, twice the size."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str, add_upsample: bool
+    ) -> None:
+        super().__init__()
+        self.resnets = _resnets(in_channels, out_channels, num_layers, groups, act_fn)
+        self.attentions = nn.ModuleList(nn.Identity() for _ in self.resnets)
+        self.upsamplers = nn.ModuleList([Upsample2D(out_channels)] if add_upsample else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+            x = attention(resnet(x))
+        for upsample in self.upsamplers:
+            x = upsample(x)
+        return x
+
+
+class AttnUpDecoderBlock2D(UpDecoderBlock2D):
+    """A level of the decoder with attention after every ResNet block."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str, add_upsample: bool
+    ) -> None:
+        super().__init__(in_channels, out_channels, num_layers, groups, act_fn, add_upsample)
+        self.attentions = nn.ModuleList(Attention(out_channels, groups) for _ in self.resnets)
+
+
+def _resnets(in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str) -> nn.ModuleList:
+    """`num_layers` ResNet blocks in a row; the first one changes the number of channels."""
+    widths = [in_channels] + [out_channels] * num_layers
+    return nn.ModuleList(ResnetBlock2D(before, after, groups, act_fn) for before, after in pairwise(widths))
+
+
+DOWN_BLOCKS = {block.__name__: block for block in (DownEncoderBlock2D, AttnDownEncoderBlock2D)}
+UP_BLOCKS = {block.__name__: block for block in (UpDecoderBlock2D, AttnUpDecoderBlock2D)}

@@ -1,0 +1,182 @@
+"""The configuration of the autoencoder: one frozen dataclass, and the named presets.
+
+The fields are those of diffusers' `AutoencoderKL`, so that its `config.json` files are ours too. Stable Diffusion's
+widths come from CompVis' `models/first_stage_models/kl-f8/config.yaml` (`ch: 128`, `ch_mult: [1, 2, 4, 4]`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+DOWN_BLOCK_TYPES = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
+UP_BLOCK_TYPES = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
+
+
+@dataclass(frozen=True)
+class AutoencoderKLConfig:
+    """Everything that decides what an `AutoencoderKL` computes. The defaults are Stable Diffusion v1's.
+
+    Raises:
+        ValueError: a field that cannot be built, named together with the value it got.
+    """
+
+    in_channels: int = 3  # of the image: RGB
+    out_channels: int = 3  # of the reconstruction
+    down_block_types: tuple[str, ...] | None = None  # one per level; None: plain blocks, as many as there are widths
+    up_block_types: tuple[str, ...] | None = None  # likewise, in the decoder's order (smallest map first)
+    block_out_channels: tuple[int, ...] = (
+        128,
+        256,
+        512,
+        512,
+    )  # width per level, largest map first; n levels: f = 2^(n-1)
+    layers_per_block: int = 2  # ResNet blocks per level of the encoder; the decoder has one more
+    act_fn: str = "silu"  # inside the ResNet blocks (the two output stages always use SiLU)
+    latent_channels: int = 4  # channels of z; the encoder puts out twice as many: mean and log-variance
+    norm_num_groups: int = 32  # groups of every GroupNorm; must divide every width
+    sample_size: int = 512  # image side the model was made for, in pixels: a hint for tile sizes, no limit
+    scaling_factor: float | None = 0.18215  # latents are multiplied by it for diffusion; None: not known yet
+    shift_factor: float | None = None  # subtracted before scaling (Stable Diffusion 3, Flux)
+    latents_mean: tuple[float, ...] | None = None  # per-channel mean, an alternative to the shift
+    latents_std: tuple[float, ...] | None = None  # per-channel standard deviation, goes with latents_mean
+    force_upcast: bool = True  # the weights overflow in float16: pipelines decode in float32
+    use_quant_conv: bool = True  # 1x1 convolution after the encoder
+    use_post_quant_conv: bool = True  # 1x1 convolution before the decoder
+    mid_block_add_attention: bool = True  # one attention block at the smallest map of each half
+
+    def __post_init__(self) -> None:
+        for name in ("block_out_channels", "down_block_types", "up_block_types", "latents_mean", "latents_std"):
+            value = getattr(self, name)
+            if isinstance(value, list):  # what JSON has for a tuple
+                object.__setattr__(self, name, tuple(value))
+        self._check_counts()
+        levels = len(self.block_out_channels)
+        if self.down_block_types is None:
+            object.__setattr__(self, "down_block_types", (DOWN_BLOCK_TYPES[0],) * levels)
+        if self.up_block_types is None:
+            object.__setattr__(self, "up_block_types", (UP_BLOCK_TYPES[0],) * levels)
+        self._check_block_types("down_block_types", DOWN_BLOCK_TYPES)
+        self._check_block_types("up_block_types", UP_BLOCK_TYPES)
+        if self.act_fn not in ACTIVATIONS:
+            raise ValueError(f"act_fn: expected one of {ACTIVATIONS}, got {self.act_fn!r}")
+        self._check_latent_scale()
+
+    def _check_counts(self) -> None:
+        widths = self.block_out_channels
+        if not isinstance(widths, tuple) or not widths:
+            raise ValueError(f"block_out_channels: expected one width per level, such as (128, 256), got {widths!r}")
+        counts = {
+            name: getattr(self, name)
+            for name in ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
+        }
+        counts |= {f"block_out_channels[{level}]": width for level, width in enumerate(widths)}
+        if not isinstance(self.sample_size, int):
+            raise ValueError(f"sample_size: expected one whole number (the side of a square), got {self.sample_size!r}")
+        for name, value in (counts | {"sample_size": self.sample_size}).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        for level, width in enumerate(widths):
+            if width % self.norm_num_groups:
+                raise ValueError(
+                    f"norm_num_groups: expected a divisor of every width, but {self.norm_num_groups} does not divide "
+                    f"block_out_channels[{level}] = {width}"
+                )
+
+    def _check_block_types(self, name: str, known: tuple[str, ...]) -> None:
+        types, levels = getattr(self, name), len(self.block_out_channels)
+        if len(types) != levels:
+            raise ValueError(
+                f"{name}: expected {levels}, one per entry of block_out_channels, got {len(types)}: {types}"
+            )
+        for block_type in types:
+            if block_type not in known:
+                raise ValueError(f"{name}: expected {' or '.join(known)}, got {block_type!r}")
+
+    def _check_latent_scale(self) -> None:
+        if self.scaling_factor is not None and not self.scaling_factor > 0:
+            raise ValueError(f"scaling_factor: expected a positive number or None, got {self.scaling_factor!r}")
+        if (self.latents_mean is None) != (self.latents_std is None):
+            raise ValueError("latents_mean and latents_std: expected both or neither, got one of them")
+        for name in ("latents_mean", "latents_std"):
+            value = getattr(self, name)
+            if value is not None and len(value) != self.latent_channels:
+                raise ValueError(f"{name}: expected {self.latent_channels} numbers (latent_channels), got {len(value)}")
+        if self.latents_std is not None and not all(std > 0 for std in self.latents_std):
+            raise ValueError(f"latents_std: expected positive numbers, got {self.latents_std}")
+
+    @property
+    def downsample_factor(self) -> int:
+        """f, the image side over the latent side: every level but the last halves the map."""
+        return 1 << (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> AutoencoderKLConfig:
+        """The preset `name`, with single fields changed by keyword.
+
+        Raises:
+            ValueError: no preset of that name (the message lists them), or no such field.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}; the presets are {', '.join(PRESETS)}")
+        check_field_names(changes)
+        return replace(PRESETS[name], **changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderKLConfig:
+        """Read a diffusers `config.json`. A field it leaves out has diffusers' default, which is not always ours.
+
+        Fields this package does not know are named in a warning; those with a leading underscore are diffusers' notes.
+        """
+        known = {field.name for field in fields(cls)}
+        values = {name: value for name, value in values.items() if not name.startswith("_")}
+        foreign = sorted(values.keys() - known)
+        if foreign:
+            warnings.warn(f"config.json: fields that AutoencoderKL does not know are ignored: {foreign}", stacklevel=3)
+        return cls(**(_DIFFUSERS_DEFAULTS | {name: value for name, value in values.items() if name in known}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by its name, as `config.json` holds it (tuples become lists there)."""
+        return asdict(self)
+
+
+def check_field_names(names: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` for the first name that is no configuration field; it offers the nearest one."""
+    known = [field.name for field in fields(AutoencoderKLConfig)]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(known)}"
+            raise ValueError(f"AutoencoderKL has no configuration field {name!r}; {hint}")
+
+
+_DIFFUSERS_DEFAULTS: dict[str, Any] = {  # of AutoencoderKL.__init__ in diffusers, where they differ from ours
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "sample_size": 32,
+}
+
+PRESETS: dict[str, AutoencoderKLConfig] = {
+    # Stable Diffusion 1.x and 2.x: 83,653,863 parameters.
+    "sd-v1": AutoencoderKLConfig(),
+    # The LDM paper's KL-f8 (appendix F.1), trained at 256x256: the same network.
+    "kl-f8": AutoencoderKLConfig(sample_size=256),
+    # f = 8 like the real one, small enough for a laptop: 1,250,759 parameters.
+    "mini": AutoencoderKLConfig(
+        block_out_channels=(32, 64, 64, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=256,
+        scaling_factor=None,
+    ),
+    # f = 4 at 32 pixels, for lessons that train from scratch.
+    "tiny": AutoencoderKLConfig(
+        block_out_channels=(32, 64, 64), layers_per_block=1, norm_num_groups=8, sample_size=32, scaling_factor=None
+    ),
+}

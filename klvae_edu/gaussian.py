@@ -1,0 +1,78 @@
+"""The posterior q(z|x): a Gaussian with one mean and one variance for each latent value."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class DiagonalGaussianDistribution:
+    """A batch of Gaussians with diagonal covariance, read off the encoder's output.
+
+    Args:
+        parameters: (B, 2C, …), usually (B, 2C, H, W): the mean in the first C channels, the log-variance in the last C.
+        deterministic: take the variance as zero, so that every sample is the mean and the KL is 0.
+
+    Attributes:
+        mean: (B, C, …).
+        logvar: (B, C, …), clamped to [-30, 20]: beyond that `exp` would leave nothing or overflow.
+        std, var: (B, C, …), exp(logvar / 2) and exp(logvar).
+
+    Raises:
+        ValueError: `parameters` has no channel dimension, or an odd number of channels.
+
+    Source: CompVis latent-diffusion, `ldm/modules/distributions/distributions.py`; Kingma & Welling 2013, section 2.4.
+    Built in notebook 01, section 5; `kl` in notebook 02, sections 1 and 3.
+    """
+
+    def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
+        if parameters.ndim < 2 or parameters.shape[1] % 2:
+            raise ValueError(
+                "expected parameters of shape (B, 2C, …): mean and log-variance along the channels, an even number; "
+                f"got shape {tuple(parameters.shape)}"
+            )
+        self.parameters = parameters
+        self.deterministic = deterministic
+        self.mean, logvar = parameters.chunk(2, dim=1)
+        self.logvar = logvar.clamp(-30.0, 20.0)
+        if deterministic:
+            self.std = self.var = torch.zeros_like(self.mean)
+        else:
+            self.std = torch.exp(0.5 * self.logvar)
+            self.var = torch.exp(self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw mean + std · ε with ε ~ N(0, I): (B, C, …), with gradient to mean and log-variance.
+
+        A generator of another device is fine: ε is drawn there and moved, so that a CPU seed gives one ε everywhere.
+        """
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise.to(self.mean.device)
+
+    def mode(self) -> Tensor:
+        """The most likely value, which for a Gaussian is its mean: (B, C, …)."""
+        return self.mean
+
+    def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
+        """KL(self ‖ other) in nats, summed over all but the batch: (B,). Without `other`, against N(0, I)."""
+        if self.deterministic:
+            return self.mean.new_zeros(self.mean.shape[0])
+        if other is None:
+            each = self.mean.pow(2) + self.var - 1.0 - self.logvar
+        else:
+            distance = (self.mean - other.mean).pow(2)
+            each = (distance + self.var) / other.var - 1.0 - self.logvar + other.logvar
+        return 0.5 * each.flatten(1).sum(1)
+
+    def nll(self, sample: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:
+        """-log q(sample) in nats, summed over `dims`: (B,) for a sample of shape (B, C, H, W)."""
+        if self.deterministic:
+            return self.mean.new_zeros(self.mean.shape[0])
+        each = math.log(2.0 * math.pi) + self.logvar + (sample - self.mean).pow(2) / self.var
+        return 0.5 * each.sum(dim=dims)
+
+    def __repr__(self) -> str:
+        return f"DiagonalGaussianDistribution(shape={tuple(self.mean.shape)}, deterministic={self.deterministic})"
