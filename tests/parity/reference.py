@@ -1,0 +1,104 @@
+"""How this package is compared with diffusers: same weights, same input, largest difference over the largest value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL as ReferenceAutoencoderKL
+from torch import Tensor
+
+from klvae_edu import AutoencoderKL, AutoencoderKLConfig
+
+SMALL = AutoencoderKLConfig(block_out_channels=(32, 64, 64), layers_per_block=1, norm_num_groups=8, sample_size=32)
+
+CONFIGS: dict[str, AutoencoderKLConfig] = {
+    "tiny": SMALL,
+    "two blocks per level": AutoencoderKLConfig(block_out_channels=(32, 64), layers_per_block=2, norm_num_groups=8),
+    "three blocks per level": AutoencoderKLConfig(block_out_channels=(32, 64), layers_per_block=3, norm_num_groups=8),
+    "16 channels without quant convs": AutoencoderKLConfig(
+        block_out_channels=(32, 64),
+        latent_channels=16,
+        norm_num_groups=8,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ),
+    "no mid attention": AutoencoderKLConfig(
+        block_out_channels=(32, 64), norm_num_groups=8, mid_block_add_attention=False
+    ),
+    "attention in the levels": AutoencoderKLConfig(
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    ),
+    "widths that fall and rise": AutoencoderKLConfig(
+        block_out_channels=(64, 32, 48), norm_num_groups=16, act_fn="gelu"
+    ),
+}
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> None:
+    """Give every parameter a value of its own: default norms (weight 1, bias 0) would hide norms that are swapped."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan_in = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 1
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            value = noise / fan_in**0.5 if parameter.ndim > 1 else 1.0 + 0.3 * noise
+            parameter.copy_(value)
+
+
+def reference_of(config: AutoencoderKLConfig, dtype: torch.dtype, seed: int = 0) -> ReferenceAutoencoderKL:
+    """diffusers' model with every parameter randomised."""
+    reference = ReferenceAutoencoderKL(**config.to_dict()).to(dtype)
+    randomise(reference, seed)
+    return reference
+
+
+def pair_of(config: AutoencoderKLConfig, dtype: torch.dtype) -> tuple[AutoencoderKL, ReferenceAutoencoderKL]:
+    """Our model and diffusers', with the same weights: theirs loads into ours without renaming, `strict=True`."""
+    reference = reference_of(config, dtype)
+    ours = AutoencoderKL(config).to(dtype)
+    ours.load_state_dict(reference.state_dict(), strict=True)
+    return ours, reference
+
+
+@dataclass
+class Difference:
+    """Largest differences, each relative to the largest value of the reference (gradients: to the whole one's norm)."""
+
+    moments: float
+    reconstruction: float
+    gradient: float
+
+
+def image(size: tuple[int, int], dtype: torch.dtype, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return 2.0 * torch.rand(batch, 3, *size, generator=generator, dtype=torch.float64).to(dtype) - 1.0
+
+
+def compare(ours: AutoencoderKL, reference: ReferenceAutoencoderKL, x: Tensor) -> Difference:
+    """Encode, decode and differentiate with both. The loss reaches every parameter, the log-variance's too."""
+    moments, reconstruction, gradients = [], [], []
+    for model in (ours, reference):
+        model.zero_grad()
+        posterior = model.encode(x).latent_dist
+        sample = posterior.sample(torch.Generator().manual_seed(3))
+        output = model.decode(sample).sample
+        (output.pow(2).mean() + 1e-3 * posterior.kl().mean()).backward()
+        moments.append(posterior.parameters.detach())
+        reconstruction.append(output.detach())
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    names = sorted(gradients[1])
+    ours_flat, reference_flat = (torch.cat([grad[name].flatten() for name in names]) for grad in gradients)
+    return Difference(
+        moments=relative(*moments),
+        reconstruction=relative(*reconstruction),
+        gradient=float((ours_flat - reference_flat).norm() / reference_flat.norm()),
+    )
+
+
+def relative(ours: Tensor, reference: Tensor) -> float:
+    """The largest difference over the reference's largest value."""
+    return float((ours - reference).detach().abs().max() / reference.detach().abs().max())

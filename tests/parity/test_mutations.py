@@ -1,0 +1,117 @@
+"""The gauge is tested too: each classic mistake, made on purpose, must show in the comparison with diffusers.
+
+A parity test that tolerates 3e-3 would let most of these through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import SMALL, compare, image, pair_of, relative
+from torch import nn
+
+from klvae_edu import AutoencoderKL
+from klvae_edu.blocks import Attention, Downsample2D, ResnetBlock2D
+
+
+def eps_1e_5(model: AutoencoderKL) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.eps = 1e-5
+
+
+def symmetric_padding(model: AutoencoderKL) -> None:
+    for module in model.modules():
+        if isinstance(module, Downsample2D):
+            module.forward = lambda x, conv=module.conv: conv(F.pad(x, (1, 0, 1, 0)))
+
+
+def padding_on_all_sides(model: AutoencoderKL) -> None:
+    for module in model.modules():
+        if isinstance(module, Downsample2D):
+            module.conv.padding = (1, 1)
+            module.forward = module.conv.forward
+
+
+def missing_attention_scale(model: AutoencoderKL) -> None:
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.scale = 1.0
+
+
+def eight_heads_scale(model: AutoencoderKL) -> None:
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.scale = (module.to_q.out_features / 8) ** -0.5
+
+
+def swapped_norms(model: AutoencoderKL) -> None:
+    for module in model.modules():
+        if isinstance(module, ResnetBlock2D) and module.norm1.num_channels == module.norm2.num_channels:
+            module.norm1, module.norm2 = module.norm2, module.norm1
+
+
+def reversed_decoder(model: AutoencoderKL) -> None:
+    """The ResNet blocks of the two equally wide levels change places (others would not fit)."""
+    first, second = model.decoder.up_blocks[0], model.decoder.up_blocks[1]
+    first.resnets[1], second.resnets[1] = second.resnets[1], first.resnets[1]
+
+
+def upsampling_before_the_blocks(model: AutoencoderKL) -> None:
+    first = model.decoder.up_blocks[0]
+    first.forward = lambda x: nn.Sequential(*first.upsamplers, *first.resnets)(x)
+
+
+def swapped_query_and_value_biases(model: AutoencoderKL) -> None:
+    attention = model.encoder.mid_block.attentions[0]
+    attention.to_q.bias, attention.to_v.bias = attention.to_v.bias, attention.to_q.bias
+
+
+def bilinear_upsampling(model: AutoencoderKL) -> None:
+    for up in model.decoder.up_blocks:
+        for upsample in up.upsamplers:
+            upsample.forward = lambda x, conv=upsample.conv: conv(F.interpolate(x, scale_factor=2.0, mode="bilinear"))
+
+
+MISTAKES: list[Callable[[AutoencoderKL], None]] = [
+    eps_1e_5,
+    symmetric_padding,
+    padding_on_all_sides,
+    missing_attention_scale,
+    eight_heads_scale,
+    swapped_norms,
+    reversed_decoder,
+    upsampling_before_the_blocks,
+    swapped_query_and_value_biases,
+    bilinear_upsampling,
+]
+
+
+def test_without_a_mistake_the_pair_agrees() -> None:
+    difference = compare(*pair_of(SMALL, torch.float64), image((32, 24), torch.float64))
+    assert max(difference.moments, difference.reconstruction, difference.gradient) < 1e-10
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.__name__ for mistake in MISTAKES])
+def test_parity_notices(mistake: Callable[[AutoencoderKL], None]) -> None:
+    ours, reference = pair_of(SMALL, torch.float64)
+    mistake(ours)
+    difference = compare(ours, reference, image((32, 24), torch.float64))
+    assert max(difference.moments, difference.reconstruction) > 1e-7
+
+
+def test_parity_notices_an_unclamped_log_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, reference = pair_of(SMALL, torch.float64)
+    with torch.no_grad():
+        for model in (ours, reference):
+            model.quant_conv.bias[4:] = torch.tensor([-100.0, -60.0, 25.0, 21.0])
+    x = image((32, 24), torch.float64)
+
+    with torch.no_grad():
+        expected = reference.encode(x).latent_dist.kl()
+        assert relative(ours.encode(x).latent_dist.kl(), expected) < 1e-10
+        monkeypatch.setattr(torch.Tensor, "clamp", lambda self, *_: self)
+        assert relative(ours.encode(x).latent_dist.kl(), expected) > 0.1

@@ -1,0 +1,208 @@
+"""`AutoencoderKL`: the table of parameters, shapes, padding, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from klvae_edu import AutoencoderKL, AutoencoderKLConfig
+
+
+@pytest.fixture(scope="module")
+def sd_v1() -> AutoencoderKL:
+    with torch.device("meta"):
+        return AutoencoderKL()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> AutoencoderKL:
+    return AutoencoderKL.from_preset("tiny", seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def mini() -> AutoencoderKL:
+    return AutoencoderKL.from_preset("mini", seed=0).eval()
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_stable_diffusion_v1_has_83_653_863_parameters_in_248_tensors(sd_v1: AutoencoderKL) -> None:
+    assert sd_v1.num_parameters() == 83_653_863
+    assert len(sd_v1.state_dict()) == 248
+    assert list(sd_v1.buffers()) == []
+    assert sum(isinstance(module, nn.GroupNorm) for module in sd_v1.modules()) == 52
+    assert sum(isinstance(module, nn.Conv2d) for module in sd_v1.modules()) == 64
+    assert sum(isinstance(module, nn.Linear) for module in sd_v1.modules()) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("encoder", 34_163_592),
+        ("encoder.conv_in", 3_584),
+        ("encoder.down_blocks.0", 738_944),
+        ("encoder.down_blocks.1", 2_690_304),
+        ("encoder.down_blocks.2", 10_754_560),
+        ("encoder.down_blocks.3", 9_443_328),
+        ("encoder.mid_block", 10_494_976),
+        ("encoder.mid_block.attentions.0", 1_051_648),
+        ("encoder.conv_norm_out", 1_024),
+        ("encoder.conv_out", 36_872),
+        ("quant_conv", 72),
+        ("post_quant_conv", 20),
+        ("decoder", 49_490_179),
+        ("decoder.conv_in", 18_944),
+        ("decoder.mid_block", 10_494_976),
+        ("decoder.up_blocks.0", 16_524_800),
+        ("decoder.up_blocks.1", 16_524_800),
+        ("decoder.up_blocks.2", 4_855_296),
+        ("decoder.up_blocks.3", 1_067_648),
+        ("decoder.conv_norm_out", 256),
+        ("decoder.conv_out", 3_459),
+    ],
+)
+def test_every_row_of_the_parameter_table(sd_v1: AutoencoderKL, name: str, parameters: int) -> None:
+    assert count(sd_v1.get_submodule(name)) == parameters
+
+
+def test_the_shape_walk_of_stable_diffusion_v1(sd_v1: AutoencoderKL) -> None:
+    """256² -> 32² -> 256², level by level, on the meta device: shapes without arithmetic."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, module in sd_v1.named_modules():
+        if name.count(".") <= 2:
+            module.register_forward_hook(
+                lambda _module, _inputs, out, name=name: shapes.update({name: tuple(getattr(out, "shape", ()))})
+            )
+    z = sd_v1.encode(torch.empty(1, 3, 256, 256, device="meta")).latent_dist.mode()
+    sd_v1.decode(z)
+    assert tuple(z.shape) == (1, 4, 32, 32)
+    assert [shapes[f"encoder.down_blocks.{level}"] for level in range(4)] == [
+        (1, 128, 128, 128),
+        (1, 256, 64, 64),
+        (1, 512, 32, 32),
+        (1, 512, 32, 32),
+    ]
+    assert shapes["quant_conv"] == (1, 8, 32, 32)
+    assert [shapes[f"decoder.up_blocks.{level}"] for level in range(4)] == [
+        (1, 512, 64, 64),
+        (1, 512, 128, 128),
+        (1, 256, 256, 256),
+        (1, 128, 256, 256),
+    ]
+    assert shapes["decoder.conv_out"] == (1, 3, 256, 256)
+
+
+def test_the_small_presets_have_the_parameters_that_are_written_beside_them() -> None:
+    assert AutoencoderKL.from_preset("mini").num_parameters() == 1_250_759
+    assert AutoencoderKL.from_preset("mini").downsample_factor == 8
+    assert AutoencoderKL.from_preset("tiny").downsample_factor == 4
+
+
+def test_a_seed_gives_the_same_weights_and_leaves_the_global_state_alone() -> None:
+    state = torch.get_rng_state()
+    first, second = AutoencoderKL.from_preset("tiny", seed=1), AutoencoderKL.from_preset("tiny", seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    other = AutoencoderKL.from_preset("tiny", seed=2)
+    assert not torch.equal(first.encoder.conv_in.weight, other.encoder.conv_in.weight)
+
+
+def test_the_posterior_is_eight_times_smaller_and_the_decoder_undoes_it(mini: AutoencoderKL) -> None:
+    posterior = mini.encode(torch.zeros(2, 3, 64, 48)).latent_dist
+    assert posterior.mean.shape == posterior.logvar.shape == (2, 4, 8, 6)
+    assert mini.decode(posterior.mode()).sample.shape == (2, 3, 64, 48)
+
+
+def test_odd_sizes_are_padded_by_reflection_and_forward_returns_the_size_it_got(mini: AutoencoderKL) -> None:
+    x = torch.rand(1, 3, 257, 250) * 2 - 1
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        posterior = mini.encode(x).latent_dist
+        assert posterior.mean.shape == (1, 4, 33, 32)  # of 264x256
+        assert mini(x).sample.shape == x.shape
+        padded = nn.functional.pad(x, (0, 6, 0, 7), mode="reflect")
+        assert torch.equal(posterior.mean, mini.encode(padded).latent_dist.mean)
+
+
+def test_padding_is_said_once() -> None:
+    model = AutoencoderKL.from_preset("tiny", seed=0)
+    with pytest.warns(UserWarning, match="9x10 to 12x12"):
+        model.encode(torch.zeros(1, 3, 9, 10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode(torch.zeros(1, 3, 9, 10))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 15), (15, 9), (9, 16)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_one_latent_pixel_is_the_smallest_image(mini: AutoencoderKL, size: tuple[int, int]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert mini(torch.zeros(1, 3, *size)).sample.shape == (1, 3, *size)
+
+
+@pytest.mark.parametrize(
+    ("x", "got"),
+    [
+        (torch.zeros(1, 3, 4, 4), "(1, 3, 4, 4)"),
+        (torch.zeros(1, 3, 64, 7), "(1, 3, 64, 7)"),
+        (torch.zeros(1, 2, 32, 32), "(1, 2, 32, 32)"),
+        (torch.zeros(3, 32, 32), "(3, 32, 32)"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "torch.uint8"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.float64), "torch.float64"),
+        ([[0.0]], "list"),
+    ],
+    ids=["4x4", "too narrow", "2 channels", "rank 3", "uint8", "float64 for float32 weights", "a list"],
+)
+def test_a_wrong_image_is_a_value_error_that_names_expected_and_actual(
+    mini: AutoencoderKL, x: object, got: str
+) -> None:
+    for call in (mini.encode, mini):
+        with pytest.raises(ValueError) as error:
+            call(x)
+        assert "(B, 3, H, W)" in str(error.value)
+        assert "at least 8" in str(error.value)
+        assert got in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "z", [torch.zeros(1, 3, 4, 4), torch.zeros(4, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.int64)]
+)
+def test_a_wrong_latent_is_a_value_error_that_names_expected_and_actual(mini: AutoencoderKL, z: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"\(B, 4, H, W\)") as error:
+        mini.decode(z)
+    assert str(tuple(z.shape)) in str(error.value)
+
+
+def test_autocast_may_bring_another_data_type(tiny: AutoencoderKL) -> None:
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert tiny(torch.zeros(1, 3, 32, 32)).sample.dtype == torch.bfloat16
+        assert tiny.encode(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)).latent_dist.mean.shape == (1, 4, 8, 8)
+
+
+def test_values_are_not_searched_for_nan_in_the_hot_path(tiny: AutoencoderKL) -> None:
+    with torch.no_grad():
+        assert tiny(torch.full((1, 3, 32, 32), float("nan"))).sample.isnan().all()
+
+
+def test_a_batch_is_the_same_as_its_images_one_by_one(tiny: AutoencoderKL) -> None:
+    x = torch.rand(3, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        together = tiny(x).sample
+        one_by_one = torch.cat([tiny(image[None]).sample for image in x])
+    torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-5)
+
+
+def test_a_config_and_single_fields_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="latent_channels"):
+        AutoencoderKL(AutoencoderKLConfig(), latent_channels=8)
+
+
+def test_single_fields_build_what_the_config_would(tiny: AutoencoderKL) -> None:
+    model = AutoencoderKL(block_out_channels=(32, 64), norm_num_groups=8, latent_channels=16)
+    assert model.config == AutoencoderKLConfig(block_out_channels=(32, 64), norm_num_groups=8, latent_channels=16)
+    assert model.encode(torch.zeros(1, 3, 8, 8)).latent_dist.mean.shape == (1, 16, 4, 4)

@@ -1,0 +1,134 @@
+"""Folders in diffusers' layout: what is written, what is read, and what a broken one says."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from klvae_edu import AutoencoderKL
+from klvae_edu.checkpoints import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, written_aside
+
+
+@pytest.fixture
+def tiny() -> AutoencoderKL:
+    return AutoencoderKL.from_preset("tiny", seed=0)
+
+
+@pytest.fixture
+def saved(tiny: AutoencoderKL, tmp_path: Path) -> Path:
+    tiny.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def same_weights(first: AutoencoderKL, second: AutoencoderKL) -> bool:
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_model_comes_back_as_it_was_saved(tiny: AutoencoderKL, saved: Path) -> None:
+    again = AutoencoderKL.from_pretrained(saved)
+    assert again.config == tiny.config
+    assert same_weights(again, tiny)
+    assert sorted(path.name for path in saved.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
+
+
+def test_the_loaded_model_can_be_trained(saved: Path) -> None:
+    model = AutoencoderKL.from_pretrained(saved)
+    model(torch.zeros(1, 3, 32, 32)).sample.sum().backward()
+    assert all(parameter.requires_grad and parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_data_type_can_be_chosen(saved: Path) -> None:
+    assert AutoencoderKL.from_pretrained(saved).dtype == torch.float32
+    assert AutoencoderKL.from_pretrained(saved, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_model_may_lie_in_a_subfolder(tiny: AutoencoderKL, saved: Path) -> None:
+    assert same_weights(AutoencoderKL.from_pretrained(saved.parent, subfolder="model"), tiny)
+    with pytest.raises(FileNotFoundError, match="'vae'"):
+        AutoencoderKL.from_pretrained(saved.parent, subfolder="vae")
+
+
+def test_attention_names_from_before_the_refactoring_are_read(tiny: AutoencoderKL, saved: Path) -> None:
+    weights = load_file(saved / WEIGHTS_NAME)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new_name, old_name in old.items():
+        for name in [name for name in weights if f".{new_name}." in name]:
+            weights[name.replace(f".{new_name}.", f".{old_name}.")] = weights.pop(name)
+    save_file(weights, saved / WEIGHTS_NAME)
+    assert same_weights(AutoencoderKL.from_pretrained(saved), tiny)
+
+
+def test_weights_in_a_pickle_are_read_but_nothing_in_it_is_executed(tiny: AutoencoderKL, saved: Path) -> None:
+    (saved / WEIGHTS_NAME).unlink()
+    torch.save(tiny.state_dict(), saved / PICKLE_NAME)
+    assert same_weights(AutoencoderKL.from_pretrained(saved), tiny)
+
+    class Attack:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (saved / "executed",))
+
+    torch.save({"weights": Attack()}, saved / PICKLE_NAME)
+    with pytest.raises(pickle.UnpicklingError):
+        AutoencoderKL.from_pretrained(saved)
+    assert not (saved / "executed").exists()
+
+
+def test_weights_that_do_not_fit_are_listed_by_name_and_shape(saved: Path) -> None:
+    weights = load_file(saved / WEIGHTS_NAME)
+    del weights["quant_conv.bias"]
+    weights["loss.logvar"] = torch.zeros(1)
+    weights["decoder.conv_out.bias"] = torch.zeros(4)
+    save_file(weights, saved / WEIGHTS_NAME)
+    with pytest.raises(ValueError) as error:
+        AutoencoderKL.from_pretrained(saved)
+    message = str(error.value)
+    assert "missing: quant_conv.bias (8,)" in message
+    assert "unknown: loss.logvar (1,)" in message
+    assert "misshapen: decoder.conv_out.bias, expected (3,), got (4,)" in message
+
+
+def test_a_truncated_weight_file_is_said_to_be_one(saved: Path) -> None:
+    data = (saved / WEIGHTS_NAME).read_bytes()
+    (saved / WEIGHTS_NAME).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        AutoencoderKL.from_pretrained(saved)
+
+
+def test_a_config_that_is_no_json_is_said_to_be_one(saved: Path) -> None:
+    (saved / CONFIG_NAME).write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        AutoencoderKL.from_pretrained(saved)
+
+
+def test_a_folder_without_a_model_says_what_was_looked_for_and_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"config\.json.*notes\.txt"):
+        AutoencoderKL.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "./not-here", "a/b/c/d"])
+def test_neither_a_folder_nor_on_the_hub_is_a_clear_error(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="not a folder here") as error:
+        AutoencoderKL.from_pretrained(name)
+    assert name in str(error.value)
+
+
+def test_a_failed_write_leaves_the_file_that_was_there(saved: Path) -> None:
+    before = (saved / CONFIG_NAME).read_bytes()
+    with pytest.raises(OSError, match="disk full"), written_aside(saved / CONFIG_NAME) as path:
+        path.write_text("half of")
+        raise OSError("disk full")
+    assert (saved / CONFIG_NAME).read_bytes() == before
+    assert sorted(path.name for path in saved.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
+
+
+def test_the_config_file_is_diffusers(saved: Path) -> None:
+    values = json.loads((saved / CONFIG_NAME).read_text())
+    assert values["_class_name"] == "AutoencoderKL"
+    assert values["block_out_channels"] == [32, 64, 64]
