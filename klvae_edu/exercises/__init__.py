@@ -1,0 +1,139 @@
+"""The exercises of the course: `check` an answer, ask for a `hint` or the `solution`, look at your `progress`.
+
+>>> from klvae_edu.exercises import check
+>>> reparameterize = check("01.2", ...)
+01.2 The reparameterised sample: not attempted yet (the cells below use the finished version)
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from klvae_edu.exercises import nb01, nb02
+from klvae_edu.exercises.framework import Exercise, Verdict
+
+__all__ = ["EXERCISES", "CheckFailed", "Exercise", "Verdict", "check", "hint", "progress", "solution"]
+
+EXERCISES: dict[str, Exercise] = {exercise.id: exercise for exercise in (*nb01.EXERCISES, *nb02.EXERCISES)}
+
+_PROGRESS_FILE = Path(".klvae_progress.json")  # in the working folder, which for a notebook is its own
+_passed: set[str] = set()  # in this session
+_hints_given: dict[str, int] = {}
+
+
+class CheckFailed(AssertionError):
+    """A check that did not pass, in strict mode."""
+
+
+def check(id: str, attempt: Any) -> Any:
+    """Judge an attempt, print one line on it, and return what to go on with.
+
+    Args:
+        id: of the exercise, "NN.M".
+        attempt: your function or class itself, not its result.
+
+    Returns:
+        `attempt` when it passed, else the finished version, so that the notebook runs on.
+
+    Raises:
+        ValueError: no such exercise.
+        CheckFailed: it did not pass, and the environment variable KLVAE_EDU_STRICT is set to 1.
+    """
+    exercise = _find(id)
+    if attempt is exercise.reference:  # `name = check(id, name)` run twice, after a check that did not pass
+        verdict = Verdict(False, False, "this is the finished version; run the cell with your own once more")
+    else:
+        verdict = exercise.run(attempt)
+    if verdict.passed:
+        _remember(id)
+        print(f"{id} {exercise.title}: passed")
+        return attempt
+    state = "not right yet" if verdict.attempted else "not attempted yet"
+    line = f"{id} {exercise.title}: {state}{': ' if verdict.message else ''}{verdict.message}"
+    if os.environ.get("KLVAE_EDU_STRICT") == "1":
+        raise CheckFailed(line)
+    print(f"{line} (the cells below use the finished version)")
+    return exercise.reference
+
+
+def hint(id: str) -> None:
+    """Print the next hint for an exercise: the first time the first, and so on.
+
+    Raises:
+        ValueError: no such exercise.
+    """
+    hints = _find(id).hints
+    given = _hints_given.get(id, 0)
+    if given == len(hints):
+        print(f'{id}: these were all {given} hints; solution("{id}") shows the finished version')
+        return
+    _hints_given[id] = given + 1
+    print(f"{id}, hint {given + 1} of {len(hints)}: {hints[given]}")
+
+
+def solution(id: str) -> None:
+    """Show the source of the finished version, as it stands in the package.
+
+    Raises:
+        ValueError: no such exercise.
+    """
+    sources = []
+    for shown in _find(id).shown:
+        where = f"# {shown.__module__}.{shown.__qualname__}"
+        sources.append(f"{where}\n{textwrap.dedent(inspect.getsource(shown)).rstrip()}")
+    text = "\n\n\n".join(sources)
+    ipython = sys.modules.get("IPython")
+    if ipython is None or ipython.get_ipython() is None:
+        print(text)
+    else:  # a notebook colours the code in a Markdown block
+        ipython.display.display({"text/markdown": f"```python\n{text}\n```", "text/plain": text}, raw=True)
+
+
+def progress() -> None:
+    """Print which exercises are passed, in this session or, in this folder, in an earlier one."""
+    passed = _passed | _recall()
+    for exercise in EXERCISES.values():
+        print(f"{exercise.id}  {exercise.title:<45}  {'passed' if exercise.id in passed else 'open'}")
+    print(f"{len(passed & EXERCISES.keys())} of {len(EXERCISES)} passed")
+
+
+def _find(id: str) -> Exercise:
+    if id in EXERCISES:
+        return EXERCISES[id]
+    near = difflib.get_close_matches(str(id), EXERCISES, n=3, cutoff=0.0)
+    raise ValueError(f"there is no exercise {id!r}; the nearest are {', '.join(near)}")
+
+
+def _remember(id: str) -> None:
+    """Add to what is passed, and to the file, if it can be written. A lost file costs a table its ticks, no more."""
+    _passed.add(id)
+    if _unattended():
+        return
+    partial = _PROGRESS_FILE.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(sorted(_passed | _recall()), indent=0) + "\n", encoding="utf-8")
+        partial.replace(_PROGRESS_FILE)
+    except OSError:
+        pass
+
+
+def _recall() -> set[str]:
+    if _unattended():
+        return set()
+    try:
+        ids = json.loads(_PROGRESS_FILE.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    return {id for id in ids if isinstance(id, str)} if isinstance(ids, list) else set()
+
+
+def _unattended() -> bool:
+    """Whether a test or the builder runs the notebook, which then must not depend on a file, nor leave one."""
+    return bool(os.environ.get("KLVAE_EDU_QUIET"))

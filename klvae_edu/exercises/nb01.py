@@ -1,0 +1,379 @@
+"""The exercises of notebook 01, the diagonal Gaussian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klvae_edu.exercises.framework import Exercise, Judge, call
+from klvae_edu.exercises.judging import Mistake, Probe, judge_function, judge_parts, probe, same
+from klvae_edu.gaussian import DiagonalGaussianDistribution
+
+NOTEBOOK = "01_diagonal_gaussian"
+
+
+# The finished versions: what the class does, in the form in which the exercises ask for it.
+
+
+def split_parameters(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 2C, …) -> mean and clamped log-variance, (B, C, …) each."""
+    posterior = DiagonalGaussianDistribution(parameters)
+    return posterior.mean, posterior.logvar
+
+
+def reparameterize(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """The sample that `noise` ~ N(0, I) turns into."""
+    return mean + DiagonalGaussianDistribution(torch.cat([mean, logvar], dim=1)).std * noise
+
+
+def nll(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    """-log N(sample; mean, exp(logvar)) in nats, summed over all but the batch: (B,)."""
+    posterior = DiagonalGaussianDistribution(torch.cat([mean, logvar], dim=1))
+    return posterior.nll(sample, dims=tuple(range(1, mean.ndim)))
+
+
+# 01.1
+
+
+def _split(
+    dim: int = 1, low: float = -30.0, high: float = 20.0, swap: bool = False
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def split(parameters: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = parameters.chunk(2, dim=dim)
+        return (second, first.clamp(low, high)) if swap else (first, second.clamp(low, high))
+
+    return split
+
+
+_FREE = math.inf
+_LIMITS = "the log-variance is clamped, but not to [-30, 20]: look at the limits"
+_ORDER = "the halves are swapped: the mean is the first half of the channels, the log-variance the second"
+_AXIS = "it is split along the wrong axis: the channels are dim=1 (of B, 2C, H, W)"
+SPLIT_MISTAKES = (
+    ("no clamp: the log-variance must stay in [-30, 20], or exp overflows", _split(low=-_FREE, high=_FREE)),
+    (_ORDER, _split(swap=True)),
+    (_ORDER, _split(swap=True, low=-_FREE, high=_FREE)),
+    ("the order of the results is swapped: return the mean first", lambda p: _split()(p)[::-1]),
+    *((_AXIS, _split(dim=dim)) for dim in (-1, 0, 2)),
+    *((_AXIS, _split(dim=dim, low=-_FREE, high=_FREE)) for dim in (-1, 0, 2)),
+    (
+        "the channels are taken alternately (interleaved): the mean is the first half in one piece",
+        lambda p: (p[:, ::2], p[:, 1::2].clamp(-30, 20)),
+    ),
+    ("the mean is clamped too: only the log-variance needs it", lambda p: _split()(p.clamp(-30, 20))),
+    *(
+        (_LIMITS, _split(low=low, high=high))
+        for low, high in [(-20, 30), (-30, 30), (-20, 20), (-30, _FREE), (-_FREE, 20)]
+    ),
+    (
+        "the second result is the variance, exp(logvar): return the log-variance itself",
+        lambda p: (_split()(p)[0], _split()(p)[1].exp()),
+    ),
+    (
+        "the clamp is on exp(logvar): clamp the log-variance, and leave exp for later",
+        lambda p: (_split()(p)[0], p.chunk(2, dim=1)[1].exp().clamp(-30, 20)),
+    ),
+)
+
+# 01.2
+
+SAMPLE_MISTAKES = (
+    (
+        "the noise is multiplied by the variance: take the standard deviation, exp(logvar / 2)",
+        lambda m, v, n: m + v.exp() * n,
+    ),
+    ("the noise is multiplied by logvar itself: the deviation is exp(logvar / 2)", lambda m, v, n: m + v * n),
+    ("the sign in the exponent: the deviation is exp(+logvar / 2)", lambda m, v, n: m + (-v / 2).exp() * n),
+    ("the ½ stands outside of exp: the deviation is exp(logvar / 2)", lambda m, v, n: m + v.exp() / 2 * n),
+    ("sqrt of logvar: the root is of the variance, exp(logvar)", lambda m, v, n: m + v.sqrt() * n),
+    ("the mean is missing: the noise must be moved to it", lambda m, v, n: (v / 2).exp() * n),
+    ("the noise is missing: this is the mean", lambda m, v, n: m),
+    (
+        "mean and standard deviation are swapped: the noise multiplies the deviation",
+        lambda m, v, n: (v / 2).exp() + m * n,
+    ),
+    ("the noise is not scaled: multiply it by the standard deviation before the mean is added", lambda m, v, n: m + n),
+    ("the deviation multiplies the mean as well: look at the brackets", lambda m, v, n: (m + n) * (v / 2).exp()),
+    ("the sign of the noise: it is added to the mean", lambda m, v, n: m - (v / 2).exp() * n),
+)
+
+# 01.3
+
+
+def _terms(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return (math.log(2 * math.pi) + logvar + (sample - mean) ** 2 / logvar.exp()).flatten(1)
+
+
+NLL_MISTAKES = (
+    ("the factor ½ is missing", lambda m, v, s: _terms(m, v, s).sum(1)),
+    (
+        "log 2π is missing, the constant of each value",
+        lambda m, v, s: (_terms(m, v, s) - math.log(2 * math.pi)).sum(1) / 2,
+    ),
+    (
+        "log 2π is counted once for an image: every value has its own",
+        lambda m, v, s: (math.log(2 * math.pi) + (_terms(m, v, s) - math.log(2 * math.pi)).sum(1)) / 2,
+    ),
+    ("the term logvar is missing", lambda m, v, s: (_terms(m, v, s) - v.flatten(1)).sum(1) / 2),
+    (
+        "the sign of logvar: a wide Gaussian is less dense, so that it adds to the -log",
+        lambda m, v, s: (_terms(m, v, s) - 2 * v.flatten(1)).sum(1) / 2,
+    ),
+    (
+        "the square is divided by the standard deviation: divide by the variance, exp(logvar)",
+        lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 / (v / 2).exp()).flatten(1).sum(1) / 2,
+    ),
+    (
+        "the square is multiplied by the variance: divide by it",
+        lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 * v.exp()).flatten(1).sum(1) / 2,
+    ),
+    (
+        "the square is divided by logvar: the variance is exp(logvar)",
+        lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 / v).flatten(1).sum(1) / 2,
+    ),
+    (
+        "the square of (sample - mean) is forgotten",
+        lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) / v.exp()).flatten(1).sum(1) / 2,
+    ),
+    (
+        "a mean over the values: independent values' -log densities are summed",
+        lambda m, v, s: _terms(m, v, s).mean(1) / 2,
+    ),
+    (
+        "summed over the batch as well: one number for each image is asked for, (B,)",
+        lambda m, v, s: _terms(m, v, s).sum() / 2,
+    ),
+    (
+        "averaged over the batch as well: one number for each image is asked for, (B,)",
+        lambda m, v, s: _terms(m, v, s).sum(1).mean() / 2,
+    ),
+    ("not summed: one number for each image is asked for, (B,)", lambda m, v, s: _terms(m, v, s).view_as(m) / 2),
+    (
+        "the sign: this is the log-likelihood, the negative one is asked for",
+        lambda m, v, s: -_terms(m, v, s).sum(1) / 2,
+    ),
+)
+
+# 01.4
+
+_MODERATE = (probe((3, 8, 5, 2)), probe((5, 6)))
+_LARGE = (probe((4, 6, 2, 8), scale=25.0),)
+
+
+def _read(cls: Any, look: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """What `look` finds in the object that the class makes of some parameters."""
+    return lambda parameters, *rest: look(cls(parameters, **options), *rest)
+
+
+def _part(
+    look: Callable[..., Any],
+    probes: Sequence[Probe],
+    mistakes: Sequence[Mistake] = (),
+    **options: Any,
+) -> Judge:
+    """A judge of classes by one part of them. Code that makes a mistake is given (mean, logvar, …)."""
+    judge = judge_function(
+        _read(DiagonalGaussianDistribution, look, **options),
+        probes,
+        [(message, lambda p, *rest, code=code: code(*p.chunk(2, dim=1), *rest)) for message, code in mistakes],
+    )
+    return lambda cls: judge(_read(cls, look, **options))
+
+
+def _judge_sample(cls: Any) -> str | None:
+    """By statistics, so that any way to draw the noise is fine."""
+    parameters = probe((4, 6, 40, 40))[0]
+    truth = DiagonalGaussianDistribution(parameters)
+    posterior = call(cls, parameters.clone())
+
+    def draw(seed: int, global_seed: int = 0) -> Any:
+        torch.manual_seed(global_seed)
+        return call(posterior.sample, torch.Generator().manual_seed(seed))
+
+    sample = draw(1)
+    if not isinstance(sample, Tensor) or sample.shape != truth.mean.shape:
+        got = tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
+        return f"expected a Tensor of shape {tuple(truth.mean.shape)}, got {got}"
+    if same(sample, truth.mean):
+        return "it returns the mean: no noise is added"
+    if not torch.equal(sample, draw(1, global_seed=1)):
+        return "the generator is ignored: hand it to the function that draws the noise"
+    if torch.equal(sample, draw(2)):
+        return "the noise is always the same: it must depend on the generator"
+    if torch.equal(posterior.sample(), posterior.sample()):
+        return "without a generator, two samples are equal: draw new noise each time"
+    offset = (sample - truth.mean).detach()
+    noise = offset / truth.std
+    if any(same(noise.select(dim, 0), noise.select(dim, 1)) for dim in range(4)):
+        return "the same noise is used several times: every value needs its own"
+    if abs(noise.std() - 1) > 0.05 and abs((offset / truth.var).std() - 1) < 0.05:
+        return "the noise is multiplied by the variance: take the standard deviation"
+    if abs(noise.mean()) > 0.05 or abs(noise.std() - 1) > 0.05:
+        return (
+            f"(sample - mean) / std has mean {noise.mean():.2f} and standard deviation {noise.std():.2f}; "
+            "expected 0 and 1: draw from N(0, I) with torch.randn, multiply by std, add the mean"
+        )
+    return _judge_sample_gradient(cls) or _judge_sample_dtype_and_device(cls)
+
+
+def _judge_sample_gradient(cls: Any) -> str | None:
+    leaf = probe((2, 6, 3, 5))[0].requires_grad_()
+    sample = cls(leaf * 1.0).sample(torch.Generator().manual_seed(0))
+    if not sample.requires_grad:
+        return "no gradient reaches the parameters: look for detach, no_grad, .data or a new torch.tensor"
+    (gradient,) = torch.autograd.grad(sample.sum(), leaf)
+    mean = leaf.chunk(2, dim=1)[0]
+    expected = torch.cat([torch.ones_like(mean), (sample - mean) / 2], dim=1)  # d(std · ε)/d logvar = std · ε / 2
+    if same(gradient, expected):
+        return None
+    return "the values are right, but the gradient is cut on its way to the mean or the log-variance"
+
+
+def _judge_sample_dtype_and_device(cls: Any) -> str | None:
+    sample = cls(torch.zeros(2, 4, 2, 2, dtype=torch.bfloat16)).sample()
+    if sample.dtype != torch.bfloat16:
+        return f"for parameters in bfloat16 it is {sample.dtype}: draw the noise with the dtype of the mean"
+    try:  # the meta device stands in for a GPU: it holds no values, but it minds where tensors are
+        cls(torch.zeros(2, 4, 2, 2, device="meta")).sample()
+    except Exception as error:
+        if " device " in str(error):
+            return "it fails for parameters on another device: draw the noise on the device of the mean"
+    return None
+
+
+_NOT_CLAMPED = "the log-variance is not clamped to [-30, 20] before it is used"
+_ZERO = "deterministic is ignored: the standard deviation and the variance must be zero"
+_CLASS = {
+    "mean": _part(
+        lambda d: d.mean, _MODERATE, [("it is the second half of the channels, not the first", lambda m, v: v)]
+    ),
+    "mean of large values": _part(
+        lambda d: d.mean, _LARGE, [("it is clamped: only the log-variance needs that", lambda m, v: m.clamp(-30, 20))]
+    ),
+    "logvar": _part(
+        lambda d: d.logvar, _MODERATE, [("it is the first half of the channels, not the second", lambda m, v: m)]
+    ),
+    "logvar of large values": _part(lambda d: d.logvar, _LARGE, [(_NOT_CLAMPED, lambda m, v: v)]),
+    "std": _part(
+        lambda d: d.std,
+        _MODERATE,
+        [
+            ("this is the variance: the deviation is exp(logvar / 2)", lambda m, v: v.exp()),
+            ("this is logvar: the deviation is exp(logvar / 2)", lambda m, v: v),
+            ("the sign in the exponent: exp(+logvar / 2)", lambda m, v: (-v / 2).exp()),
+            ("the ½ stands outside of exp", lambda m, v: v.exp() / 2),
+        ],
+    ),
+    "std of large values": _part(lambda d: d.std, _LARGE, [(_NOT_CLAMPED, lambda m, v: (v / 2).exp())]),
+    "var": _part(
+        lambda d: d.var,
+        _MODERATE,
+        [
+            ("this is the standard deviation: the variance is exp(logvar)", lambda m, v: (v / 2).exp()),
+            ("this is logvar: the variance is exp(logvar)", lambda m, v: v),
+        ],
+    ),
+    "var of large values": _part(lambda d: d.var, _LARGE, [(_NOT_CLAMPED, lambda m, v: v.exp())]),
+    "mode(), the mean": _part(lambda d: d.mode(), _MODERATE),
+    "sample()": _judge_sample,
+    "nll()": _part(
+        lambda d, sample: d.nll(sample),
+        [(*probe((3, 8, 5, 2)), *probe((3, 4, 5, 2)))],
+        NLL_MISTAKES,
+    ),
+    "nll() with other dims": _part(
+        lambda d, sample, dims: d.nll(sample, dims=dims),
+        [(*probe((3, 8, 5, 2)), *probe((3, 4, 5, 2)), (2, 3)), (*probe((5, 6)), *probe((5, 3)), (1,))],
+        [("dims is ignored: sum over the dimensions it names", lambda m, v, s, dims: _terms(m, v, s).sum(1) / 2)],
+    ),
+    "std with deterministic=True": _part(
+        lambda d: d.std, _MODERATE, [(_ZERO, lambda m, v: (v / 2).exp())], deterministic=True
+    ),
+    "var with deterministic=True": _part(
+        lambda d: d.var, _MODERATE, [(_ZERO, lambda m, v: v.exp())], deterministic=True
+    ),
+    "sample() with deterministic=True, the mean": _part(lambda d: d.sample(), _MODERATE, deterministic=True),
+    "nll() with deterministic=True, zero for each image": _part(
+        lambda d, sample: d.nll(sample),
+        [(*probe((3, 8, 5, 2)), *probe((3, 4, 5, 2)))],
+        [("deterministic is ignored: nll must be zeros, (B,)", lambda m, v, s: _terms(m, v, s).sum(1) / 2)],
+        deterministic=True,
+    ),
+}
+
+EXERCISES = (
+    Exercise(
+        id="01.1",
+        title="Split the encoder's output",
+        notebook=NOTEBOOK,
+        minutes=5,
+        difficulty=1,
+        reference=split_parameters,
+        shown=(DiagonalGaussianDistribution.__init__,),
+        hints=(
+            "The channels are dimension 1 in every rank: (B, 2C) as well as (B, 2C, H, W).",
+            "Tensor.chunk(2, dim=1) gives two halves; Tensor.clamp(low, high) keeps values between two limits.",
+            "Only the second half, the log-variance, is clamped: to [-30, 20].",
+        ),
+        judge=judge_function(
+            split_parameters,
+            [probe((4, 6, 2, 8), scale=25.0), probe((6, 4), scale=25.0)],
+            SPLIT_MISTAKES,
+            names=("mean", "logvar"),
+        ),
+    ),
+    Exercise(
+        id="01.2",
+        title="The reparameterised sample",
+        notebook=NOTEBOOK,
+        minutes=5,
+        difficulty=2,
+        reference=reparameterize,
+        shown=(DiagonalGaussianDistribution.sample,),
+        hints=(
+            "Start from noise ~ N(0, I): what makes its standard deviation σ, and what then makes its mean μ?",
+            "logvar = log σ². So what is σ in terms of logvar? Mind the square.",
+            "σ = exp(logvar / 2), and the sample is mean + σ · noise.",
+        ),
+        judge=judge_function(
+            reparameterize,
+            [probe((3, 4, 5, 2), (3, 4, 5, 2), (3, 4, 5, 2)), probe((5, 7), (5, 7), (5, 7))],
+            SAMPLE_MISTAKES,
+            gradients={"mean": 0, "logvar": 1},
+        ),
+    ),
+    Exercise(
+        id="01.3",
+        title="Negative log-likelihood",
+        notebook=NOTEBOOK,
+        minutes=10,
+        difficulty=2,
+        reference=nll,
+        shown=(DiagonalGaussianDistribution.nll,),
+        hints=(
+            "Write down the density of one Gaussian value and take -log: three terms, all with the same factor.",
+            "The variance is exp(logvar). Independent values: their -log densities are added up.",
+            "½ · (log 2π + logvar + (sample - mean)² / var), then flatten(1).sum(1).",
+        ),
+        judge=judge_function(nll, [probe((3, 4, 5, 2), (3, 4, 5, 2), (3, 4, 5, 2))], NLL_MISTAKES),
+    ),
+    Exercise(
+        id="01.4",
+        title="The whole class",
+        notebook=NOTEBOOK,
+        minutes=15,
+        difficulty=3,
+        reference=DiagonalGaussianDistribution,
+        shown=(DiagonalGaussianDistribution,),
+        hints=(
+            "Compute mean, logvar, std and var once, in __init__, from the clamped log-variance; the methods use them.",
+            "torch.randn takes generator=, device= and dtype=: the noise must be like the mean in all three.",
+            "deterministic=True: std and var are zeros, so that sample() is the mean; nll() returns zeros, (B,).",
+        ),
+        judge=judge_parts(_CLASS, given=("mean", "mean of large values", "logvar", "logvar of large values")),
+    ),
+)

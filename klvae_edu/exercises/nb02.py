@@ -1,0 +1,381 @@
+"""The exercises of notebook 02, the KL loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klvae_edu.exercises.framework import Exercise
+from klvae_edu.exercises.judging import judge_function, probe
+from klvae_edu.gaussian import DiagonalGaussianDistribution
+from klvae_edu.losses import kl_loss, pixel_loss, vae_loss
+
+NOTEBOOK = "02_kl_loss"
+
+
+# The finished versions: what the package does, in the form in which the exercises ask for it.
+
+
+def _posterior(mean: Tensor, logvar: Tensor) -> DiagonalGaussianDistribution:
+    return DiagonalGaussianDistribution(torch.cat([mean, logvar], dim=1))
+
+
+def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) ‖ N(0, I)) in nats, summed over all but the batch: (B,)."""
+    return _posterior(mean, logvar).kl()
+
+
+def kl_between(mean: Tensor, logvar: Tensor, other_mean: Tensor, other_logvar: Tensor) -> Tensor:
+    """KL(q ‖ p) in nats for q = N(mean, …) and p = N(other_mean, …), summed over all but the batch: (B,)."""
+    return _posterior(mean, logvar).kl(_posterior(other_mean, other_logvar))
+
+
+def monte_carlo_kl(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """KL(q ‖ N(0, I)) as the average of log q(z) - log p(z) over samples, one for each noise[s]: (B,)."""
+    q = _posterior(mean, logvar)
+    p = _posterior(torch.zeros_like(mean), torch.zeros_like(logvar))
+    z = q.mean + q.std * noise
+    dims = tuple(range(2, z.ndim))
+    return (p.nll(z, dims) - q.nll(z, dims)).mean(0)
+
+
+def kl_vae_loss(
+    reconstruction: Tensor, target: Tensor, posterior: DiagonalGaussianDistribution, kl_weight: float = 1e-6
+) -> Tensor:
+    """The autoencoder's training loss with CompVis' reduction: a scalar."""
+    return vae_loss(reconstruction, target, posterior, kl_weight=kl_weight)["loss"]
+
+
+# 02.1
+
+
+def _terms(mean: Tensor, logvar: Tensor) -> Tensor:
+    return (mean**2 + logvar.exp() - 1 - logvar).flatten(1)
+
+
+_EACH_IMAGE = "one number for each image is asked for, (B,)"
+KL_MISTAKES = (
+    ("the factor ½ is missing", lambda m, v: _terms(m, v).sum(1)),
+    ("a mean over the values: the KL of independent values is summed", lambda m, v: _terms(m, v).mean(1) / 2),
+    (f"summed over the batch as well: {_EACH_IMAGE}", lambda m, v: _terms(m, v).sum() / 2),
+    (f"averaged over the batch as well: {_EACH_IMAGE}", lambda m, v: _terms(m, v).sum(1).mean() / 2),
+    (f"averaged over everything: {_EACH_IMAGE}, summed over its values", lambda m, v: _terms(m, v).mean() / 2),
+    (f"not summed: {_EACH_IMAGE}", lambda m, v: _terms(m, v).view_as(m) / 2),
+    ("the sign: a KL divergence is never negative", lambda m, v: -_terms(m, v).sum(1) / 2),
+    ("the sign of logvar: it is subtracted", lambda m, v: (_terms(m, v) + 2 * v.flatten(1)).sum(1) / 2),
+    ("logvar is missing", lambda m, v: (_terms(m, v) + v.flatten(1)).sum(1) / 2),
+    (
+        "the standard deviation stands where the variance belongs: exp(logvar)",
+        lambda m, v: (m**2 + (v / 2).exp() - 1 - v).flatten(1).sum(1) / 2,
+    ),
+    (
+        "log σ stands where log σ² belongs: logvar is already the logarithm of the square",
+        lambda m, v: (m**2 + v.exp() - 1 - v / 2).flatten(1).sum(1) / 2,
+    ),
+    (
+        "log σ⁴ stands where log σ² belongs: logvar is already the logarithm of the square",
+        lambda m, v: (m**2 + v.exp() - 1 - 2 * v).flatten(1).sum(1) / 2,
+    ),
+    ("the -1 is missing: at mean 0, variance 1 the KL must be 0", lambda m, v: (_terms(m, v) + 1).sum(1) / 2),
+    (
+        "the 1 is subtracted once for an image: every value has its own -1",
+        lambda m, v: ((_terms(m, v) + 1).sum(1) - 1) / 2,
+    ),
+    ("the sign of the 1: it is subtracted", lambda m, v: (_terms(m, v) + 2).sum(1) / 2),
+    ("the mean is not squared", lambda m, v: (m + v.exp() - 1 - v).flatten(1).sum(1) / 2),
+    ("the mean is missing", lambda m, v: (v.exp() - 1 - v).flatten(1).sum(1) / 2),
+)
+
+# 02.2
+
+
+def _between(m: Tensor, v: Tensor, om: Tensor, ov: Tensor) -> Tensor:
+    return (((m - om) ** 2 + v.exp()) / ov.exp() - 1 - v + ov).flatten(1)
+
+
+BETWEEN_MISTAKES = (
+    (
+        "the direction is reversed: this is KL(p ‖ q), with q the first Gaussian; KL(q ‖ p) is asked for",
+        lambda m, v, om, ov: _between(om, ov, m, v).sum(1) / 2,
+    ),
+    (
+        "the logarithm of the ratio is upside down: it is log(other variance) - log(variance)",
+        lambda m, v, om, ov: (_between(m, v, om, ov) + 2 * (v - ov).flatten(1)).sum(1) / 2,
+    ),
+    (
+        "the logarithm of the ratio of the variances is missing",
+        lambda m, v, om, ov: (_between(m, v, om, ov) + (v - ov).flatten(1)).sum(1) / 2,
+    ),
+    (
+        "the squared difference is divided by the own variance: it is measured in units of the other's",
+        lambda m, v, om, ov: ((m - om) ** 2 / v.exp() + (v - ov).exp() - 1 - v + ov).flatten(1).sum(1) / 2,
+    ),
+    (
+        "the ratio of the variances is upside down: divide by the other's",
+        lambda m, v, om, ov: ((m - om) ** 2 / ov.exp() + (ov - v).exp() - 1 - v + ov).flatten(1).sum(1) / 2,
+    ),
+    (
+        "divided by the own variance: both fractions have the other's below",
+        lambda m, v, om, ov: (((m - om) ** 2 + ov.exp()) / v.exp() - 1 - v + ov).flatten(1).sum(1) / 2,
+    ),
+    (
+        "the squared difference is not divided by the other variance",
+        lambda m, v, om, ov: ((m - om) ** 2 + (v - ov).exp() - 1 - v + ov).flatten(1).sum(1) / 2,
+    ),
+    (
+        "standard deviations stand where variances belong: exp(logvar)",
+        lambda m, v, om, ov: (((m - om) ** 2 + (v / 2).exp()) / (ov / 2).exp() - 1 - v + ov).flatten(1).sum(1) / 2,
+    ),
+    (
+        "the -1 is missing: for two equal Gaussians the KL must be 0",
+        lambda m, v, om, ov: (_between(m, v, om, ov) + 1).sum(1) / 2,
+    ),
+    (
+        "the difference of the means is not squared",
+        lambda m, v, om, ov: (((m - om) + v.exp()) / ov.exp() - 1 - v + ov).flatten(1).sum(1) / 2,
+    ),
+    ("the other Gaussian is ignored: this is the KL to N(0, I)", lambda m, v, om, ov: _terms(m, v).sum(1) / 2),
+    ("the factor ½ is missing", lambda *gaussians: _between(*gaussians).sum(1)),
+    (
+        "a mean over the values: the KL of independent values is summed",
+        lambda *gaussians: _between(*gaussians).mean(1) / 2,
+    ),
+    (f"summed over the batch as well: {_EACH_IMAGE}", lambda *gaussians: _between(*gaussians).sum() / 2),
+    (f"averaged over the batch as well: {_EACH_IMAGE}", lambda *gaussians: _between(*gaussians).sum(1).mean() / 2),
+    ("the sign: a KL divergence is never negative", lambda *gaussians: -_between(*gaussians).sum(1) / 2),
+)
+
+# 02.3
+
+
+def _log_q(mean: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
+    return -(logvar + (z - mean) ** 2 / logvar.exp()) / 2
+
+
+def _log_p(z: Tensor) -> Tensor:
+    return -(z**2) / 2
+
+
+def _sampled(integrand: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The average over the samples of an integrand of (mean, logvar, z), summed over the values."""
+    return lambda m, v, n: integrand(m, v, m + (v / 2).exp() * n).flatten(2).sum(2).mean(0)
+
+
+def _ratio(mean: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
+    return _log_q(mean, logvar, z) - _log_p(z)
+
+
+_ONE_CONSTANT = "the constant log 2π is in one of the two densities only: it cancels when it is in both"
+MONTE_CARLO_MISTAKES = (
+    (
+        "the sign: this is the average of log p - log q, log q - log p is asked for",
+        _sampled(lambda m, v, z: -_ratio(m, v, z)),
+    ),
+    (
+        "the samples are those of the prior: z = mean + std · noise comes from q",
+        lambda m, v, n: _ratio(m, v, n).flatten(2).sum(2).mean(0),
+    ),
+    (
+        "the samples have the wrong spread: z = mean + exp(logvar / 2) · noise, not exp(logvar)",
+        lambda m, v, n: _ratio(m, v, m + v.exp() * n).flatten(2).sum(2).mean(0),
+    ),
+    (
+        "summed over the samples: average over them, dimension 0",
+        lambda m, v, n: _sampled(_ratio)(m, v, n) * n.shape[0],
+    ),
+    (
+        "a mean over the values of an image: their log densities are summed, only the samples are averaged",
+        lambda m, v, n: _sampled(_ratio)(m, v, n) / m[0].numel(),
+    ),
+    (
+        "averaged over the batch, not over the samples: the samples are dimension 0 of the noise",
+        lambda m, v, n: _ratio(m, v, m + (v / 2).exp() * n).flatten(2).sum(2).mean(1),
+    ),
+    (f"averaged over the batch as well: {_EACH_IMAGE}", lambda m, v, n: _sampled(_ratio)(m, v, n).mean()),
+    (f"summed over the batch as well: {_EACH_IMAGE}", lambda m, v, n: _sampled(_ratio)(m, v, n).sum()),
+    (
+        "not averaged over the samples, dimension 0",
+        lambda m, v, n: _ratio(m, v, m + (v / 2).exp() * n).flatten(2).sum(2),
+    ),
+    (
+        "this is the closed form: average log q(z) - log p(z) over the samples instead",
+        lambda m, v, n: kl_to_standard_normal(m, v),
+    ),
+    ("log q lacks the term logvar", _sampled(lambda m, v, z: _ratio(m, v, z) + v / 2)),
+    ("the sign of logvar in log q: a wide Gaussian is less dense", _sampled(lambda m, v, z: _ratio(m, v, z) + v)),
+    ("the factor ½ is missing in both densities", _sampled(lambda m, v, z: 2 * _ratio(m, v, z))),
+    ("the factor ½ is missing in log q", _sampled(lambda m, v, z: 2 * _log_q(m, v, z) - _log_p(z))),
+    ("the factor ½ is missing in log p", _sampled(lambda m, v, z: _log_q(m, v, z) - 2 * _log_p(z))),
+    ("log p is missing", _sampled(_log_q)),
+    ("log q is missing", _sampled(lambda m, v, z: -_log_p(z).expand_as(z))),
+    (
+        "log q divides by the standard deviation: the square is divided by the variance, exp(logvar)",
+        _sampled(lambda m, v, z: -(v + (z - m) ** 2 / (v / 2).exp()) / 2 - _log_p(z)),
+    ),
+    (_ONE_CONSTANT, _sampled(lambda m, v, z: _ratio(m, v, z) - math.log(2 * math.pi) / 2)),
+    (_ONE_CONSTANT, _sampled(lambda m, v, z: _ratio(m, v, z) + math.log(2 * math.pi) / 2)),
+)
+
+# 02.4
+
+
+def _on_parameters(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss as a function of tensors alone, so that a gradient to the posterior's parameters can be asked for."""
+    return lambda reconstruction, target, parameters, kl_weight: loss(
+        reconstruction, target, DiagonalGaussianDistribution(parameters), kl_weight
+    )
+
+
+def _pixel(reconstruction: Tensor, target: Tensor) -> Tensor:
+    return pixel_loss(reconstruction, target)
+
+
+def _kl(posterior: DiagonalGaussianDistribution) -> Tensor:
+    return posterior.kl().mean()
+
+
+_UNITS = "the two terms must be reduced alike"
+LOSS_MISTAKES = (
+    (
+        f"the pixel term is a mean over C, H, W, the KL a sum: {_UNITS}, else the KL is C·H·W times too strong",
+        lambda r, t, q, w: (r - t).abs().mean() + w * _kl(q),
+    ),
+    (
+        f"the KL is averaged over its values, the pixel term summed: {_UNITS}; posterior.kl() is the sum",
+        lambda r, t, q, w: _pixel(r, t) + w * _kl(q) / q.mean[0].numel(),
+    ),
+    (
+        "both terms are means over their values: CompVis sums over an image's values, and averages over the batch",
+        lambda r, t, q, w: (r - t).abs().mean() + w * _kl(q) / q.mean[0].numel(),
+    ),
+    (
+        "the whole is divided by C·H·W: CompVis sums over an image's values, and averages over the batch only",
+        lambda r, t, q, w: (_pixel(r, t) + w * _kl(q)) / t[0].numel(),
+    ),
+    (
+        "summed over the batch: divide both terms by the number of images",
+        lambda r, t, q, w: (_pixel(r, t) + w * _kl(q)) * len(t),
+    ),
+    (
+        "the pixel term is summed over the batch: divide it by the number of images",
+        lambda r, t, q, w: _pixel(r, t) * len(t) + w * _kl(q),
+    ),
+    (
+        "the KL is summed over the batch: average it, as the pixel term is",
+        lambda r, t, q, w: _pixel(r, t) + w * _kl(q) * len(t),
+    ),
+    (
+        "the pixel term is squared (L2): the L1 distance |reconstruction - target| is asked for",
+        lambda r, t, q, w: (r - t).pow(2).flatten(1).sum(1).mean() + w * _kl(q),
+    ),
+    (
+        "the pixel term is a squared mean (F.mse_loss): the L1 distance, summed over C, H, W, is asked for",
+        lambda r, t, q, w: (r - t).pow(2).mean() + w * _kl(q),
+    ),
+    (
+        "the absolute value is missing: errors of different sign cancel",
+        lambda r, t, q, w: (r - t).flatten(1).sum(1).mean() + w * _kl(q),
+    ),
+    ("kl_weight is on the pixel term: it belongs to the KL", lambda r, t, q, w: w * _pixel(r, t) + _kl(q)),
+    ("kl_weight is on both terms: it belongs to the KL", lambda r, t, q, w: w * (_pixel(r, t) + _kl(q))),
+    ("kl_weight is forgotten", lambda r, t, q, w: _pixel(r, t) + _kl(q)),
+    ("the KL is missing", lambda r, t, q, w: _pixel(r, t)),
+    ("the pixel term is missing", lambda r, t, q, w: w * _kl(q)),
+    ("the sign of the KL: it is a cost, and added", lambda r, t, q, w: _pixel(r, t) - w * _kl(q)),
+    (
+        "posterior.kl() has one number for each image: average it over the batch",
+        lambda r, t, q, w: _pixel(r, t) + w * q.kl(),
+    ),
+    (
+        "one number for each image: average over the batch at the end",
+        lambda r, t, q, w: (r - t).abs().flatten(1).sum(1) + w * q.kl(),
+    ),
+)
+
+_judge_loss = judge_function(
+    _on_parameters(kl_vae_loss),
+    [
+        (*probe((3, 2, 4, 5), (3, 2, 4, 5), (3, 8, 2, 3)), 0.7),
+        (*probe((4, 3, 5, 2), (4, 3, 5, 2), (4, 4, 2, 1)), 0.2),
+    ],
+    [(message, _on_parameters(code)) for message, code in LOSS_MISTAKES],
+    gradients={"reconstruction": 0, "the posterior": 2},
+)
+
+EXERCISES = (
+    Exercise(
+        id="02.1",
+        title="KL to the standard normal",
+        notebook=NOTEBOOK,
+        minutes=10,
+        difficulty=2,
+        reference=kl_to_standard_normal,
+        shown=(DiagonalGaussianDistribution.kl,),
+        hints=(
+            "Test yourself: for mean 0 and logvar 0 each value's KL is 0. Which terms must cancel there?",
+            "Each value costs ½ · (mean² + var - 1 - logvar), with var = exp(logvar).",
+            "Independent values add up: sum over all but the batch, for example with flatten(1).sum(1).",
+        ),
+        judge=judge_function(
+            kl_to_standard_normal, [probe((3, 4, 5, 2), (3, 4, 5, 2)), probe((5, 7), (5, 7))], KL_MISTAKES
+        ),
+    ),
+    Exercise(
+        id="02.2",
+        title="KL between two Gaussians",
+        notebook=NOTEBOOK,
+        minutes=15,
+        difficulty=3,
+        reference=kl_between,
+        shown=(DiagonalGaussianDistribution.kl,),
+        hints=(
+            "Two checks on paper: for equal Gaussians it is 0, and with p = N(0, I) it becomes exercise 02.1.",
+            "KL(q ‖ p) measures distance and spread of q in units of p's variance: p's variance stands below.",
+            "Each value costs ½ · ((mean - other_mean)² / other_var + var / other_var - 1 - logvar + other_logvar).",
+        ),
+        judge=judge_function(
+            kl_between,
+            [probe(*[(3, 4, 5, 2)] * 4), probe(*[(5, 7)] * 4)],
+            BETWEEN_MISTAKES,
+        ),
+    ),
+    Exercise(
+        id="02.3",
+        title="KL by sampling",
+        notebook=NOTEBOOK,
+        minutes=15,
+        difficulty=3,
+        reference=monte_carlo_kl,
+        shown=(monte_carlo_kl, DiagonalGaussianDistribution.nll),
+        hints=(
+            "KL(q ‖ p) is the mean of log q(z) - log p(z) over z drawn from q. Which z does the noise give?",
+            "z = mean + std · noise broadcasts to (S, B, …). The constant log 2π is in both densities, and cancels.",
+            "log q(z) = -½ · (logvar + (z - mean)² / var) + const, log p(z) = -½ · z² + const; "
+            "sum over flatten(2), then average over dimension 0.",
+        ),
+        judge=judge_function(
+            monte_carlo_kl,
+            [probe((3, 4, 5, 2), (3, 4, 5, 2), (6, 3, 4, 5, 2)), probe((5, 7), (5, 7), (6, 5, 7))],
+            MONTE_CARLO_MISTAKES,
+        ),
+    ),
+    Exercise(
+        id="02.4",
+        title="The training loss with CompVis' reduction",
+        notebook=NOTEBOOK,
+        minutes=10,
+        difficulty=2,
+        reference=kl_vae_loss,
+        shown=(vae_loss, pixel_loss, kl_loss),
+        hints=(
+            "Both terms are sums over one image's values, averaged over the images of the batch.",
+            "posterior.kl() is already summed: (B,). What is left to do with it?",
+            "(reconstruction - target).abs().flatten(1).sum(1).mean() + kl_weight · posterior.kl().mean()",
+        ),
+        judge=lambda attempt: _judge_loss(_on_parameters(attempt) if callable(attempt) else attempt),
+    ),
+)
