@@ -1,0 +1,7 @@
+"""What is trained on: `files` reads images, `procedural` invents them, `sources` makes data sets of either."""
+
+from klvae_edu.data.files import UnreadableImage, load_image, save_image
+from klvae_edu.data.procedural import dead_leaves
+from klvae_edu.data.sources import image_dataset, photographs
+
+__all__ = ["UnreadableImage", "dead_leaves", "image_dataset", "load_image", "photographs", "save_image"]

@@ -1,0 +1,188 @@
+"""One function for all training data: `image_dataset(source, size)`.
+
+The source is procedural images, the photographs inside scikit-image, a folder of images, or a Hugging Face data set.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from PIL import Image
+from torch import Tensor
+
+from klvae_edu.data.crops import ImageCrops, IndexedImages, hold_out, pyramid
+from klvae_edu.data.files import load_image
+from klvae_edu.data.procedural import dead_leaves
+
+if TYPE_CHECKING:
+    from klvae_edu.data.hub import StreamedCrops
+
+Split = Literal["train", "held-out"]
+
+TRAIN_LENGTH = 2**20  # crops; with randomly placed crops an epoch has no natural end
+HELD_OUT_LENGTH = 256
+HELD_OUT_SEED = 2**63  # held-out crops are the same for every training seed, and none of them is a training image
+
+# In scikit-image's folder of sample images; its docstrings give their origins (LICENSES/sample-photographs.md).
+PHOTOGRAPHS: dict[Split, dict[str, str]] = {
+    "train": {
+        "astronaut": "astronaut.png",
+        "camera": "camera.png",
+        "hubble_deep_field": "hubble_deep_field.jpg",
+        "immunohistochemistry": "ihc.png",
+        "motorcycle": "motorcycle_left.png",
+        "retina": "retina.jpg",
+        "rocket": "rocket.jpg",
+    },
+    "held-out": {"chelsea": "chelsea.png", "coffee": "coffee.png"},
+}
+
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow knows the format, but draws nothing
+
+
+def image_dataset(
+    source: str,
+    size: int,
+    *,
+    split: Split = "train",
+    seed: int = 0,
+    length: int | None = None,
+    streaming: bool = False,
+) -> DeadLeaves | ImageCrops | StreamedCrops:
+    """A data set of square images (3, size, size), float32 in [-1, 1].
+
+    Training images are random crops, each a pure function of (seed, index). Held-out crops are of other images, and the
+    same for every seed. `report()` of the data set says which files could not be read (None: no such file).
+
+    Args:
+        source: "dead-leaves" (procedural), "photos" (the photographs inside scikit-image), a folder of images, searched
+            with its subfolders, or a data set for Hugging Face `datasets`: an id on the Hub, a folder written by
+            `save_to_disk`, or one with parquet files. The prefix "hf:" forces the last reading; "./photos" is a folder.
+        size: side of the images in pixels.
+        split: "train" or "held-out". Where a source has no split of its own, 5 % of its images are held out.
+        seed: of the training crops.
+        length: number of crops; by default 2²⁰ for training (images take turns), endless for a stream, 256 held out.
+        streaming: read a Hugging Face data set in passing instead of loading it first; an `IterableDataset`.
+
+    Raises:
+        ValueError: an argument or the source makes no sense; the message says what was looked for.
+    """
+    if split not in ("train", "held-out"):
+        raise ValueError(f"split: expected 'train' or 'held-out', got {split!r}")
+    if size < 1 or seed < 0 or (length is not None and length < 1):
+        raise ValueError(f"expected size ≥ 1, seed ≥ 0 and length ≥ 1, got {size=}, {seed=}, {length=}")
+    if split == "held-out":
+        seed, length = HELD_OUT_SEED, length or HELD_OUT_LENGTH
+
+    name = source.removeprefix("hf:")
+    if source.startswith("hf:") or (source not in ("dead-leaves", "photos") and _is_data_set(source)):
+        from klvae_edu.data import hub
+
+        if streaming:
+            return hub.StreamedCrops(name, split, size, seed=seed, length=length)
+        return ImageCrops(hub.HubImages(name, split), size, seed=seed, length=length or TRAIN_LENGTH)
+    if streaming:
+        raise ValueError(f"streaming is for Hugging Face data sets; {source!r} is none (the prefix 'hf:' makes it one)")
+    length = length or TRAIN_LENGTH
+    if source == "dead-leaves":
+        return DeadLeaves(size, seed=seed, length=length)
+    images = Photographs(split, size) if source == "photos" else Folder(source, split)
+    return ImageCrops(images, size, seed=seed, length=length)
+
+
+def photographs(split: Split = "held-out") -> dict[str, Tensor]:
+    """The photographs inside scikit-image by name: (3, H, W) in [-1, 1]. Nothing is downloaded.
+
+    Those held out are natural photographs of which no crop is in the training data.
+
+    Raises:
+        ValueError: an unknown split.
+        UnreadableImage: a version of scikit-image that has not got one of them.
+    """
+    if split not in PHOTOGRAPHS:
+        raise ValueError(f"split: expected 'train' or 'held-out', got {split!r}")
+    spec = importlib.util.find_spec("skimage")  # not imported: its own functions may download
+    if spec is None or spec.origin is None:
+        raise ValueError("the photographs are inside scikit-image, which is not installed: pip install scikit-image")
+    folder = Path(spec.origin).parent / "data"
+    return {name: load_image(folder / file) for name, file in PHOTOGRAPHS[split].items()}
+
+
+class DeadLeaves(IndexedImages):
+    """The first `length` pictures of `dead_leaves`: (3, size, size) in [-1, 1]."""
+
+    def make(self, index: int) -> Tensor:
+        return dead_leaves(index, self.size, self.seed)
+
+    def report(self) -> None:
+        """Nothing is read, so nothing is unreadable."""
+
+
+class Photographs:
+    """scikit-image's photographs as image pyramids in memory, for crops of `size` pixels."""
+
+    def __init__(self, split: Split, size: int) -> None:
+        self.pyramids = [pyramid(image, size) for image in photographs(split).values()]
+
+    def __len__(self) -> int:
+        return len(self.pyramids)
+
+    def load(self, number: int) -> Sequence[Tensor]:
+        return self.pyramids[number]
+
+
+class Folder:
+    """The image files in a folder and its subfolders, in the order of their names; hidden ones are left out."""
+
+    def __init__(self, folder: str, split: Split) -> None:
+        self.root = Path(folder).expanduser()
+        names = self._names()
+        if len(names) == 1:
+            warnings.warn(f"{folder}: one image only, so it is both trained on and held out", stacklevel=3)
+        train, held_out = hold_out(names)
+        self.names = [names[position] for position in (train if split == "train" else held_out)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, number: int) -> Sequence[Tensor]:
+        return [load_image(self.root / self.names[number])]
+
+    def _names(self) -> list[str]:
+        suffixes = image_suffixes()
+        looked_for = "image files (.jpg, .png, .webp, .tif and others that Pillow reads)"
+        if not self.root.is_dir():
+            kind = "a file" if self.root.exists() else "no such folder"
+            raise ValueError(f"{self.root}: expected a folder with {looked_for}, got {kind}")
+        names = []
+        for parent, folders, files in os.walk(self.root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = Path(parent).relative_to(self.root)
+            visible = [name for name in files if not name.startswith(".")]
+            names += [(inside / name).as_posix() for name in visible if Path(name).suffix.lower() in suffixes]
+        if not names:
+            raise ValueError(f"{self.root}: found no {looked_for} in this folder or its subfolders")
+        return sorted(names)
+
+
+def image_suffixes() -> set[str]:
+    """The file name endings, such as ".png", of the image formats that Pillow reads."""
+    known = Image.registered_extensions()
+    return {suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _NO_PICTURES}
+
+
+def _is_data_set(source: str) -> bool:
+    """Whether `source` is for `datasets`: a folder in its formats, or nothing on this disk that looks like a Hub id."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return any(
+            next(path.glob(mark), None)
+            for mark in ("dataset_dict.json", "dataset_info.json", "*.parquet", "*/*.parquet")
+        )
+    return not path.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
