@@ -1,0 +1,320 @@
+# %% [markdown]
+# # 00 · A tour: from a photograph to 4,096 numbers and back
+#
+# {{badge}}
+#
+# Stable Diffusion never paints pixels. It paints *latents*, 48 times fewer numbers than the picture has, and an autoencoder turns
+# them into the picture. This course builds that autoencoder. Today you only look around.
+#
+# **You will be able to**
+#
+# * say what goes into the autoencoder, what comes out, and which shapes lie between;
+# * train a small one on a photograph, and judge it against two baselines that need no network;
+# * open the box: look at latent channels, and see which pixels answer to one latent value;
+# * find your way through the course.
+#
+# **You need** Python and a first acquaintance with PyTorch: tensors, modules, an optimiser loop. No mathematics yet.
+#
+# {{budget}}
+
+# %% tags=["environment"]
+
+# %% [markdown]
+# If the cell above printed versions, everything is in place. If not, it says what to do; `klvae doctor` in a terminal checks the
+# rest. Now the imports:
+
+# %%
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from klvae_edu import AutoencoderKL
+from klvae_edu.data import photographs
+from klvae_edu.environment import progress
+from klvae_edu.losses import vae_loss
+from klvae_edu.metrics import PatchPCA, psnr
+from klvae_edu.plots import figure, show, side_by_side
+
+# %% [markdown]
+# ## 1. How many numbers is a photograph?
+#
+# Take a photograph of 256 × 256 pixels, three colours each. How many numbers is that? And how many would you dare to throw away?
+
+# %%
+photo = photographs("held-out")["chelsea"][None, :, 20:276, 100:356]  # (batch, colours, rows, columns), from -1 to 1
+print("shape", tuple(photo.shape), " numbers", f"{photo.numel():,}")
+print("darkest", round(photo.min().item(), 2), " brightest", round(photo.max().item(), 2))
+
+# %%
+show(side_by_side({"256 × 256": photo[0]}), alt="A photograph: the face of a ginger tabby cat.", format="jpeg")
+
+# %% [markdown]
+# Images in this course are tensors (B, 3, H, W) with values from -1 to 1: that is what the networks want. The latent of
+# Stable Diffusion for such a picture has 4 channels of 32 × 32.
+
+# %%
+latent_shape = (1, 4, 256 // 8, 256 // 8)
+latent_numbers = 4 * 32 * 32
+print(f"latent {latent_shape}: {latent_numbers:,} numbers, {photo.numel() // latent_numbers} times fewer")
+
+# %% [markdown]
+# The side shrinks by f = 8, so that one latent pixel stands for a patch of 8 × 8 × 3 = 192 numbers, with only 4 to describe it.
+# Everything from here on is about choosing those 4 well.
+
+# %% [markdown]
+# ## 2. Could you do it without a network?
+#
+# Let us first put together something that has the right shapes and does the most obvious thing: average every patch of 8 × 8, and on the
+# way back repeat each average 64 times. Three of the four channels are then used. It is a *placeholder*: in the course you
+# will replace it part by part.
+
+
+# %%
+class PlaceholderAutoencoder(nn.Module):
+    """The right shapes, no learning: (B, 3, H, W) -> (B, 4, H/8, W/8) -> (B, 3, H, W)."""
+
+    def encode(self, x):
+        averages = F.avg_pool2d(x, 8)
+        unused = torch.zeros_like(averages[:, :1])
+        return torch.cat([averages, unused], dim=1)
+
+    def decode(self, z):
+        return F.interpolate(z[:, :3], scale_factor=8)
+
+
+# %%
+placeholder = PlaceholderAutoencoder()
+latent = placeholder.encode(photo)
+blocks = placeholder.decode(latent)
+assert latent.shape == latent_shape and blocks.shape == photo.shape
+print(f"PSNR {psnr(blocks, photo).item():.1f} dB")
+
+# %% [markdown]
+# PSNR measures the error on a logarithmic scale: 10 dB more is a tenth of the squared error. Above 30 dB most people need to
+# look twice, near 20 dB nobody does. Is there anything better than averages? Yes: the best *linear* code, four learned
+# patterns per patch (principal component analysis, PCA), here fitted to this very photograph.
+
+# %%
+pca = PatchPCA(patch_size=8, components=4).fit(photo)
+linear = pca.reconstruct(photo)
+print(f"patch-PCA, 4 numbers per patch: PSNR {psnr(linear, photo).item():.1f} dB")
+
+# %%
+show(
+    side_by_side({"photograph": photo[0], "averages": blocks[0], "patch-PCA": linear[0].clamp(-1, 1)}),
+    alt="The cat three times: sharp; in coarse squares of one colour; and in squares with simple shading in them.",
+    format="jpeg",
+)
+
+# %% [markdown]
+# Squares, and squares with a little shading. Both treat every patch by itself and in the same way. What could a network do that
+# they cannot? It can look at the neighbours, and it can treat an edge, a whisker and a patch of fur differently.
+
+# %% [markdown]
+# ## 3. What does the real thing look like?
+#
+# Here is Stable Diffusion's own architecture, without weights: on PyTorch's `meta` device it takes no memory and no time, and
+# still tells its shapes.
+
+# %%
+with torch.device("meta"):
+    stable_diffusion = AutoencoderKL.from_preset("sd-v1")
+    posterior = stable_diffusion.encode(torch.empty(1, 3, 256, 256)).latent_dist
+print(f"{stable_diffusion.num_parameters():,} parameters; latent {tuple(posterior.mean.shape)}")
+
+# %% [markdown]
+# 84 million parameters. You will build it in notebooks 03 to 05 and prove that it equals the original. Its trained weights are a
+# download of some hundred megabytes, and training it takes weeks on a GPU. For a laptop there is a small sibling of the same
+# make, `mini`: what does it do before any training?
+
+# %%
+vae = AutoencoderKL.from_preset("mini", seed=0)
+with torch.no_grad():
+    untrained = vae(photo).sample
+print(f"{vae.num_parameters():,} parameters, f = {vae.downsample_factor}, PSNR {psnr(untrained, photo).item():.1f} dB")
+
+# %% [markdown]
+# Coloured noise: random weights. **No trained model comes with this version of the package**, so the next cells train this one,
+# here and now, on square crops of this one photograph. It learns one picture, not pictures; but the architecture and the
+# loss are the real ones.
+
+
+# %%
+def random_crops(count, side=64):
+    rows, columns = torch.randint(256 - side + 1, (2, count)).tolist()
+    return torch.cat([photo[..., r : r + side, c : c + side] for r, c in zip(rows, columns, strict=True)])
+
+
+torch.manual_seed(0)
+steps = 300
+optimizer = torch.optim.AdamW(vae.parameters(), lr=4e-3, betas=(0.9, 0.99))
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps, pct_start=0.1)
+
+# %%
+snapshots = {"untrained": untrained[0]}
+for step in progress(range(1, steps + 1), desc="training"):
+    crops = random_crops(2)
+    posterior = vae.encode(crops).latent_dist
+    reconstruction = vae.decode(posterior.sample()).sample
+    loss = vae_loss(reconstruction, crops, posterior, pixel="l2", reduction="mean")["loss"]
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+    if step in (20, 80, steps):
+        with torch.no_grad():
+            snapshots[f"{step} steps"] = vae(photo).sample[0]
+
+# %%
+show(
+    side_by_side(snapshots),
+    alt="The reconstruction before training, coloured noise; after 20 steps, blobs of colour; at the end, a soft picture of the cat.",
+    format="jpeg",
+)
+
+# %% [markdown]
+# First large blobs, then the lines of the face, then its light and shade. Colour and fine detail come last, and would need far
+# more steps. How does it do against the baselines? Guess before you run the cell.
+
+# %%
+vae.eval()
+with torch.no_grad():
+    posterior = vae.encode(photo).latent_dist
+    rebuilt = vae.decode(posterior.mode()).sample
+averages_db, linear_db, network_db = (psnr(image, photo).item() for image in (blocks, linear, rebuilt))
+assert posterior.mean.shape == latent_shape
+assert averages_db - 1.5 < network_db < linear_db - 1
+print("the network is about level with the averages, and patch-PCA is well ahead of both")
+
+# %%
+show(
+    side_by_side({"photograph": photo[0], "patch-PCA": linear[0].clamp(-1, 1), "network": rebuilt[0]}),
+    alt="The photograph, patch-PCA's version in shaded squares, and the network's, soft but without squares.",
+    format="jpeg",
+)
+
+# %% [markdown]
+# A network with over a million parameters, beaten by four patterns from linear algebra: that is what half a minute of training is
+# worth. PSNR is not everything (which of the two would you rather look at?), but keep patch-PCA in mind as the bar. A
+# network that does not pass it on pictures it has never seen has not learnt yet.
+
+# %% [markdown]
+# ## 4. What is in the box?
+#
+# The latent is a small picture itself: 4 channels of 32 × 32. Would you expect to recognise the cat in it?
+
+
+# %%
+def stretched(values):
+    """One channel (H, W) -> (1, H, W), its smallest value black (-1) and its largest white (1)."""
+    return (2 * (values - values.min()) / (values.max() - values.min()) - 1)[None]
+
+
+z = posterior.mode()
+channels = {f"channel {index}": stretched(z[0, index]) for index in range(4)}
+show(
+    side_by_side({"photograph": photo[0]} | channels),
+    alt="The photograph, and the latent's four channels in grey; the cat's face can be recognised in them, coarsely.",
+    format="jpeg",
+)
+
+# %% [markdown]
+# You do, because the encoder is made of convolutions, which keep things in their places. And the four channels look much alike: so
+# far the network has only learnt light and dark, and wastes three of its four numbers. That is why its picture has but one colour.
+
+# %% [markdown]
+# So a latent pixel belongs to a place in the image. But does it answer for its own 8 × 8 patch only? Change one latent pixel,
+# and see which pixels of the decoded picture move.
+
+# %%
+poked = z.clone()
+poked[0, :, 16, 16] += 3 * z.std()
+with torch.no_grad():
+    change = (vae.decode(poked).sample - rebuilt).abs().amax(1)[0]
+moved = (change > 0.05).sum().item() / 64
+assert moved > 2
+print("pixels that move by 0.05 or more would fill more than two patches")
+
+# %%
+fig, ax = figure(size=(4.6, 4))
+picture = ax.imshow(change, cmap="magma")
+ax.plot([128, 136, 136, 128, 128], [128, 128, 136, 136, 128], color="white")  # the latent pixel's own patch
+fig.colorbar(picture, label="largest change of a colour")
+ax.set(xticks=[], yticks=[], xlim=(92, 172), ylim=(172, 92))  # the surroundings of the patch
+ax.grid(False)
+show(
+    fig,
+    alt="Where the picture changes when one latent pixel is poked: a bright spot around its own patch, fading over several patches.",
+)
+
+# %% [markdown]
+# The white square is the latent pixel's own patch. The change is strongest there and spreads to its neighbours: the decoder
+# looks around, as patch-PCA cannot. Notebook 04 computes how far it can look, and notebook 10 gives you sliders for this.
+#
+# Last question for today: the encoder answered with a *distribution*, `posterior`. How wide is it, compared with how much the
+# latent varies from place to place?
+
+# %%
+assert posterior.std.mean() < z.std() / 2
+print("the noise is less than half as wide as the means are spread")
+
+# %% [markdown]
+# So a sample differs little from the mean. Why have a distribution at all, then? That is the question of notebooks 01 and 02.
+
+# %% [markdown]
+# ## 5. Where do we go from here?
+#
+# | notebook | you build | and see |
+# | --- | --- | --- |
+# | [01](01_diagonal_gaussian.ipynb) | the posterior: a Gaussian for every latent value | why the reparameterised gradient is the quiet one |
+# | [02](02_kl_loss.ipynb) | the KL term | a posterior that collapses when the price is too high |
+# | 03 | ResNet blocks | gradients with and without the shortcut |
+# | 04 | resampling and attention | what one latent pixel sees |
+# | 05 | the KL-f8 architecture | your assembly equal to the original, on the same weights |
+# | 06 | reconstruction losses | why squared error blurs |
+# | 07 | the PatchGAN discriminator | where it looks |
+# | 08 | the training loop | what each safeguard prevents |
+# | 09 | quality measures | how to read the published tables |
+# | 10 | a latent explorer | your own photograph under sliders |
+# | 11 | diffusion on latents | noise becoming a latent becoming a picture |
+# | 12 | scaling up | tiles, memory, precision, many processes |
+#
+# Notebooks without a link are still to come. Each one stands by itself, uses the finished parts of the package for
+# whatever you have not built yet, and has exercises that are checked on the spot.
+#
+# ### Try it
+#
+# 1. Set `steps = 1500` and run section 3 again, from `vae = …` on. How far does the network get? (Some minutes on two cores.)
+# 2. Decode a latent of zeros, and one of random numbers. Is either a picture?
+# 3. Take another photograph: `photographs("held-out")` has more than one. Encode and decode it with the network that was trained on
+#    this one. What did it learn about photographs in general?
+
+# %% [markdown]
+# ## Summary
+#
+# 1. The autoencoder maps 256 × 256 × 3 numbers to 32 × 32 × 4 and back: 48 times fewer.
+# 2. Images are (B, 3, H, W) with values from -1 to 1; one latent pixel stands for a patch of 8 × 8.
+# 3. Averages and patch-PCA are the bars: any network has to beat four linear patterns per patch.
+# 4. Latent pixels keep their place, and answer for a neighbourhood.
+# 5. The encoder answers with a distribution, not a point.
+#
+# ### Check yourself
+#
+# <details><summary>An image of 512 × 768: what is the shape of its latent, with f = 8 and 4 channels?</summary>
+#
+# 4 × 64 × 96. Still 48 times fewer numbers: the ratio does not depend on the size.
+# </details>
+#
+# <details><summary>Why is it no proof of quality that a network reconstructs the photograph it was trained on?</summary>
+#
+# It may have learnt the photograph by heart. What counts is a picture that it has never seen: from the next training on,
+# pictures are held out.
+# </details>
+#
+# <details><summary>Which of the three, averages, patch-PCA or network, can use the neighbouring patch to describe an edge?</summary>
+#
+# Only the network. The other two see each patch by itself.
+# </details>
+#
+# **Next:** [01, the posterior](01_diagonal_gaussian.ipynb).

@@ -1,0 +1,13 @@
+"""Every test runs without a network, on one thread, without progress bars and windows: set before torch is imported."""
+
+import os
+
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+    "KLVAE_EDU_QUIET": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+}
+os.environ.pop("KLVAE_EDU_STRICT", None)

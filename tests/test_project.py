@@ -1,0 +1,230 @@
+"""The project around the package: what is installed, built and handed out."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+COMMANDS = {"help", "lab", "fresh", "test", "lint", "notebooks", "measure", "constraints"}
+
+
+def tracked():
+    """Every file of the tree that belongs to the project: what git has, or would take."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+class TestTree:
+    @pytest.mark.parametrize("name", ["README.md", "LICENSE", "CITATION.cff", "CONTRIBUTING.md", "CHANGELOG.md"])
+    def test_says_what_it_is_and_how_it_may_be_used(self, name):
+        assert (ROOT / name).read_text(encoding="utf-8").strip()
+
+    def test_names_no_registry_and_no_path_of_a_machine(self):
+        hosts = ["pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "anaconda" + ".org"]
+        folders = ["root", "home", "work", "Users"]
+        unwanted = re.compile(
+            "|".join([*map(re.escape, hosts), *(rf"(?<![\w.:/]){'/'}{folder}{'/'}\w" for folder in folders)])
+        )
+        found = []
+        for path in tracked():
+            text = path.read_bytes().decode("utf-8", errors="ignore")
+            found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in unwanted.finditer(text)]
+        assert found == []
+
+
+class TestEnvironment:
+    def test_conda_installs_what_pyproject_says_and_nothing_else(self):
+        environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+        assert environment["name"] == PROJECT["project"]["name"]
+        assert environment["channels"] == ["conda-forge"]
+        python = f"python{PROJECT['project']['requires-python']}"
+        assert environment["dependencies"] == [python, "pip", {"pip": ["-e .[all]"]}]
+
+    def test_all_brings_every_optional_group(self):
+        groups = PROJECT["project"]["optional-dependencies"]
+        (all_of_them,) = groups["all"]
+        assert set(re.search(r"\[(.*)\]", all_of_them)[1].split(",")) == set(groups) - {"all"}
+
+    def test_constraints_are_names_and_versions_within_what_pyproject_asks_for(self):
+        from packaging.requirements import Requirement
+        from packaging.utils import canonicalize_name
+
+        lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        lines = [line for line in lines if not line.startswith("#")]
+        assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+        tested = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+        groups = PROJECT["project"]["optional-dependencies"]
+        for text in [*PROJECT["project"]["dependencies"], *groups["course"], *groups["test"], *groups["lint"]]:
+            wanted = Requirement(text)
+            if wanted.name != "setuptools":  # comes with the environment
+                assert wanted.specifier.contains(tested[canonicalize_name(wanted.name)]), text
+
+    def test_importing_the_package_loads_nothing_heavy_but_torch(self):
+        code = "import sys, klvae_edu; print(*sys.modules)"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        heavy = {"lpips", "datasets", "accelerate", "ipywidgets", "matplotlib", "skimage"}
+        heavy |= {"torchvision", "tyro", "huggingface_hub", "PIL"}
+        assert "klvae_edu" in result.stdout.split()
+        assert not heavy & {*result.stdout.split()}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy of the project's files, so that no left-over build folder gets in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for path in tracked():
+        copy = folder / "tree" / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    pip(["wheel", *options, "--wheel-dir", str(folder), str(folder / "tree")])
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+class TestWheel:
+    def test_contains_the_package_with_its_data_and_nothing_else(self, wheel):
+        names = zipfile.ZipFile(wheel).namelist()
+        inside = {name for name in names if not re.match(r"klvae_edu-[^/]+\.dist-info/", name)}
+        assert inside == {
+            path.relative_to(ROOT).as_posix() for path in tracked() if path.is_relative_to(ROOT / "klvae_edu")
+        }
+
+    def test_carries_every_licence(self, wheel):
+        names = zipfile.ZipFile(wheel).namelist()
+        wanted = ["LICENSE", *(f"LICENSES/{path.name}" for path in tracked() if path.parent == ROOT / "LICENSES")]
+        for name in wanted:
+            assert any(inside.endswith(f".dist-info/licenses/{name}") for inside in names), name
+
+    def test_works_without_the_tree(self, wheel, tmp_path):
+        pip(["install", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel)])
+        code = "import klvae_edu as it; print(it.__file__, it.AutoencoderKL.from_preset('tiny').num_parameters())"
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+        command = [sys.executable, "-P", "-c", code]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        file, parameters = result.stdout.split()
+        assert Path(file).is_relative_to(tmp_path)
+        assert int(parameters) > 0
+
+
+def pip(arguments):
+    result = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+# A stand-in for python3: it notes what it is asked for. "-m venv FOLDER" gives another one, that has pip.
+PYTHON = """\
+#!/bin/sh
+echo "$(basename "$0") $*" >> "$LOG"
+case "$*" in
+    "-c import sys; sys.exit(sys.version_info"*) test ! -e too-old ;;
+    --version) echo "Python 3.9.2" ;;
+    "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip install"*) test ! -e no-network ;;
+esac
+"""
+
+
+@pytest.mark.skipif(not shutil.which("make") and not os.environ.get("CI"), reason="there is no make here")
+class TestMakefile:
+    @pytest.fixture
+    def make(self, tmp_path):
+        """Run make in a clone with nothing in it, in a folder with a space, on a machine with a stand-in for Python."""
+        folder = tmp_path / "a clone"
+        (folder / "bin").mkdir(parents=True)
+        shutil.copyfile(ROOT / "Makefile", folder / "Makefile")
+        (folder / "bin" / "python3").write_text(PYTHON)
+        (folder / "bin" / "python3").chmod(0o755)
+        for tool in ("sh", "make", "echo", "basename", "test", "mkdir", "cp", "touch", "id", "awk", "sed", "mv"):
+            if found := shutil.which(tool):  # nothing else is on the path: neither uv nor another Python
+                (folder / "bin" / tool).symlink_to(found)
+        log = folder / "log"
+
+        def run(*arguments, **settings):
+            log.write_text("")
+            environment = {"PATH": str(folder / "bin"), "LOG": str(log), **settings}
+            result = subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+            return result, log.read_text()
+
+        run.folder = folder
+        return run
+
+    def test_lists_its_commands_when_asked_nothing(self, make):
+        result, log = make()
+        assert {line.split()[1] for line in result.stdout.splitlines()} == COMMANDS
+        assert log == ""
+
+    @pytest.mark.parametrize("command", sorted(COMMANDS - {"help"}))
+    def test_every_command_builds_the_environment_when_it_is_missing_and_only_then(self, make, command):
+        result, log = make(command, "NB=03")
+        assert result.returncode == 0, result.stderr
+        assert "python3 -m venv .venv\n" in log
+        assert "-m pip install -c constraints.txt -e .[all]" in log
+        _, log = make(command, "NB=03")
+        assert "venv .venv" not in log
+        assert "pip install" not in log
+
+    def test_an_installation_that_broke_off_is_taken_up_again(self, make):
+        (make.folder / "no-network").touch()
+        assert make("lint")[0].returncode != 0
+        (make.folder / "no-network").unlink()
+        result, log = make("lint")
+        assert result.returncode == 0
+        assert "pip install" in log
+
+    def test_uv_is_used_where_there_is_one(self, make):
+        (make.folder / "bin" / "uv").write_text(
+            '#!/bin/sh\necho "uv $*" >> "$LOG"\nmkdir -p .venv/bin\ncp bin/python3 .venv/bin/python\n'
+        )
+        (make.folder / "bin" / "uv").chmod(0o755)
+        result, log = make("lint")
+        assert result.returncode == 0, result.stderr
+        assert "uv venv --seed --allow-existing --python python3 .venv" in log
+        assert "uv pip install --python .venv/bin/python -c constraints.txt -e .[all]" in log
+        assert "-m venv" not in log
+
+    def test_a_python_that_is_too_old_is_refused_in_a_sentence(self, make):
+        (make.folder / "too-old").touch()
+        result, log = make("lab")
+        assert result.returncode != 0
+        assert "The course needs Python 3.11 or later, and python3 is Python 3.9.2." in result.stdout
+        assert "venv" not in log
+
+    def test_lab_makes_the_learners_copy_and_opens_it_with_the_options_given(self, make):
+        _, log = make("lab", "LAB_ARGS=--no-browser --port=9999")
+        copying, opening = log.splitlines()[-2:]
+        assert copying == "python tools/learner_copy.py --to work"
+        assert opening.startswith("python -m jupyterlab --ServerApp.root_dir=work")
+        assert opening.endswith("--no-browser --port=9999")
+        assert ("--allow-root" in opening) == (os.getuid() == 0)
+
+    @pytest.mark.parametrize("failing", ["pytest tests", "--nbval"])
+    def test_test_runs_both_halves_and_fails_when_either_does(self, make, failing):
+        make("lint")
+        python = make.folder / ".venv" / "bin" / "python"
+        python.write_text(PYTHON.replace("case", f'case "$*" in *"{failing}"*) exit 1;; esac\ncase', 1))
+        result, log = make("test")
+        assert result.returncode != 0
+        assert "-m pytest tests -n 2 --dist loadscope" in log
+        assert re.search("--nbval .* -n 2 --dist loadscope notebooks", log)
+
+    def test_notebooks_can_be_built_for_a_fork(self, make):
+        _, log = make("notebooks", "REPO=me/fork")
+        assert log.splitlines()[-1] == "python tools/build_notebooks.py --repo me/fork"
+
+    def test_processes_start_with_the_packages_own_settings(self):
+        from klvae_edu.environment import PROCESS_SETTINGS
+
+        for name, value in PROCESS_SETTINGS.items():
+            assert re.search(rf"^export {name} .?= {value}$", (ROOT / "Makefile").read_text(), re.MULTILINE), name

@@ -1,0 +1,74 @@
+"""Exercises in a notebook's source: what stands between the markers is the solution or the skeleton, never both.
+
+    def reparameterize(mean, logvar, noise):
+        # BEGIN SOLUTION
+        std = torch.exp(0.5 * logvar)
+        return mean + std * noise
+        # SKELETON
+        #| std = ...  # the standard deviation
+        #| return ...
+        # END SOLUTION
+
+The source itself is the solved form. Without a SKELETON part, the learner's function raises NotImplementedError.
+"""
+
+import re
+
+from course import CourseError
+
+BEGIN, SKELETON, END = MARKERS = ("# BEGIN SOLUTION", "# SKELETON", "# END SOLUTION")
+LIKE_A_MARKER = re.compile(r"#\s*(BEGIN\s+SOLUTION|END\s+SOLUTION|SKELETON)\b", re.IGNORECASE)
+
+
+def select(text: str, solved: bool, file: str) -> str:
+    """The source with every exercise either solved or left to do, and no marker in it.
+
+    Raises:
+        CourseError: a marker is misspelt or out of place; the message names file and line.
+    """
+    kept: list[str] = []
+    part = indent = ""  # the part of an exercise that the line is in, "" outside of exercises
+    filled = False
+
+    for number, line in enumerate([*text.splitlines(), "# %%"], 1):
+        stripped = line.strip()
+
+        def complain(message: str, number: int = number) -> CourseError:
+            return CourseError(f"{file}:{number}: {message}")
+
+        if stripped.startswith("# %%") and part:
+            raise complain(f'the cell ends inside an exercise: "{END}" is missing')
+        if stripped not in MARKERS and LIKE_A_MARKER.match(stripped):
+            raise complain(f"write the marker exactly as one of: {', '.join(MARKERS)}")
+        if stripped == BEGIN:
+            if part:
+                raise complain("an exercise begins inside an exercise")
+            part, indent, filled = BEGIN, line[: line.index("#")], False
+        elif stripped == SKELETON:
+            if part != BEGIN:
+                raise complain(f'"{SKELETON}" without "{BEGIN}" before it')
+            if not filled:
+                raise complain("the solution is empty")
+            part, filled = SKELETON, False
+        elif stripped == END:
+            if not part:
+                raise complain(f'"{END}" without "{BEGIN}" before it')
+            if not filled:
+                raise complain("the solution or the skeleton before this line is empty")
+            if part == BEGIN and not indent:
+                raise complain(f'outside of a function the learner needs something to go on with: add "{SKELETON}"')
+            if part == BEGIN and not solved:
+                kept.append(f"{indent}raise NotImplementedError")
+            part = ""
+        elif part == SKELETON:
+            match = re.fullmatch(r"(\s*)#\|(?: (.*))?", line)
+            if match is None:
+                raise complain('every line of a skeleton starts with "#| "')
+            filled = True
+            if not solved:
+                kept.append(f"{match[1]}{match[2] or ''}".rstrip())
+        else:
+            filled = filled or bool(stripped)
+            if solved or not part:
+                kept.append(line)
+    return "\n".join(kept[:-1]) + "\n"
