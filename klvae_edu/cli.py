@@ -1,0 +1,163 @@
+"""The command line: `klvae train`, `klvae reconstruct`, `klvae doctor`.
+
+Exit codes: 0 all went well, 1 some photograph or check did not, 2 wrong use or an error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from klvae_edu.environment import doctor, restart_with_process_settings
+from klvae_edu.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from klvae_edu.autoencoder import AutoencoderKL
+    from klvae_edu.metrics import PatchPCA
+
+DESCRIPTION = "klvae_edu: the autoencoder of Stable Diffusion, from a course. Each command has its own --help."
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """Put photographs through a trained autoencoder, and a picture of what comes out beside each."""
+
+    photos: Positional[tuple[Path, ...]]  # image files, of any kind that Pillow reads
+    model: str | None = None  # trained weights: a folder such as run/model, or a Hub id
+    out: Path = Path("reconstructions")  # folder for the pictures, one PNG a photograph
+    size: int = 512  # longest side in pixels that a photograph is reduced to; it bounds time and memory
+    device: Literal["cuda", "mps", "cpu"] | None = None  # what to compute on; None: the best there is
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size: expected a whole number of at least 1, got {self.size}")
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Check the environment line by line, and say what to do about each failure."""
+
+
+def run() -> None:
+    """The entry point of the console script."""
+    warnings.formatwarning = lambda message, *where, **more: f"klvae: {message}\n"
+    if sys.argv[1:2] in (["train"], ["reconstruct"]):
+        restart_with_process_settings()
+    sys.exit(main())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return the exit code. An error that a user can mend is one line on stderr, no traceback."""
+    import tyro
+
+    commands: dict[str, Callable[..., object]] = {
+        "train": TrainingConfig,
+        "reconstruct": ReconstructOptions,
+        "doctor": DoctorOptions,
+    }
+    options = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="klvae", description=DESCRIPTION)
+    try:
+        if isinstance(options, TrainingConfig):
+            return run_train(options)
+        if isinstance(options, ReconstructOptions):
+            return run_reconstruct(options)
+        return run_doctor()
+    except KeyboardInterrupt:
+        print("klvae: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"klvae: {error}", file=sys.stderr)
+        return 2
+
+
+def run_train(config: TrainingConfig) -> int:
+    """`klvae train`: 0, or 130 when it was interrupted."""
+    from klvae_edu.training.trainer import train
+
+    if config.init is not None:
+        announce_hub(config.init)
+    return 130 if train(config).interrupted else 0
+
+
+def run_doctor() -> int:
+    """`klvae doctor`: 1 when a check fails that the package cannot work without."""
+    failed = 0
+    for check in doctor():
+        mark = "ok" if check.ok else "FAIL" if check.required else "note"
+        failed += mark == "FAIL"
+        print(f"{mark:4}  {check.name:22}  {check.detail}")
+        if not check.ok:
+            print(f"      -> {check.remedy}")
+    print(f"\n{failed} required check(s) failed." if failed else "\nAll that is required is there.")
+    return 1 if failed else 0
+
+
+def run_reconstruct(options: ReconstructOptions) -> int:
+    """`klvae reconstruct`: 1 when some of the photographs could not be done; the others are."""
+    import torch
+
+    from klvae_edu.autoencoder import AutoencoderKL
+    from klvae_edu.data import UnreadableImage, load_image
+    from klvae_edu.environment import pick_device
+    from klvae_edu.metrics import PatchPCA
+    from klvae_edu.training.held_out import some_crops
+    from klvae_edu.training.state import unused
+
+    if not options.photos:
+        raise ValueError("expected at least one photograph: klvae reconstruct PHOTO... --model FOLDER")
+    if options.model is None:
+        raise ValueError(
+            "no trained model comes with the package yet; train one with `klvae train --out run` (some minutes on "
+            "2 CPU cores), then pass --model run/model"
+        )
+    announce_hub(options.model)
+    vae = AutoencoderKL.from_pretrained(options.model, dtype=torch.float32).to(pick_device(options.device))
+    crops, _ = some_crops(TrainingConfig(data="photos", size=16 * vae.downsample_factor), "train", 512)
+    pca = PatchPCA(vae.downsample_factor, vae.config.latent_channels).fit(crops)
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for photo in options.photos:
+        try:
+            path = unused(options.out / f"{photo.stem}_reconstruction.png")
+            values = reconstruct(vae, pca, load_image(photo, name=str(photo)), options.size, path)
+            print(f"{photo}: {values} -> {path}")
+        except ValueError as error:
+            failed += 1
+            which = "" if isinstance(error, UnreadableImage) else f"{photo}: "  # that one names the file itself
+            print(f"klvae: {which}{error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def announce_hub(model: str) -> None:
+    """Say so when `model` is no folder: without a network the Hub is asked in vain for half a minute."""
+    if not Path(model).is_dir():
+        print(f"klvae: there is no folder {model}; asking the Hugging Face Hub for it", file=sys.stderr)
+
+
+def reconstruct(vae: AutoencoderKL, pca: PatchPCA, photo: Tensor, size: int, path: Path) -> str:
+    """Write `photo` (3, H, W) beside what the model and patch-PCA make of it; return the PSNR of each in words."""
+    from PIL import Image
+
+    from klvae_edu.data.files import resize
+    from klvae_edu.metrics import psnr
+    from klvae_edu.plots import figure_to_image, image_grid
+    from klvae_edu.training.held_out import reconstructions
+
+    height, width = photo.shape[-2:]
+    scale = size / max(height, width)
+    if scale < 1:
+        photo = resize(photo, max(1, round(height * scale)), max(1, round(width * scale)))
+    found = reconstructions(vae, pca, photo[None])
+    values = {name: f"{psnr(image, photo[None]).item():.2f} dB" for name, image in found.items()}
+    titles = ["original", *(f"{name}, {values[name]}" for name in ("model", "patch-PCA"))]
+    picture = image_grid([[photo, found["model"][0], found["patch-PCA"][0]]], column_titles=titles)
+    Image.fromarray(figure_to_image(picture)).save(path)
+    return ", ".join(f"{name} {value}" for name, value in values.items())

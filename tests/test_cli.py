@@ -1,0 +1,258 @@
+"""The command line: what each command writes and prints, its exit codes, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from klvae_edu import AutoencoderKL, cli, environment
+from klvae_edu.cli import main
+from klvae_edu.data import photographs, save_image
+from klvae_edu.environment import PROCESS_SETTINGS, Check
+from klvae_edu.metrics import PatchPCA, psnr
+
+PSNR_LINE = re.compile(r"^(.+): model (\d+\.\d\d) dB, patch-PCA (\d+\.\d\d) dB, bicubic (\d+\.\d\d) dB -> (.+)$")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model; how good it is does not matter here."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    AutoencoderKL.from_preset("tiny", seed=0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A photograph with odd sides, 61x45."""
+    path = tmp_path / "cat.png"
+    save_image(photographs("held-out")["chelsea"][:, 100:145, 100:161], path)
+    return path
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed to stderr: one line that begins with the program's name."""
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("klvae: ")
+    return line.removeprefix("klvae: ")
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in ("train", "reconstruct", "doctor"))
+
+
+def test_an_unknown_command_or_a_value_out_of_range_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, word in ((["trian"], "trian"), (["train", "--steps", "0"], "steps: expected"), ([], "train")):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert word in capsys.readouterr().err
+
+
+def test_the_console_trains_then_goes_on_then_reconstructs(tmp_path: Path, photo: Path) -> None:
+    """The real thing, in processes of its own."""
+
+    def klvae(*arguments: str) -> str:
+        command = [sys.executable, "-m", "klvae_edu", *arguments]
+        env = {**os.environ, **PROCESS_SETTINGS}  # it need not start anew
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    options = ["--size", "16", "--batch-size", "2", "--steps", "3", "--held-out", "4", "--device", "cpu"]
+    printed = klvae("train", "--data", "photos", *options)
+    assert "Step 3 of 3" in printed and "Mean PSNR on 4 held-out crops of 16x16 pixels" in printed
+    assert re.search(r"\d+\.\d\d dB  model\n", printed) and "dB  patch-PCA" in printed and "dB  bicubic" in printed
+    assert "klvae reconstruct PHOTO --model run/model" in printed
+    klvae("train", "--data", "dead-leaves", *options, "--init", "run/model", "--out", "run-2")
+    (line,) = klvae("reconstruct", photo.name, "--model", "run-2/model").splitlines()
+    assert PSNR_LINE.match(line)
+    assert (tmp_path / "reconstructions" / "cat_reconstruction.png").is_file()
+
+
+def test_reconstruct_writes_three_pictures_side_by_side_and_prints_psnr(
+    model: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reconstruct", str(photo), "--model", str(model), "--out", str(tmp_path / "out")]) == 0
+    found = PSNR_LINE.match(capsys.readouterr().out.strip())
+    assert found
+    name, of_model, of_pca, of_bicubic, path = found.groups()
+    assert name == str(photo) and path == str(tmp_path / "out" / "cat_reconstruction.png")
+
+    image = photographs("held-out")["chelsea"][None, :, 100:145, 100:161]
+    vae = AutoencoderKL.from_pretrained(model)
+    with torch.no_grad():
+        expected = psnr(vae(image).sample, image).item()
+    assert float(of_model) == pytest.approx(expected, abs=0.06)  # the file holds 8 bits
+    assert float(of_pca) > float(of_model) < float(of_bicubic)  # untrained
+    with Image.open(path) as picture:
+        width, height = picture.size
+    assert width >= 3 * 61 and height >= 45
+
+
+def test_patch_pca_is_fitted_on_the_training_photographs_not_on_the_picture(
+    model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[torch.Tensor] = []
+    fit = PatchPCA.fit
+    monkeypatch.setattr(PatchPCA, "fit", lambda self, images: fitted.append(images) or fit(self, images))
+    assert main(["reconstruct", str(photo), "--model", str(model), "--out", str(tmp_path / "out")]) == 0
+    (crops,) = fitted
+    assert len(crops) == 512 and crops.shape[1:] == (3, 64, 64)
+
+
+def test_what_can_be_read_is_done_and_what_cannot_is_named(
+    model: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, missing, speck = tmp_path / "broken.jpg", tmp_path / "missing.jpg", tmp_path / "speck.png"
+    broken.write_bytes(b"no image")
+    Image.new("RGB", (2, 2)).save(speck)
+    photos = [str(path) for path in (broken, missing, speck, photo)]
+    assert main(["reconstruct", *photos, "--model", str(model), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert PSNR_LINE.match(printed.out.strip())
+    for path, line in zip((broken, missing, speck), printed.err.splitlines(), strict=True):
+        assert line.startswith(f"klvae: {path}: ")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cat_reconstruction.png"]
+
+
+def test_pictures_of_the_same_name_do_not_overwrite_each_other(
+    model: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other" / "cat.jpg"
+    other.parent.mkdir()
+    Image.new("RGB", (32, 32), "red").save(other)
+    assert main(["reconstruct", str(photo), str(other), "--model", str(model), "--out", str(tmp_path)]) == 0
+    names = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert names == {"cat.png", "cat_reconstruction.png", "cat_reconstruction-2.png"}
+
+
+def test_a_large_photograph_is_reduced_to_size_and_a_small_one_is_left(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    forward = AutoencoderKL.forward
+
+    def remember(self: AutoencoderKL, sample: torch.Tensor) -> object:
+        seen.append(tuple(sample.shape))
+        return forward(self, sample)
+
+    monkeypatch.setattr(AutoencoderKL, "forward", remember)
+    for name, size in (("wide", (400, 100)), ("tall", (100, 400)), ("small", (30, 20))):
+        Image.new("RGB", size, "green").save(tmp_path / f"{name}.png")
+    photos = [str(tmp_path / f"{name}.png") for name in ("wide", "tall", "small")]
+    assert main(["reconstruct", *photos, "--model", str(model), "--out", str(tmp_path / "o"), "--size", "80"]) == 0
+    assert seen == [(1, 3, 20, 80), (1, 3, 80, 20), (1, 3, 20, 30)]
+
+
+def test_without_a_model_the_error_says_how_to_train_one(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reconstruct", str(photo)]) == 2
+    assert "klvae train --out run" in error_of(capsys)
+
+
+def test_without_a_photograph_the_error_says_so(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reconstruct", "--model", str(model)]) == 2
+    assert "at least one photograph" in error_of(capsys)
+
+
+def test_a_folder_without_a_model_is_an_error_that_names_it(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reconstruct", str(photo), "--model", str(tmp_path)]) == 2
+    assert f"{tmp_path}: expected config.json, found cat.png" in error_of(capsys)
+
+
+def test_a_device_that_is_not_there_is_an_error(
+    model: Path, photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["reconstruct", str(photo), "--model", str(model), "--device", "cuda"]) == 2
+    assert "'cuda' is not available here" in error_of(capsys)
+
+
+def test_a_run_that_is_in_the_way_is_an_error_with_another_name_for_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log.jsonl").touch()
+    assert main(["train", "--out", str(tmp_path), "--size", "16"]) == 2
+    assert "--out" in error_of(capsys)
+
+
+def test_the_doctor_finds_what_is_required_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "FAIL" not in printed and "All that is required is there." in printed
+    assert re.search(r"^ok +python +3\.", printed, re.MULTILINE)
+
+
+def test_the_doctor_says_what_to_do_about_each_failure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = [
+        Check("good", True, "as it should be"),
+        Check("missing extra", False, "not installed", "pip install extra", required=False),
+        Check("broken", False, "does not load", "install it again"),
+    ]
+    monkeypatch.setattr(cli, "doctor", lambda: iter(checks))
+    assert main(["doctor"]) == 1
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "ok good as it should be",
+        "note missing extra not installed",
+        "-> pip install extra",
+        "FAIL broken does not load",
+        "-> install it again",
+        "",
+        "1 required check(s) failed.",
+    ]
+
+
+def test_the_doctor_succeeds_when_only_optional_things_are_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "doctor", lambda: iter([Check("extra", False, "missing", "get it", required=False)]))
+    assert main(["doctor"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "restarts"),
+    [(["train"], True), (["reconstruct", "a.jpg"], True), (["doctor"], False), (["--help"], False), ([], False)],
+)
+def test_only_commands_that_compute_start_anew_with_the_process_settings(
+    arguments: list[str], restarts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(cli, "restart_with_process_settings", lambda: calls.append("restart"))
+    monkeypatch.setattr(cli, "main", lambda: calls.append("main") or 3)
+    monkeypatch.setattr(sys, "argv", ["klvae", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.run()
+    assert stop.value.code == 3
+    assert calls == (["restart"] if restarts else []) + ["main"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the settings are for glibc and libgomp")
+def test_the_trainer_runs_with_the_process_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read from the memory of the process itself, as its libraries read them."""
+    code = (
+        "import klvae_edu.training.trainer as trainer\n"
+        "trainer.train = lambda config: print(open('/proc/self/environ').read()) or exit(0)\n"
+        "import klvae_edu.cli\n"
+        "klvae_edu.cli.run()\n"
+    )
+    for name in (*PROCESS_SETTINGS, environment._RESTARTED):
+        monkeypatch.delenv(name, raising=False)
+    done = subprocess.run([sys.executable, "-c", code, "train"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"{name}={value}" in done.stdout.split("\0") for name, value in PROCESS_SETTINGS.items())
