@@ -84,7 +84,10 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Give a name beside `path` to write to; on leaving, force it to the disk and move it to `path` in one step."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode
         yield aside
+        aside.chmod(mode)  # safetensors makes files that only their owner can read
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)

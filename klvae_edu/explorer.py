@@ -21,7 +21,7 @@ from torch import Tensor
 
 from klvae_edu import plots
 
-_COLUMNS, _THUMBNAIL = 3, 240  # of the contact sheet: pictures in a row, and the longest side of one in pixels
+_SHEET_WIDTH, _THUMBNAIL = 800, 380  # of the contact sheet: its width, and the longest side of a picture, in pixels
 _JPEG_QUALITY = 90
 _LAYOUT = {"width": "480px", "max_width": "100%"}
 
@@ -71,6 +71,7 @@ class Choice:
             options=[(self.format(value), value) for value in self.values],
             value=self.values[0] if self.value is None else self.value,
             description=self.label,
+            readout=False,  # it takes typed text and then goes blank; the caption tells the value
             layout=_LAYOUT,
         )
 
@@ -91,7 +92,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
             (3, H, W) in [-1, 1], or a matplotlib figure. When it raises, the message is shown and the last picture
             stays; only the first time the exception passes on.
         controls: `Slider` or `Choice` by name.
-        alt: what the picture shows: a sentence, or a function of the same values. It is shown below the picture.
+        alt: what the picture shows: a sentence, or a function of the same values. It is shown above the picture.
         title: shown above.
         format: "jpeg" is quick to send, for photographs; "png" is sharper, for plots.
 
@@ -123,7 +124,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         self.image = widgets.Image(value=_encode(self._pixels, format), format=format, layout=layout)
         self.status = widgets.HTML(_status(self._caption))
         heading = [widgets.HTML(f"<b>{html.escape(title)}</b>")] if title else []
-        super().__init__([*heading, *self.controls.values(), self.image, self.status])
+        super().__init__([*heading, *self.controls.values(), self.status, self.image])
         for control in self.controls.values():
             control.observe(self._update, names="value")
 
@@ -138,7 +139,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         for name, row in self._sheet().items():
             pictures += [self._thumbnail({**self.values, name: setting}) for setting in row]
             captions += [f"{self._specs[name].label} = {self._specs[name].text(setting)}" for setting in row]
-        return plots.image_grid(_in_rows(pictures), captions=_in_rows(captions))
+        columns = max(1, _SHEET_WIDTH // max(picture.shape[1] for picture in pictures))
+        return plots.image_grid(_in_rows(pictures, columns), captions=_in_rows(captions, columns))
 
     def __repr__(self) -> str:
         return f"Explorer({self._title!r}: {', '.join(spec.label for spec in self._specs.values())})"
@@ -171,8 +173,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]
         return _pixels(self._draw(**values)), caption
 
     def _sheet(self) -> dict[str, list[Any]]:
-        """The settings of each control that the contact sheet shows, in rows of three."""
-        count = 3 * _COLUMNS if len(self._specs) == 1 else _COLUMNS
+        """The settings of each control that the contact sheet shows."""
+        count = 9 if len(self._specs) == 1 else 3
         return {name: spec.some(count) for name, spec in self._specs.items()}
 
     def _thumbnail(self, values: dict[str, Any]) -> plots.Pixels:
@@ -199,8 +201,8 @@ def _pixels(picture: Any) -> plots.Pixels:
     return pixels
 
 
-def _in_rows(items: list[Any]) -> list[list[Any]]:
-    return [items[start : start + _COLUMNS] for start in range(0, len(items), _COLUMNS)]
+def _in_rows(items: list[Any], columns: int) -> list[list[Any]]:
+    return [items[start : start + columns] for start in range(0, len(items), columns)]
 
 
 def _encode(pixels: plots.Pixels, format: str) -> bytes:

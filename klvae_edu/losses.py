@@ -66,7 +66,7 @@ def vae_loss(
     Returns:
         Scalars by name: "loss" = "pixel" + kl_weight · "kl".
 
-    Built in notebook 02, section 5.
+    Built in notebook 02, section 4.
     """
     terms = {
         "pixel": pixel_loss(reconstruction, target, pixel, reduction),

@@ -42,7 +42,7 @@ _STYLE: Any = {
 }
 _JPEG_QUALITY = 85
 _SMALLEST_CELL = 128  # pixels: smaller images are magnified up to about this side
-_GAP, _LINE, _CHARACTER = 8, 18, 7  # pixels: between images, a line of text, a character's width
+_GAP, _LINE, _CHARACTER = 8, 18, 8  # pixels: between images, a line of text, a character's width
 
 
 def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.5)) -> tuple[Figure, Any]:

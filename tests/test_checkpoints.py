@@ -128,6 +128,13 @@ def test_a_failed_write_leaves_the_file_that_was_there(saved: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
 
 
+def test_others_may_read_the_files_as_far_as_they_may_read_any(saved: Path) -> None:
+    (saved / "any").touch()
+    assert {(saved / name).stat().st_mode for name in (CONFIG_NAME, WEIGHTS_NAME, "any")} == {
+        (saved / "any").stat().st_mode
+    }
+
+
 def test_the_config_file_is_diffusers(saved: Path) -> None:
     values = json.loads((saved / CONFIG_NAME).read_text())
     assert values["_class_name"] == "AutoencoderKL"

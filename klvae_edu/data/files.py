@@ -32,7 +32,7 @@ def load_image(file: str | os.PathLike[str] | BinaryIO, name: str | None = None)
         UnreadableImage: missing, truncated or damaged, not an image, or so large that it may be a decompression bomb
             (Pillow's limit). The message names the file and the reason.
     """
-    name = name or str(getattr(file, "name", file))
+    name = name or str(file if isinstance(file, (str, os.PathLike)) else getattr(file, "name", file))
     try:
         with Image.open(file) as image:
             return from_pil(image)
