@@ -41,6 +41,7 @@ lint: $(READY) ## style and types
 
 notebooks: $(READY) ## build the notebooks from notebooks/source (NB=03, EXECUTE=1 to run unchanged code, REPO=owner/name for a fork)
 	$(PY) tools/build_notebooks.py $(NB) $(if $(EXECUTE),--execute) $(if $(REPO),--repo "$(REPO)")
+	@$(PY) tools/readme_picture.py
 
 measure: $(READY) ## time and memory of the notebooks, for the line in their heads (NB=03)
 	OMP_NUM_THREADS=2 $(PY) tools/measure_notebooks.py $(NB)

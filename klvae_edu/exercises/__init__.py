@@ -12,7 +12,6 @@ import inspect
 import json
 import os
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +78,14 @@ def hint(id: str) -> None:
 
 
 def solution(id: str) -> None:
-    """Show the source of the finished version, as it stands in the package.
+    """Show the source of the finished version, and say where the package does the same.
 
     Raises:
         ValueError: no such exercise.
     """
-    sources = []
-    for shown in _find(id).shown:
-        where = f"# {shown.__module__}.{shown.__qualname__}"
-        sources.append(f"{where}\n{textwrap.dedent(inspect.getsource(shown)).rstrip()}")
-    text = "\n\n\n".join(sources)
+    exercise = _find(id)
+    places = ", ".join(f"{place.__module__}.{place.__qualname__}" for place in exercise.in_package)
+    text = f"{inspect.getsource(exercise.reference).rstrip()}\n\n# In the package: {places}"
     ipython = sys.modules.get("IPython")
     if ipython is None or ipython.get_ipython() is None:
         print(text)

@@ -34,8 +34,8 @@ class Exercise:
     notebook: str  # the notebook's name, without .ipynb
     minutes: int  # a reader's, roughly
     difficulty: int  # 1 (easy) to 5
-    reference: Any  # the finished version, to go on with
-    shown: tuple[Any, ...]  # the objects of the package whose source is the solution
+    reference: Any  # the finished version: what `check` goes on with, and `solution` shows
+    in_package: tuple[Any, ...]  # where the package does the same
     hints: tuple[str, ...]  # from a nudge to nearly everything
     judge: Judge
 
@@ -61,12 +61,17 @@ class OpenGap(Exception):
     """A skeleton of which some gaps are filled."""
 
 
+class NothingReturned(Exception):
+    """An attempt without a result. No skeleton returns None, so that something was written."""
+
+
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """What the function returns.
 
     Raises:
-        Blank: it is still the skeleton (`raise NotImplementedError`, `a, b = ...`, `return ...`, or nothing returned).
+        Blank: it is still the skeleton (`raise NotImplementedError`, `a, b = ...` or `return ...`).
         OpenGap: it ran into another `...`.
+        NothingReturned: it returned None.
     """
     try:
         result = function(*arguments)
@@ -78,8 +83,9 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         if "ellipsis" in str(error).lower():
             raise OpenGap(one_line(error)) from None
         raise
-    values = result if isinstance(result, (tuple, list)) else (result,)
-    open_gaps = [value is ... or value is None for value in values]
+    if result is None:
+        raise NothingReturned
+    open_gaps = [value is ... for value in (result if isinstance(result, (tuple, list)) else (result,))]
     if all(open_gaps):
         raise Blank
     if any(open_gaps):
@@ -91,6 +97,8 @@ def explain(error: BaseException) -> str:
     """One line on an exception that an attempt raised."""
     if isinstance(error, OpenGap):
         return f"a gap `...` is still open ({error})"
+    if isinstance(error, NothingReturned):
+        return "it returns None: is a return missing?"
     return f"it raised {one_line(error)}"
 
 

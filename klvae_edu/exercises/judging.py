@@ -2,7 +2,7 @@
 
 An attempt is run on a few probes (small random inputs) beside the finished version. When the results differ, they are
 compared with those of known mistakes, so that the verdict can name the mistake; an answer that matches none of them is
-told where it differs. Only results count, never how they were reached.
+told where it differs. Only results count, not how they were reached; but the caller's tensors must stay as they are.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ def judge_function(
     probes: Sequence[Probe],
     mistakes: Sequence[Mistake],
     *,
-    names: Sequence[str] = ("the result",),
-    gradients: Mapping[str, int] | None = None,
+    inputs: Sequence[str],
+    outputs: Sequence[str] = ("the result",),
+    gradients: Sequence[str] = (),
 ) -> Judge:
-    """A judge of functions that return one tensor, or a tuple of tensors called `names`.
+    """A judge of functions that return one tensor, or a tuple of tensors called `outputs`.
 
     Args:
         reference: the finished version.
         probes: arguments to call it with. They must tell the mistakes from the truth and from each other.
         mistakes: tried in this order.
-        names: of the outputs.
-        gradients: arguments (name: position) that the result must carry a gradient to.
+        inputs: what to call the arguments, in their order.
+        outputs: what to call the results.
+        gradients: those of the inputs that the result must carry a gradient to.
     """
 
     def judge(attempt: Any) -> str | None:
@@ -46,9 +48,13 @@ def judge_function(
             return explain(results[0])
         expected = [_outcome(reference, probe) for probe in probes]
         if same(results[0], results[0]) and not same(_outcome(attempt, probes[0], seed=1), results[0]):
-            return "the same input gave two different results: it draws random numbers where none are asked for"
+            instead = ": use the argument `noise`" if "noise" in inputs else ""
+            return (
+                f"the same input gave two different results: it draws random numbers where none are asked for{instead}"
+            )
         if all(map(same, results, expected)):
-            return _judge_gradients(attempt, reference, probes[0], gradients) if gradients else None
+            positions = {name: inputs.index(name) for name in gradients}
+            return _judge_inputs(attempt, probes, inputs) or _judge_gradients(attempt, reference, probes[0], positions)
         for message, code in mistakes:
             if _agree(results, [_outcome(code, probe) for probe in probes]):
                 return message
@@ -56,7 +62,7 @@ def judge_function(
         if ratio is not None:
             return f"every value is {ratio:.3g} times what it should be: look for a factor or a sign"
         wrong = [same(result, right) for result, right in zip(results, expected, strict=True)].index(False)
-        return f"{_describe(results[wrong], expected[wrong], names)}, for {_inputs(probes[wrong])}"
+        return f"{_describe(results[wrong], expected[wrong], outputs)}, for {_shapes(probes[wrong])}"
 
     return judge
 
@@ -119,11 +125,25 @@ def _outcome(function: Callable[..., Any], probe: Probe, seed: int = 0) -> Any:
 
 
 def _agree(results: Sequence[Any], wrong: Sequence[Any]) -> bool:
-    """Whether an attempt does what a mistake does: on the first probe, and on the others where both give a result."""
+    """Whether an attempt does what a mistake does: on the first probe, and on the others as far as the attempt runs."""
     pairs = zip(results, wrong, strict=True)
-    return same(results[0], wrong[0]) and all(
-        same(a, b) for a, b in pairs if not isinstance(a, Exception) and not isinstance(b, Exception)
-    )
+    return same(results[0], wrong[0]) and all(same(a, b) for a, b in pairs if not isinstance(a, Exception))
+
+
+def _judge_inputs(attempt: Callable[..., Any], probes: Sequence[Probe], names: Sequence[str]) -> str | None:
+    for probe in probes:
+        given = copy.deepcopy(probe)
+        attempt(*given)
+        for name, before, after in zip(names, probe, given, strict=False):
+            if isinstance(before, Tensor) and not torch.equal(before, after):
+                return (
+                    f"the values are right, but it changes its input {name}: "
+                    "work on a copy, without operations in place such as add_ or +="
+                )
+    return None
+
+
+_CUT = "look for detach, no_grad, .data, .item or a new torch.tensor"
 
 
 def _judge_gradients(
@@ -136,11 +156,11 @@ def _judge_gradients(
     expected = _gradients(reference, probe, wrt)
     cut = [name for name, g, right in zip(wrt, gradients, expected, strict=True) if not g.any() and right.any()]
     if cut:
-        return (
-            f"the values are right, but no gradient reaches {' and '.join(cut)}: "
-            "look for detach, no_grad, .data, .item or a new torch.tensor"
-        )
+        return f"the values are right, but no gradient reaches {' and '.join(cut)}: {_CUT}"
+    parts = [name for name, g, right in zip(wrt, gradients, expected, strict=True) if same(g, right * (g != 0))]
     wrong = [name for name, g, right in zip(wrt, gradients, expected, strict=True) if not same(g, right)]
+    if wrong and set(wrong) <= set(parts):
+        return f"the values are right, but a part of the gradient to {' and '.join(wrong)} is cut: {_CUT}"
     return f"the values are right, but not the gradient with respect to {' and '.join(wrong)}" if wrong else None
 
 
@@ -168,16 +188,16 @@ def _common_ratio(results: Sequence[Any], expected: Sequence[Any]) -> float | No
     return ratio if abs(ratio) > 1e-6 and all(map(same, results, scaled)) else None
 
 
-def _describe(result: Any, expected: Any, names: Sequence[str]) -> str:
+def _describe(result: Any, expected: Any, outputs: Sequence[str]) -> str:
     """How a wrong result differs, without its end: the caller adds the input."""
     if isinstance(result, Exception):
         return explain(result)
     if isinstance(expected, tuple):
         if not isinstance(result, (tuple, list)) or len(result) != len(expected):
             got = f"{len(result)} values" if isinstance(result, (tuple, list)) else type(result).__name__
-            return f"expected {' and '.join(names)}, got {got}"
+            return f"expected {' and '.join(outputs)}, got {got}"
         wrong = next(i for i in range(len(expected)) if not same(result[i], expected[i]))
-        return f"{names[wrong]}: {_describe(result[wrong], expected[wrong], names)}"
+        return f"{outputs[wrong]}: {_describe(result[wrong], expected[wrong], outputs)}"
     if not isinstance(result, Tensor):
         return f"expected a Tensor, got {type(result).__name__}"
     if result.shape != expected.shape:
@@ -185,16 +205,15 @@ def _describe(result: Any, expected: Any, names: Sequence[str]) -> str:
     if not result.is_floating_point():
         return f"expected floating-point numbers, got {result.dtype}"
     if not result.isfinite().all():
-        return f"the result contains {'NaN' if result.isnan().any() else 'infinity'}"
+        what = "NaN, as from the logarithm or root of a negative number" if result.isnan().any() else "infinity"
+        return f"the result contains {what}"
     difference = (result.double() - expected.double()).abs().flatten()
     worst = int(difference.argmax())
     found, right = float(result.flatten()[worst]), float(expected.flatten()[worst])
-    return (
-        "the shape is right, the values are not: the largest difference is at one that should be "
-        f"{right:.4g} and is {found:.4g}"
-    )
+        "the shape is right, the values are not: where they differ most, "
+        f"{right:.4g} was expected, and yours is {found:.4g}"
 
 
-def _inputs(probe: Probe) -> str:
-    shapes = [tuple(value.shape) for value in probe if isinstance(value, Tensor)]
-    return f"inputs of shape {', '.join(map(str, shapes))}"
+def _shapes(probe: Probe) -> str:
+    shapes = dict.fromkeys(str(tuple(value.shape)) for value in probe if isinstance(value, Tensor))
+    return f"inputs of shape {', '.join(shapes)}"

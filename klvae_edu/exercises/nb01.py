@@ -16,24 +16,26 @@ from klvae_edu.gaussian import DiagonalGaussianDistribution
 NOTEBOOK = "01_diagonal_gaussian"
 
 
-# The finished versions: what the class does, in the form in which the exercises ask for it.
+# The finished versions, in the form in which the exercises ask for them. The tests hold them to the class.
+# Annotated with torch.Tensor, which a notebook knows, because `solution` shows them and readers paste them.
 
 
-def split_parameters(parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, 2C, …) -> mean and clamped log-variance, (B, C, …) each."""
-    posterior = DiagonalGaussianDistribution(parameters)
-    return posterior.mean, posterior.logvar
+def split_parameters(parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 2C, …) -> mean and log-variance, (B, C, …) each, the latter within [-30, 20]."""
+    mean, logvar = parameters.chunk(2, dim=1)
+    return mean, logvar.clamp(-30.0, 20.0)
 
 
-def reparameterize(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """The sample that `noise` ~ N(0, I) turns into."""
-    return mean + DiagonalGaussianDistribution(torch.cat([mean, logvar], dim=1)).std * noise
+def reparameterize(mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The sample that `noise` ~ N(0, I) turns into. All of one shape."""
+    std = torch.exp(0.5 * logvar)
+    return mean + std * noise
 
 
-def nll(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+def nll(mean: torch.Tensor, logvar: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
     """-log N(sample; mean, exp(logvar)) in nats, summed over all but the batch: (B,)."""
-    posterior = DiagonalGaussianDistribution(torch.cat([mean, logvar], dim=1))
-    return posterior.nll(sample, dims=tuple(range(1, mean.ndim)))
+    each = math.log(2.0 * math.pi) + logvar + (sample - mean) ** 2 / torch.exp(logvar)
+    return 0.5 * each.flatten(1).sum(1)
 
 
 # 01.1
@@ -55,11 +57,15 @@ _ORDER = "the halves are swapped: the mean is the first half of the channels, th
 _AXIS = "it is split along the wrong axis: the channels are dim=1 (of B, 2C, H, W)"
 SPLIT_MISTAKES = (
     ("no clamp: the log-variance must stay in [-30, 20], or exp overflows", _split(low=-_FREE, high=_FREE)),
+    (
+        "the clamp is on the mean: only the log-variance needs it",
+        lambda p: (p.chunk(2, dim=1)[0].clamp(-30, 20), p.chunk(2, dim=1)[1]),
+    ),
     (_ORDER, _split(swap=True)),
     (_ORDER, _split(swap=True, low=-_FREE, high=_FREE)),
     ("the order of the results is swapped: return the mean first", lambda p: _split()(p)[::-1]),
-    *((_AXIS, _split(dim=dim)) for dim in (-1, 0, 2)),
-    *((_AXIS, _split(dim=dim, low=-_FREE, high=_FREE)) for dim in (-1, 0, 2)),
+    *((_AXIS, _split(dim=dim)) for dim in (-1, -2, 0, 2)),
+    *((_AXIS, _split(dim=dim, low=-_FREE, high=_FREE)) for dim in (-1, -2, 0, 2)),
     (
         "the channels are taken alternately (interleaved): the mean is the first half in one piece",
         lambda p: (p[:, ::2], p[:, 1::2].clamp(-30, 20)),
@@ -67,11 +73,15 @@ SPLIT_MISTAKES = (
     ("the mean is clamped too: only the log-variance needs it", lambda p: _split()(p.clamp(-30, 20))),
     *(
         (_LIMITS, _split(low=low, high=high))
-        for low, high in [(-20, 30), (-30, 30), (-20, 20), (-30, _FREE), (-_FREE, 20)]
+        for low, high in [(-20, 30), (-30, 30), (-20, 20), (20, -30), (-30, _FREE), (-_FREE, 20)]
     ),
     (
         "the second result is the variance, exp(logvar): return the log-variance itself",
         lambda p: (_split()(p)[0], _split()(p)[1].exp()),
+    ),
+    (
+        "the second result is the standard deviation, exp(logvar / 2): return the log-variance itself",
+        lambda p: (_split()(p)[0], (_split()(p)[1] / 2).exp()),
     ),
     (
         "the clamp is on exp(logvar): clamp the log-variance, and leave exp for later",
@@ -87,7 +97,18 @@ SAMPLE_MISTAKES = (
         lambda m, v, n: m + v.exp() * n,
     ),
     ("the noise is multiplied by logvar itself: the deviation is exp(logvar / 2)", lambda m, v, n: m + v * n),
-    ("the sign in the exponent: the deviation is exp(+logvar / 2)", lambda m, v, n: m + (-v / 2).exp() * n),
+    (
+        "exp is missing: logvar / 2 is the logarithm of the deviation, the deviation is exp(logvar / 2)",
+        lambda m, v, n: m + v / 2 * n,
+    ),
+    (
+        "the root is taken twice: exp(logvar / 2) is the deviation, its root is no more",
+        lambda m, v, n: m + (v / 4).exp() * n,
+    ),
+    (
+        "the sign in the exponent, or a division by the deviation: the noise is multiplied by exp(+logvar / 2)",
+        lambda m, v, n: m + (-v / 2).exp() * n,
+    ),
     ("the ½ stands outside of exp: the deviation is exp(logvar / 2)", lambda m, v, n: m + v.exp() / 2 * n),
     ("sqrt of logvar: the root is of the variance, exp(logvar)", lambda m, v, n: m + v.sqrt() * n),
     ("the mean is missing: the noise must be moved to it", lambda m, v, n: (v / 2).exp() * n),
@@ -96,6 +117,11 @@ SAMPLE_MISTAKES = (
         "mean and standard deviation are swapped: the noise multiplies the deviation",
         lambda m, v, n: (v / 2).exp() + m * n,
     ),
+    (
+        "mean and noise are exchanged: the deviation multiplies the noise, and the mean is added",
+        lambda m, v, n: n + (v / 2).exp() * m,
+    ),
+    ("the deviation is added: it multiplies the noise", lambda m, v, n: m + (v / 2).exp() + n),
     ("the noise is not scaled: multiply it by the standard deviation before the mean is added", lambda m, v, n: m + n),
     ("the deviation multiplies the mean as well: look at the brackets", lambda m, v, n: (m + n) * (v / 2).exp()),
     ("the sign of the noise: it is added to the mean", lambda m, v, n: m - (v / 2).exp() * n),
@@ -108,8 +134,33 @@ def _terms(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
     return (math.log(2 * math.pi) + logvar + (sample - mean) ** 2 / logvar.exp()).flatten(1)
 
 
+def _weighted(constant: float, log: float, square: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The three terms, each with a factor of its own."""
+    return lambda m, v, s: (
+        (constant * math.log(2 * math.pi) + log * v + square * (s - m) ** 2 / v.exp()).flatten(1).sum(1)
+    )
+
+
+_BRACKET = "it belongs to all three terms, so put a bracket around them"
 NLL_MISTAKES = (
     ("the factor ½ is missing", lambda m, v, s: _terms(m, v, s).sum(1)),
+    (f"the factor ½ is on the square only: {_BRACKET}", _weighted(1, 1, 0.5)),
+    (f"the factor ½ is on logvar only: {_BRACKET}", _weighted(1, 0.5, 1)),
+    (f"the factor ½ is on log 2π only: {_BRACKET}", _weighted(0.5, 1, 1)),
+    (f"the factor ½ is missing on the square: {_BRACKET}", _weighted(0.5, 0.5, 1)),
+    (f"the factor ½ is missing on logvar: {_BRACKET}", _weighted(0.5, 1, 0.5)),
+    (f"the factor ½ is missing on log 2π: {_BRACKET}", _weighted(1, 0.5, 0.5)),
+    ("the square is halved twice: one ½ in front of the bracket is enough", _weighted(0.5, 0.5, 0.25)),
+    ("logvar is halved twice: one ½ in front of the bracket is enough", _weighted(0.5, 0.25, 0.5)),
+    ("log 2π is halved twice: one ½ in front of the bracket is enough", _weighted(0.25, 0.5, 0.5)),
+    (
+        "log π stands where log 2π belongs",
+        lambda m, v, s: (_terms(m, v, s) - math.log(2)).sum(1) / 2,
+    ),
+    (
+        "2π stands where log 2π belongs",
+        lambda m, v, s: (_terms(m, v, s) - math.log(2 * math.pi) + 2 * math.pi).sum(1) / 2,
+    ),
     (
         "log 2π is missing, the constant of each value",
         lambda m, v, s: (_terms(m, v, s) - math.log(2 * math.pi)).sum(1) / 2,
@@ -128,6 +179,10 @@ NLL_MISTAKES = (
         lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 / (v / 2).exp()).flatten(1).sum(1) / 2,
     ),
     (
+        "the square is divided by the squared variance: square (sample - mean) only, or divide by std before squaring",
+        lambda m, v, s: (math.log(2 * math.pi) + v + ((s - m) / v.exp()) ** 2).flatten(1).sum(1) / 2,
+    ),
+    (
         "the square is multiplied by the variance: divide by it",
         lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 * v.exp()).flatten(1).sum(1) / 2,
     ),
@@ -135,9 +190,16 @@ NLL_MISTAKES = (
         "the square is divided by logvar: the variance is exp(logvar)",
         lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 / v).flatten(1).sum(1) / 2,
     ),
+    *(
+        (
+            "the square of (sample - mean) is forgotten",
+            lambda m, v, s, root=root: (math.log(2 * math.pi) + v + (s - m) / (v / root).exp()).flatten(1).sum(1) / 2,
+        )
+        for root in (1, 2)
+    ),
     (
-        "the square of (sample - mean) is forgotten",
-        lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) / v.exp()).flatten(1).sum(1) / 2,
+        "the square is not divided by the variance, exp(logvar)",
+        lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2).flatten(1).sum(1) / 2,
     ),
     (
         "a mean over the values: independent values' -log densities are summed",
@@ -155,6 +217,10 @@ NLL_MISTAKES = (
     (
         "the sign: this is the log-likelihood, the negative one is asked for",
         lambda m, v, s: -_terms(m, v, s).sum(1) / 2,
+    ),
+    (
+        "dims 1, 2, 3 are fixed, which fails for inputs (B, C): sum over all but the batch, flatten(1).sum(1)",
+        lambda m, v, s: _terms(m, v, s).view_as(m).sum((1, 2, 3)) / 2,
     ),
 )
 
@@ -180,6 +246,7 @@ def _part(
         _read(DiagonalGaussianDistribution, look, **options),
         probes,
         [(message, lambda p, *rest, code=code: code(*p.chunk(2, dim=1), *rest)) for message, code in mistakes],
+        inputs=("parameters", "sample", "dims"),
     )
     return lambda cls: judge(_read(cls, look, **options))
 
@@ -200,6 +267,9 @@ def _judge_sample(cls: Any) -> str | None:
         return f"expected a Tensor of shape {tuple(truth.mean.shape)}, got {got}"
     if same(sample, truth.mean):
         return "it returns the mean: no noise is added"
+    for name in ("mean", "std"):
+        if not same(getattr(posterior, name), getattr(truth, name)):
+            return f"it changes self.{name}: work on a copy, without operations in place such as add_ or +="
     if not torch.equal(sample, draw(1, global_seed=1)):
         return "the generator is ignored: hand it to the function that draws the noise"
     if torch.equal(sample, draw(2)):
@@ -218,6 +288,28 @@ def _judge_sample(cls: Any) -> str | None:
             "expected 0 and 1: draw from N(0, I) with torch.randn, multiply by std, add the mean"
         )
     return _judge_sample_gradient(cls) or _judge_sample_dtype_and_device(cls)
+
+
+def _judge_deterministic_sample(cls: Any) -> str | None:
+    parameters = _MODERATE[0][0]
+    sample = call(_read(cls, lambda d: d.sample(), deterministic=True), parameters.clone())
+    if same(sample, parameters.chunk(2, dim=1)[0]):
+        return None
+    return "the sample must be the mean: multiply the noise by self.std, which is then 0"
+
+
+def _judge_deterministic_nll(cls: Any) -> str | None:
+    parameters, sample = *probe((3, 8, 5, 2)), *probe((3, 4, 5, 2))
+    result = call(_read(cls, lambda d, sample: d.nll(sample), deterministic=True), parameters, sample)
+    if same(result, torch.zeros(3)):
+        return None
+    if not isinstance(result, Tensor):
+        got = f"{result!r:.20}"
+    elif result.any():
+        got = "other values" if result.isfinite().all() else "infinity or NaN"
+    else:
+        got = f"{'zeros' if result.is_floating_point() else 'whole numbers'} of shape {tuple(result.shape)}"
+    return f"expected zeros of shape (B,), one number for each image; got {got}"
 
 
 def _judge_sample_gradient(cls: Any) -> str | None:
@@ -296,13 +388,8 @@ _CLASS = {
     "var with deterministic=True": _part(
         lambda d: d.var, _MODERATE, [(_ZERO, lambda m, v: v.exp())], deterministic=True
     ),
-    "sample() with deterministic=True, the mean": _part(lambda d: d.sample(), _MODERATE, deterministic=True),
-    "nll() with deterministic=True, zero for each image": _part(
-        lambda d, sample: d.nll(sample),
-        [(*probe((3, 8, 5, 2)), *probe((3, 4, 5, 2)))],
-        [("deterministic is ignored: nll must be zeros, (B,)", lambda m, v, s: _terms(m, v, s).sum(1) / 2)],
-        deterministic=True,
-    ),
+    "sample() with deterministic=True": _judge_deterministic_sample,
+    "nll() with deterministic=True": _judge_deterministic_nll,
 }
 
 EXERCISES = (
@@ -313,7 +400,7 @@ EXERCISES = (
         minutes=5,
         difficulty=1,
         reference=split_parameters,
-        shown=(DiagonalGaussianDistribution.__init__,),
+        in_package=(DiagonalGaussianDistribution.__init__,),
         hints=(
             "The channels are dimension 1 in every rank: (B, 2C) as well as (B, 2C, H, W).",
             "Tensor.chunk(2, dim=1) gives two halves; Tensor.clamp(low, high) keeps values between two limits.",
@@ -323,7 +410,9 @@ EXERCISES = (
             split_parameters,
             [probe((4, 6, 2, 8), scale=25.0), probe((6, 4), scale=25.0)],
             SPLIT_MISTAKES,
-            names=("mean", "logvar"),
+            inputs=("parameters",),
+            outputs=("mean", "logvar"),
+            gradients=("parameters",),
         ),
     ),
     Exercise(
@@ -333,7 +422,7 @@ EXERCISES = (
         minutes=5,
         difficulty=2,
         reference=reparameterize,
-        shown=(DiagonalGaussianDistribution.sample,),
+        in_package=(DiagonalGaussianDistribution.sample,),
         hints=(
             "Start from noise ~ N(0, I): what makes its standard deviation σ, and what then makes its mean μ?",
             "logvar = log σ². So what is σ in terms of logvar? Mind the square.",
@@ -341,9 +430,10 @@ EXERCISES = (
         ),
         judge=judge_function(
             reparameterize,
-            [probe((3, 4, 5, 2), (3, 4, 5, 2), (3, 4, 5, 2)), probe((5, 7), (5, 7), (5, 7))],
+            [probe(*[shape] * 3) for shape in ((3, 4, 5, 2), (5, 7), (6,))],
             SAMPLE_MISTAKES,
-            gradients={"mean": 0, "logvar": 1},
+            inputs=("mean", "logvar", "noise"),
+            gradients=("mean", "logvar"),
         ),
     ),
     Exercise(
@@ -353,13 +443,18 @@ EXERCISES = (
         minutes=10,
         difficulty=2,
         reference=nll,
-        shown=(DiagonalGaussianDistribution.nll,),
+        in_package=(DiagonalGaussianDistribution.nll,),
         hints=(
             "Write down the density of one Gaussian value and take -log: three terms, all with the same factor.",
             "The variance is exp(logvar). Independent values: their -log densities are added up.",
             "½ · (log 2π + logvar + (sample - mean)² / var), then flatten(1).sum(1).",
         ),
-        judge=judge_function(nll, [probe((3, 4, 5, 2), (3, 4, 5, 2), (3, 4, 5, 2))], NLL_MISTAKES),
+        judge=judge_function(
+            nll,
+            [probe(*[shape] * 3) for shape in ((3, 4, 5, 2), (5, 7), (1, 1))],
+            NLL_MISTAKES,
+            inputs=("mean", "logvar", "sample"),
+        ),
     ),
     Exercise(
         id="01.4",
@@ -368,7 +463,7 @@ EXERCISES = (
         minutes=15,
         difficulty=3,
         reference=DiagonalGaussianDistribution,
-        shown=(DiagonalGaussianDistribution,),
+        in_package=(DiagonalGaussianDistribution,),
         hints=(
             "Compute mean, logvar, std and var once, in __init__, from the clamped log-variance; the methods use them.",
             "torch.randn takes generator=, device= and dtype=: the noise must be like the mean in all three.",

@@ -12,42 +12,43 @@ from torch import Tensor
 from klvae_edu.exercises.framework import Exercise
 from klvae_edu.exercises.judging import judge_function, probe
 from klvae_edu.gaussian import DiagonalGaussianDistribution
-from klvae_edu.losses import kl_loss, pixel_loss, vae_loss
+from klvae_edu.losses import pixel_loss, vae_loss
 
 NOTEBOOK = "02_kl_loss"
 
 
-# The finished versions: what the package does, in the form in which the exercises ask for it.
+# The finished versions, in the form in which the exercises ask for them. The tests hold them to the package.
+# Annotated with torch.Tensor, which a notebook knows, because `solution` shows them and readers paste them.
 
 
-def _posterior(mean: Tensor, logvar: Tensor) -> DiagonalGaussianDistribution:
-    return DiagonalGaussianDistribution(torch.cat([mean, logvar], dim=1))
-
-
-def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
+def kl_to_standard_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     """KL(N(mean, exp(logvar)) ‖ N(0, I)) in nats, summed over all but the batch: (B,)."""
-    return _posterior(mean, logvar).kl()
+    each = mean**2 + torch.exp(logvar) - 1 - logvar
+    return 0.5 * each.flatten(1).sum(1)
 
 
-def kl_between(mean: Tensor, logvar: Tensor, other_mean: Tensor, other_logvar: Tensor) -> Tensor:
+def kl_between(
+    mean: torch.Tensor, logvar: torch.Tensor, other_mean: torch.Tensor, other_logvar: torch.Tensor
+) -> torch.Tensor:
     """KL(q ‖ p) in nats for q = N(mean, …) and p = N(other_mean, …), summed over all but the batch: (B,)."""
-    return _posterior(mean, logvar).kl(_posterior(other_mean, other_logvar))
+    each = ((mean - other_mean) ** 2 + torch.exp(logvar)) / torch.exp(other_logvar) - 1 - logvar + other_logvar
+    return 0.5 * each.flatten(1).sum(1)
 
 
-def monte_carlo_kl(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+def monte_carlo_kl(mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """KL(q ‖ N(0, I)) as the average of log q(z) - log p(z) over samples, one for each noise[s]: (B,)."""
-    q = _posterior(mean, logvar)
-    p = _posterior(torch.zeros_like(mean), torch.zeros_like(logvar))
-    z = q.mean + q.std * noise
-    dims = tuple(range(2, z.ndim))
-    return (p.nll(z, dims) - q.nll(z, dims)).mean(0)
+    z = mean + torch.exp(0.5 * logvar) * noise
+    log_q = -0.5 * (logvar + (z - mean) ** 2 / torch.exp(logvar))  # both without -½ log 2π, which cancels
+    log_p = -0.5 * z**2
+    return (log_q - log_p).flatten(2).sum(2).mean(0)
 
 
 def kl_vae_loss(
-    reconstruction: Tensor, target: Tensor, posterior: DiagonalGaussianDistribution, kl_weight: float = 1e-6
-) -> Tensor:
+    reconstruction: torch.Tensor, target: torch.Tensor, posterior: DiagonalGaussianDistribution, kl_weight: float = 1e-6
+) -> torch.Tensor:
     """The autoencoder's training loss with CompVis' reduction: a scalar."""
-    return vae_loss(reconstruction, target, posterior, kl_weight=kl_weight)["loss"]
+    pixel = (reconstruction - target).abs().flatten(1).sum(1).mean()
+    return pixel + kl_weight * posterior.kl().mean()
 
 
 # 02.1
@@ -58,6 +59,7 @@ def _terms(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 _EACH_IMAGE = "one number for each image is asked for, (B,)"
+_FIXED = "dims 1, 2, 3 are fixed, which fails for inputs (B, C): sum over all but the batch, flatten(1).sum(1)"
 KL_MISTAKES = (
     ("the factor ½ is missing", lambda m, v: _terms(m, v).sum(1)),
     ("a mean over the values: the KL of independent values is summed", lambda m, v: _terms(m, v).mean(1) / 2),
@@ -88,6 +90,28 @@ KL_MISTAKES = (
     ("the sign of the 1: it is subtracted", lambda m, v: (_terms(m, v) + 2).sum(1) / 2),
     ("the mean is not squared", lambda m, v: (m + v.exp() - 1 - v).flatten(1).sum(1) / 2),
     ("the mean is missing", lambda m, v: (v.exp() - 1 - v).flatten(1).sum(1) / 2),
+    ("the variance, exp(logvar), is missing", lambda m, v: (m**2 - 1 - v).flatten(1).sum(1) / 2),
+    (
+        "the variance is squared: exp(logvar) is σ² already",
+        lambda m, v: (m**2 + (2 * v).exp() - 1 - v).flatten(1).sum(1) / 2,
+    ),
+    (
+        "logvar is taken for log σ: it is log σ², the variance is exp(logvar)",
+        lambda m, v: (m**2 + (2 * v).exp() - 1 - 2 * v).flatten(1).sum(1) / 2,
+    ),
+    (
+        "logvar is taken for the variance itself: the variance is exp(logvar)",
+        lambda m, v: (m**2 + v - 1 - v.log()).flatten(1).sum(1) / 2,
+    ),
+    (
+        "the factor ½ is on the mean only: it belongs to all terms, so put a bracket around them",
+        lambda m, v: (m**2 / 2 + v.exp() - 1 - v).flatten(1).sum(1),
+    ),
+    (
+        "the factor ½ is missing on the mean: it belongs to all terms, so put a bracket around them",
+        lambda m, v: (m**2 + (v.exp() - 1 - v) / 2).flatten(1).sum(1),
+    ),
+    (_FIXED, lambda m, v: _terms(m, v).view_as(m).sum((1, 2, 3)) / 2),
 )
 
 # 02.2
@@ -123,10 +147,6 @@ BETWEEN_MISTAKES = (
         lambda m, v, om, ov: (((m - om) ** 2 + ov.exp()) / v.exp() - 1 - v + ov).flatten(1).sum(1) / 2,
     ),
     (
-        "the squared difference is not divided by the other variance",
-        lambda m, v, om, ov: ((m - om) ** 2 + (v - ov).exp() - 1 - v + ov).flatten(1).sum(1) / 2,
-    ),
-    (
         "standard deviations stand where variances belong: exp(logvar)",
         lambda m, v, om, ov: (((m - om) ** 2 + (v / 2).exp()) / (ov / 2).exp() - 1 - v + ov).flatten(1).sum(1) / 2,
     ),
@@ -138,6 +158,40 @@ BETWEEN_MISTAKES = (
         "the difference of the means is not squared",
         lambda m, v, om, ov: (((m - om) + v.exp()) / ov.exp() - 1 - v + ov).flatten(1).sum(1) / 2,
     ),
+    (
+        "the means are added: their difference is squared",
+        lambda m, v, om, ov: _between(m, v, -om, ov).sum(1) / 2,
+    ),
+    (
+        "the variance is not divided by the other's: put a bracket around the numerator",
+        lambda m, v, om, ov: ((m - om) ** 2 / ov.exp() + v.exp() - 1 - v + ov).flatten(1).sum(1) / 2,
+    ),
+    (
+        "only the variance is divided by the other's: put a bracket around the numerator",
+        lambda m, v, om, ov: ((m - om) ** 2 + (v - ov).exp() - 1 - v + ov).flatten(1).sum(1) / 2,
+    ),
+    (
+        "the squared difference is divided by the squared variance: square the difference only",
+        lambda m, v, om, ov: (((m - om) / ov.exp()) ** 2 + (v - ov).exp() - 1 - v + ov).flatten(1).sum(1) / 2,
+    ),
+    (
+        "nothing is divided by the other's variance, exp(other_logvar)",
+        lambda m, v, om, ov: ((m - om) ** 2 + v.exp() - 1 - v + ov).flatten(1).sum(1) / 2,
+    ),
+    ("logvar is missing", lambda m, v, om, ov: (_between(m, v, om, ov) + v.flatten(1)).sum(1) / 2),
+    ("other_logvar is missing", lambda m, v, om, ov: (_between(m, v, om, ov) - ov.flatten(1)).sum(1) / 2),
+    (
+        "log σ stands where log σ² belongs: the log-variances are logarithms of the squares already",
+        lambda m, v, om, ov: (_between(m, v, om, ov) + (v - ov).flatten(1) / 2).sum(1) / 2,
+    ),
+    (
+        "the factor ½ is on the fraction only: it belongs to all terms, so put a bracket around them",
+        lambda m, v, om, ov: (_between(m, v, om, ov) + (ov - v - 1).flatten(1)).sum(1) / 2,
+    ),
+    (
+        "the 1 is subtracted once for an image: every value has its own -1",
+        lambda m, v, om, ov: ((_between(m, v, om, ov) + 1).sum(1) - 1) / 2,
+    ),
     ("the other Gaussian is ignored: this is the KL to N(0, I)", lambda m, v, om, ov: _terms(m, v).sum(1) / 2),
     ("the factor ½ is missing", lambda *gaussians: _between(*gaussians).sum(1)),
     (
@@ -146,7 +200,9 @@ BETWEEN_MISTAKES = (
     ),
     (f"summed over the batch as well: {_EACH_IMAGE}", lambda *gaussians: _between(*gaussians).sum() / 2),
     (f"averaged over the batch as well: {_EACH_IMAGE}", lambda *gaussians: _between(*gaussians).sum(1).mean() / 2),
+    (f"not summed: {_EACH_IMAGE}", lambda *gaussians: _between(*gaussians).view_as(gaussians[0]) / 2),
     ("the sign: a KL divergence is never negative", lambda *gaussians: -_between(*gaussians).sum(1) / 2),
+    (_FIXED, lambda *gaussians: _between(*gaussians).view_as(gaussians[0]).sum((1, 2, 3)) / 2),
 )
 
 # 02.3
@@ -172,7 +228,7 @@ def _ratio(mean: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
 _ONE_CONSTANT = "the constant log 2π is in one of the two densities only: it cancels when it is in both"
 MONTE_CARLO_MISTAKES = (
     (
-        "the sign: this is the average of log p - log q, log q - log p is asked for",
+        "the sign: this is the average of log p - log q; asked for is log q - log p",
         _sampled(lambda m, v, z: -_ratio(m, v, z)),
     ),
     (
@@ -182,6 +238,17 @@ MONTE_CARLO_MISTAKES = (
     (
         "the samples have the wrong spread: z = mean + exp(logvar / 2) · noise, not exp(logvar)",
         lambda m, v, n: _ratio(m, v, m + v.exp() * n).flatten(2).sum(2).mean(0),
+    ),
+    *(
+        (
+            "the samples have the wrong spread: z = mean + exp(logvar / 2) · noise, exp is missing",
+            lambda m, v, n, factor=factor: _ratio(m, v, m + factor * v * n).flatten(2).sum(2).mean(0),
+        )
+        for factor in (1, 0.5)
+    ),
+    (
+        "the samples do not have the wanted mean: z = mean + exp(logvar / 2) · noise",
+        lambda m, v, n: _ratio(m, v, (v / 2).exp() * n).flatten(2).sum(2).mean(0),
     ),
     (
         "summed over the samples: average over them, dimension 0",
@@ -202,6 +269,10 @@ MONTE_CARLO_MISTAKES = (
         lambda m, v, n: _ratio(m, v, m + (v / 2).exp() * n).flatten(2).sum(2),
     ),
     (
+        f"not summed over the values of an image: {_EACH_IMAGE}",
+        lambda m, v, n: _ratio(m, v, m + (v / 2).exp() * n).mean(0),
+    ),
+    (
         "this is the closed form: average log q(z) - log p(z) over the samples instead",
         lambda m, v, n: kl_to_standard_normal(m, v),
     ),
@@ -213,11 +284,41 @@ MONTE_CARLO_MISTAKES = (
     ("log p is missing", _sampled(_log_q)),
     ("log q is missing", _sampled(lambda m, v, z: -_log_p(z).expand_as(z))),
     (
+        "the factor ½ is missing on the square in log q: -½ stands before both terms",
+        _sampled(lambda m, v, z: -v / 2 - (z - m) ** 2 / v.exp() - _log_p(z)),
+    ),
+    (
+        "the factor ½ is missing on logvar in log q: -½ stands before both terms",
+        _sampled(lambda m, v, z: _ratio(m, v, z) - v / 2),
+    ),
+    (
+        "the bracket in log q is missing: -½ stands before both terms",
+        _sampled(lambda m, v, z: -v / 2 + (z - m) ** 2 / v.exp() - _log_p(z)),
+    ),
+    (
+        "the sign of log q: it is -½ · (…)",
+        _sampled(lambda m, v, z: -_log_q(m, v, z) - _log_p(z)),
+    ),
+    ("the sign of log p: it is -½ · z²", _sampled(lambda m, v, z: _log_q(m, v, z) + _log_p(z))),
+    (
+        "log q divides by the squared variance: square (z - mean) only",
+        _sampled(lambda m, v, z: -(v + ((z - m) / v.exp()) ** 2) / 2 - _log_p(z)),
+    ),
+    (
+        "log q does not divide the square by the variance, exp(logvar)",
+        _sampled(lambda m, v, z: -(v + (z - m) ** 2) / 2 - _log_p(z)),
+    ),
+    ("log q lacks the square of (z - mean)", _sampled(lambda m, v, z: -(v + (z - m) / v.exp()) / 2 - _log_p(z))),
+    (
         "log q divides by the standard deviation: the square is divided by the variance, exp(logvar)",
         _sampled(lambda m, v, z: -(v + (z - m) ** 2 / (v / 2).exp()) / 2 - _log_p(z)),
     ),
     (_ONE_CONSTANT, _sampled(lambda m, v, z: _ratio(m, v, z) - math.log(2 * math.pi) / 2)),
     (_ONE_CONSTANT, _sampled(lambda m, v, z: _ratio(m, v, z) + math.log(2 * math.pi) / 2)),
+    (
+        "dims 2, 3, 4 are fixed, which fails for inputs (B, C): sum over all but samples and batch, flatten(2).sum(2)",
+        lambda m, v, n: _ratio(m, v, m + (v / 2).exp() * n).sum((2, 3, 4)).mean(0),
+    ),
 )
 
 # 02.4
@@ -261,6 +362,15 @@ LOSS_MISTAKES = (
         lambda r, t, q, w: (_pixel(r, t) + w * _kl(q)) * len(t),
     ),
     (
+        "the pixel term is a mean over everything, the KL a sum over everything: for both, sum over an image's values "
+        "and average over the batch",
+        lambda r, t, q, w: (r - t).abs().mean() + w * _kl(q) * len(t),
+    ),
+    (
+        f"the KL is divided by C·H·W, the pixel term is not: {_UNITS}",
+        lambda r, t, q, w: _pixel(r, t) + w * _kl(q) / t[0].numel(),
+    ),
+    (
         "the pixel term is summed over the batch: divide it by the number of images",
         lambda r, t, q, w: _pixel(r, t) * len(t) + w * _kl(q),
     ),
@@ -277,13 +387,21 @@ LOSS_MISTAKES = (
         lambda r, t, q, w: (r - t).pow(2).mean() + w * _kl(q),
     ),
     (
+        "the pixel term is a Euclidean norm: the L1 distance, summed over C, H, W, is asked for",
+        lambda r, t, q, w: (r - t).flatten(1).norm(dim=1).mean() + w * _kl(q),
+    ),
+    (
+        "the absolute value is taken of the sum: take it of every difference, before errors cancel",
+        lambda r, t, q, w: (r - t).flatten(1).sum(1).abs().mean() + w * _kl(q),
+    ),
+    (
         "the absolute value is missing: errors of different sign cancel",
         lambda r, t, q, w: (r - t).flatten(1).sum(1).mean() + w * _kl(q),
     ),
     ("kl_weight is on the pixel term: it belongs to the KL", lambda r, t, q, w: w * _pixel(r, t) + _kl(q)),
     ("kl_weight is on both terms: it belongs to the KL", lambda r, t, q, w: w * (_pixel(r, t) + _kl(q))),
     ("kl_weight is forgotten", lambda r, t, q, w: _pixel(r, t) + _kl(q)),
-    ("the KL is missing", lambda r, t, q, w: _pixel(r, t)),
+    ("the KL is missing, or kl_weight is not used", lambda r, t, q, w: _pixel(r, t)),
     ("the pixel term is missing", lambda r, t, q, w: w * _kl(q)),
     ("the sign of the KL: it is a cost, and added", lambda r, t, q, w: _pixel(r, t) - w * _kl(q)),
     (
@@ -303,9 +421,11 @@ _judge_loss = judge_function(
         (*probe((4, 3, 5, 2), (4, 3, 5, 2), (4, 4, 2, 1)), 0.2),
     ],
     [(message, _on_parameters(code)) for message, code in LOSS_MISTAKES],
-    gradients={"reconstruction": 0, "the posterior": 2},
+    inputs=("reconstruction", "target", "the posterior", "kl_weight"),
+    gradients=("reconstruction", "the posterior"),
 )
 
+_SHAPES = ((3, 4, 5, 2), (5, 7), (1, 1))
 EXERCISES = (
     Exercise(
         id="02.1",
@@ -314,14 +434,17 @@ EXERCISES = (
         minutes=10,
         difficulty=2,
         reference=kl_to_standard_normal,
-        shown=(DiagonalGaussianDistribution.kl,),
+        in_package=(DiagonalGaussianDistribution.kl,),
         hints=(
             "Test yourself: for mean 0 and logvar 0 each value's KL is 0. Which terms must cancel there?",
             "Each value costs ½ · (mean² + var - 1 - logvar), with var = exp(logvar).",
             "Independent values add up: sum over all but the batch, for example with flatten(1).sum(1).",
         ),
         judge=judge_function(
-            kl_to_standard_normal, [probe((3, 4, 5, 2), (3, 4, 5, 2)), probe((5, 7), (5, 7))], KL_MISTAKES
+            kl_to_standard_normal,
+            [probe(*[shape] * 2) for shape in _SHAPES],
+            KL_MISTAKES,
+            inputs=("mean", "logvar"),
         ),
     ),
     Exercise(
@@ -331,7 +454,7 @@ EXERCISES = (
         minutes=15,
         difficulty=3,
         reference=kl_between,
-        shown=(DiagonalGaussianDistribution.kl,),
+        in_package=(DiagonalGaussianDistribution.kl,),
         hints=(
             "Two checks on paper: for equal Gaussians it is 0, and with p = N(0, I) it becomes exercise 02.1.",
             "KL(q ‖ p) measures distance and spread of q in units of p's variance: p's variance stands below.",
@@ -339,8 +462,9 @@ EXERCISES = (
         ),
         judge=judge_function(
             kl_between,
-            [probe(*[(3, 4, 5, 2)] * 4), probe(*[(5, 7)] * 4)],
+            [probe(*[shape] * 4) for shape in _SHAPES],
             BETWEEN_MISTAKES,
+            inputs=("mean", "logvar", "other_mean", "other_logvar"),
         ),
     ),
     Exercise(
@@ -350,7 +474,7 @@ EXERCISES = (
         minutes=15,
         difficulty=3,
         reference=monte_carlo_kl,
-        shown=(monte_carlo_kl, DiagonalGaussianDistribution.nll),
+        in_package=(DiagonalGaussianDistribution.nll,),  # -log q, and -log p
         hints=(
             "KL(q ‖ p) is the mean of log q(z) - log p(z) over z drawn from q. Which z does the noise give?",
             "z = mean + std · noise broadcasts to (S, B, …). The constant log 2π is in both densities, and cancels.",
@@ -359,8 +483,9 @@ EXERCISES = (
         ),
         judge=judge_function(
             monte_carlo_kl,
-            [probe((3, 4, 5, 2), (3, 4, 5, 2), (6, 3, 4, 5, 2)), probe((5, 7), (5, 7), (6, 5, 7))],
+            [probe(shape, shape, (samples, *shape)) for samples, shape in zip((6, 6, 1), _SHAPES, strict=True)],
             MONTE_CARLO_MISTAKES,
+            inputs=("mean", "logvar", "noise"),
         ),
     ),
     Exercise(
@@ -370,7 +495,7 @@ EXERCISES = (
         minutes=10,
         difficulty=2,
         reference=kl_vae_loss,
-        shown=(vae_loss, pixel_loss, kl_loss),
+        in_package=(vae_loss,),
         hints=(
             "Both terms are sums over one image's values, averaged over the images of the batch.",
             "posterior.kl() is already summed: (B,). What is left to do with it?",

@@ -9,7 +9,7 @@
 # **You will be able to**
 #
 # * read mean and log-variance off an encoder's output, and say why it is the logarithm;
-# * draw a sample that gradients can pass through, and measure why the alternative is hopeless;
+# * draw a sample that gradients can pass through, and measure what the alternative would cost;
 # * compute how likely a latent is (`nll`), and which one is the likeliest (`mode`);
 # * show that your class and the finished `klvae_edu.DiagonalGaussianDistribution` give the same numbers.
 #
@@ -71,7 +71,7 @@ assert mean.shape == logvar.shape == (1, 4, 8, 8)
 print(f"average standard deviation {logvar.mul(0.5).exp().mean():.2f}, spread of the means {mean.std():.2f}")
 
 # %% [markdown]
-# An untrained encoder says "about 0, give or take 1" whatever the image is: compare the two numbers. Keep this in mind for
+# "About 0, give or take 1", says the untrained encoder of this grey image: compare the two numbers. Keep this in mind for
 # notebook 02, where saying nothing will turn out to be exactly what costs nothing.
 
 # %% [markdown]
@@ -97,9 +97,9 @@ variance.sum().backward()
 print("variance", variance.item(), " gradient", wild.grad.item())
 
 # %% [markdown]
-# Infinite, and so is its gradient. One such value in one image, and after the next step of the optimiser every weight it
-# touches is `nan`. The original code therefore clamps the log-variance to [-30, 20] before anything else. What do the two
-# ends mean?
+# Infinite, and so is its gradient (in float32, `exp` overflows at about 88). One such value in one image, and after the next
+# step of the optimiser every weight it touches is `nan` or infinite. The original code therefore clamps the log-variance to
+# [-30, 20] before anything else. What do the two ends mean?
 
 # %%
 low, high = math.exp(0.5 * -30.0), math.exp(0.5 * 20.0)
@@ -119,14 +119,14 @@ show(
 
 # %% [markdown]
 # Read the picture from the left: below -30 nothing changes any more, because σ is already far below anything a decoder could
-# tell from zero. Above 20 the sample would be pure noise anyway. Where the line is level, what is the gradient? Zero: a
-# value beyond the fence gets no push back in from the sample. In practice it hardly ever goes there.
+# tell from zero. Above 20 the sample would be pure noise anyway. Where the line is level, what is the gradient? Zero: beyond
+# the fence, nothing pushes a value back. In practice it hardly ever goes there.
 
 # %% [markdown]
 # {{exercise 01.1}}
 #
 # Split the encoder's output into mean and log-variance, and clamp the log-variance. It should work for (B, 2C, H, W) as well
-# as for (B, 2C).
+# as for (B, 2C), let gradients through, and leave its input as it was.
 
 
 # %%
@@ -216,25 +216,24 @@ assert abs(z.mean() - 2) < 0.05 and abs(z.std() - 3) < 0.05
 
 # %%
 fig, ax = figure(size=(6, 3))
-for value in (-1.2, -0.4, 0.3, 1.1):
-    ax.plot([value, 2 + 0.5 * value, -2 + 1.5 * value], [2, 1, 0], color=GREY, linewidth=1)
-    ax.plot([value, 2 + 0.5 * value, -2 + 1.5 * value], [2, 1, 0], "o", color=BLUE)
-ax.set_yticks([2, 1, 0], ["noise ε", "μ = 2, σ = 0.5", "μ = -2, σ = 1.5"])
+for value, color in zip((-1.2, -0.4, 0.3, 1.1), PALETTE, strict=False):
+    ax.plot([2 + 0.5 * value, value, -2 + 1.5 * value], [0, 1, 2], "o-", color=color, linewidth=1)
+ax.set_yticks([0, 1, 2], ["μ = 2, σ = 0.5", "noise ε", "μ = -2, σ = 1.5"])
 ax.set_xlabel("value")
 show(
     fig,
-    alt="Four noise values in the top row; lines lead to the samples they become under two Gaussians, one narrow, one wide.",
+    alt="Four noise values in the middle row; lines lead up and down to the samples they become under two Gaussians.",
 )
 
 # %% [markdown]
-# Follow one line down: the same ε, the same place in the order, only shifted and stretched. That is all a sample of a
+# Follow one colour from the middle row, up and down: the same ε, the same place in the order, only shifted and stretched. That is all a sample of a
 # Gaussian is. A generator with a fixed seed therefore gives comparable samples from different posteriors.
 
 # %% [markdown]
 # ## 4. Was the trick necessary?
 #
 # There is another way to differentiate an expectation, and it works even where z cannot be computed from noise. It uses only
-# the density q (the *score-function* estimator, REINFORCE):
+# the density q, and that ∇q = q ∇log q (the *score-function* estimator, REINFORCE):
 #
 # $$\nabla_\mu \, \mathbb E_q[f(z)] = \mathbb E_q\!\left[f(z)\, \nabla_\mu \log q(z)\right], \qquad
 # \nabla_\mu \log q(z) = \frac{z - \mu}{\sigma^2}.$$
@@ -253,11 +252,11 @@ print(f"score function  mean {score.mean():.1f}   variance {score.var():.0f}")
 
 # %% [markdown]
 # Same mean, another variance. The pathwise estimate asks the decoder which way is better. The score function only hears *how
-# good* each sample was, and must find out the direction by itself.
+# good* each sample was, and must find out the direction by itself. Which of the two histograms below is which?
 
 # %%
 fig, ax = figure(size=(6, 3))
-bins = torch.linspace(-40, 30, 100).numpy()
+bins = torch.linspace(-40, 5, 90).numpy()
 ax.hist(score.numpy(), bins, density=True, color=ORANGE, label="score function")
 ax.hist(pathwise.numpy(), bins, density=True, color=BLUE, alpha=0.8, label="reparameterised")
 ax.axvline(-4, color="black", linestyle="--", label="true gradient")
@@ -265,11 +264,12 @@ ax.set(xlabel="one sample's estimate of the gradient", ylabel="density")
 ax.legend()
 show(
     fig,
-    alt="Histograms of both gradient estimates: the reparameterised one narrow around -4, the score function's wide and skewed.",
+    alt="Histograms of both estimates: the reparameterised one a bell around -4; the score function's a peak near 0 with a long left tail.",
 )
 
 # %% [markdown]
-# With one latent value, the score function needs some twenty times as many samples for the same error. But how many values does a real latent have?
+# Most of the score function's samples say "about 0", many even have the wrong sign; a long tail on the left repairs the mean. With
+# one latent value it needs some twenty times as many samples for the same error. But how many values does a real latent have?
 # Before you run the next cell, guess how its variance grows when f sums over d values and we look at one of them.
 
 
@@ -301,8 +301,9 @@ print(f"at 4096 values the score function is {score_variance[-1] / pathwise_vari
 
 # %% [markdown]
 # 4,096 values is the latent of a 256 × 256 image in Stable Diffusion. The variance of the score function grows with the
-# *square* of the size, because every other value's luck is added to this one's score; the reparameterised gradient stays
-# where it was. That is why one sample per image is enough to train on.
+# *square* of the size, because the whole sum, about 5d, multiplies this one's score. (Subtracting the sum's mean first, a
+# *baseline*, leaves growth in proportion to d: better, and still thousands of times noisier here.) The reparameterised
+# gradient stays where it was. That is why one sample per image is enough to train on.
 
 # %% [markdown]
 # ## 5. How likely is a value?
@@ -375,7 +376,7 @@ show(
 
 # %% [markdown]
 # Both parabolas have their lowest point at the mean: the mode of a Gaussian *is* its mean. When Stable Diffusion only needs
-# the best guess and no noise, it takes `mode()`. The narrow Gaussian gains at its mean what it loses further out.
+# the best guess and no noise, it takes `mode()`. The narrow Gaussian is less surprised at its mean, and more surprised further out.
 
 # %% [markdown]
 # ## 6. Can you put it into one class?
@@ -387,8 +388,8 @@ show(
 # %% [markdown]
 # {{exercise 01.4}}
 #
-# Build the class. Use what you have written above. The finished one defines the `nll` of a deterministic posterior, whose
-# density is infinite, as 0: do the same.
+# Build the class. `split_parameters` can be used as it is; `sample` and `nll` need `self.std`, `self.var` and `dims`. The
+# density of a deterministic posterior is infinite; the finished class defines its `nll` as zeros of shape (B,): do the same.
 
 
 # %%
@@ -439,9 +440,9 @@ DiagonalGaussian = check("01.4", DiagonalGaussian)
 # against diffusers, to 12 digits, at extreme log-variances as well.
 
 # %%
-photo = photographs("held-out")["chelsea"]
+photo = photographs("held-out")["chelsea"][:, 20:276, 100:356]
 with torch.no_grad():
-    parameters = vae.quant_conv(vae.encoder(photo[None, :, :256, :256]))
+    parameters = vae.quant_conv(vae.encoder(photo[None]))
 yours, finished = DiagonalGaussian(parameters), DiagonalGaussianDistribution(parameters)
 z = finished.sample(torch.Generator().manual_seed(0))
 
@@ -456,8 +457,8 @@ for name, difference in differences.items():
 print("sample, mode and nll agree: max |Δ| < 1e-5")
 
 # %% [markdown]
-# What does such a posterior look like for a photograph? The encoder is untrained, so guess first: will you see the cat in the
-# means? And in a sample?
+# What does such a posterior look like for a photograph? The encoder is untrained, so guess first: will you see anything of the
+# cat in the means? And in a sample?
 
 
 # %%
@@ -467,21 +468,19 @@ def stretched(values):
 
 
 channels = {"mean": finished.mean, "standard deviation": finished.std, "sample": z}
-fig = side_by_side(
-    {"photograph": photo[:, :256, :256]} | {name: stretched(values[0, 0]) for name, values in channels.items()}
-)
+fig = side_by_side({"photograph": photo} | {name: stretched(values[0, 2]) for name, values in channels.items()})
 show(
     fig,
-    alt="A cat; the first latent channel's mean, in which the cat is visible; its std; and a sample.",
+    alt="A cat; a latent channel's mean, with the cat's eyes and nose; its standard deviation; and a sample, nearly all noise.",
     format="jpeg",
 )
 
 # %% [markdown]
-# Each picture has its own scale of greys. Stretched that way, the mean shows the cat even in an untrained network: convolutions
-# keep things in place. The sample does not, because the noise is larger than the signal. By how much?
+# Each picture has its own scale of greys. Stretched that way, the mean shows eyes and nose even in an untrained network:
+# convolutions keep things in place. The sample hardly does, because the noise is larger than the signal. By how much?
 
 # %%
-signal, noise = finished.mean[0, 0].std(), finished.std[0, 0].mean()
+signal, noise = finished.mean[0, 2].std(), finished.std[0, 2].mean()
 print(f"spread of the means {signal:.2f}, width of the posterior {noise:.2f}")
 assert signal < noise / 3
 
@@ -494,7 +493,7 @@ assert signal < noise / 3
 #
 # 1. The encoder puts out a Gaussian for every latent value: means in the first half of the channels, log-variances in the second.
 # 2. The logarithm keeps σ positive; the clamp to [-30, 20] keeps it finite.
-# 3. z = μ + σ ε lets the gradient through; the score function's variance grows with the square of the latent's size.
+# 3. z = μ + σ ε lets the gradient through; the score function's variance (without a baseline) grows with the square of the latent's size.
 # 4. -log q(z) is a parabola per value, summed over the latent; its lowest point, the mode, is the mean.
 # 5. Your class equals the finished one, and the finished one equals Stable Diffusion's.
 #

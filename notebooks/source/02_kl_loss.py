@@ -20,6 +20,8 @@
 # %% tags=["environment"]
 
 # %%
+import math
+
 import torch
 from torch import nn
 
@@ -36,8 +38,15 @@ BLUE, ORANGE, GREEN, GREY = *PALETTE[:3], "0.6"
 # %% [markdown]
 # ## 1. What does it cost to say something?
 #
-# Before it sees the image, a receiver expects each latent value to come from N(0, 1): that is the *prior*. The posterior says
-# something else. The KL divergence measures, in nats, how much it says. Which of these five posteriors says nothing?
+# Before it sees the image, a receiver expects each latent value to come from N(0, 1): that is the *prior* p. The posterior q says
+# something else. How much? Draw z from q and ask how much likelier q finds it than p does; the average is the
+# Kullback–Leibler divergence:
+#
+# $$\mathrm{KL}(q\,\|\,p) = \mathbb E_{z\sim q}\left[\log q(z) - \log p(z)\right]$$
+
+# %% [markdown]
+# Its unit is the *nat*, the bit of the natural logarithm (1 nat is 1.44 bits). For Gaussians there is a closed form, here for one
+# value. Which of these five posteriors says nothing?
 
 # %%
 mean = torch.tensor([0.0, 1.0, 2.0, 0.0, 0.0])
@@ -47,15 +56,18 @@ for row in zip(mean.tolist(), logvar.tolist(), cost.tolist(), strict=True):
     print("mean {:3.0f}   log-variance {:4.0f}   cost {:.2f} nats".format(*row))
 
 # %% [markdown]
-# The first one, which *is* the prior. Moving the mean costs the square of the distance. Being narrower than the prior costs,
-# and being wider costs more. For one value, and summed over a latent:
+# The first one, which *is* the prior. Moving the mean costs half the square of the distance. Being narrower than the prior
+# costs, and being wider costs more.
+#
+# Where does the form come from? Take both log-densities from notebook 01; log 2π cancels. On average over q, (z - μ)²/σ² is 1, and
+# z² is μ² + σ². What remains of log q - log p is, for one value,
 #
 # $$\mathrm{KL}\big(\mathcal N(\mu, \sigma^2)\,\|\,\mathcal N(0, 1)\big) = \tfrac12\left(\mu^2 + \sigma^2 - 1 - \log\sigma^2\right)$$
 
 # %% [markdown]
 # {{exercise 02.1}}
 #
-# Write it for a whole latent: one number per image, summed over everything else.
+# Write it for a whole latent. Its values are independent, so their divergences add up: one number per image.
 
 
 # %%
@@ -89,20 +101,21 @@ print("relative |Δ| < 1e-5:", bool(((kl_to_standard_normal(mean, logvar) - thei
 means, stds = torch.meshgrid(torch.linspace(-3, 3, 121), torch.linspace(0.05, 3, 120), indexing="xy")
 landscape = kl_to_standard_normal(means.reshape(-1, 1), 2 * stds.log().reshape(-1, 1)).view_as(means)
 fig, ax = figure(size=(6, 3.4))
-lines = ax.contour(means, stds, landscape, levels=[0.05, 0.25, 0.5, 1, 2, 3, 4], cmap="viridis")
+lines = ax.contour(means, stds, landscape, levels=[0.05, 0.25, 0.5, 1, 2, 3, 4], colors=BLUE)
 ax.clabel(lines, fmt="%g nats")
 ax.plot(0, 1, "o", color=ORANGE)
 ax.set(xlabel="mean μ", ylabel="standard deviation σ")
 show(fig, alt="Contours of the KL over mean and standard deviation: a bowl, lowest (0) at mean 0 and deviation 1.")
 
 # %%
-half, double = (kl_to_standard_normal(torch.zeros(1, 1), torch.tensor([[2.0]]).mul(sign * 0.6931)) for sign in (-1, 1))
-print(f"σ halved: {half.item():.2f} nats   σ doubled: {double.item():.2f} nats")
+for name, std in [("halved", 0.5), ("doubled", 2.0)]:
+    cost = kl_to_standard_normal(torch.zeros(1, 1), torch.full((1, 1), 2 * math.log(std)))
+    print(f"σ {name}: {cost.item():.2f} nats")
 
 # %% [markdown]
 # A bowl, but a lopsided one. Downwards, towards σ = 0, the price grows only with the logarithm: each halving adds at most
 # log 2 ≈ 0.69 nats, one bit. Sideways it grows with the square. So what will an encoder do that wants to tell its images
-# apart cheaply: move the means far out, or keep them near and make σ small?
+# apart cheaply: move the means far out, or keep them near and make σ small? (Section 5 shows it: mostly the second.)
 
 # %% [markdown]
 # ## 2. What if the other one is not N(0, I)?
@@ -117,7 +130,7 @@ print(f"KL(narrow ‖ wide) = {torch.distributions.kl_divergence(narrow, wide):.
 print(f"KL(wide ‖ narrow) = {torch.distributions.kl_divergence(wide, narrow):.1f} nats")
 
 # %% [markdown]
-# Not at all. The average is taken over the *first* one. Samples of the narrow Gaussian are all plausible under the wide one;
+# Not at all. The average is taken over samples of the *first* one. Samples of the narrow Gaussian are all plausible under the wide one;
 # most samples of the wide one are near impossible under the narrow one. KL is no distance, and the order of its arguments
 # matters:
 #
@@ -156,36 +169,34 @@ print("equal to the special case:", bool(torch.allclose(special, general)))
 distance = torch.linspace(0, 4, 41)[:, None]
 fig, ax = figure(size=(6, 3))
 for std, color in [(0.5, BLUE), (1.0, ORANGE), (2.0, GREEN)]:
-    logvar = 2 * torch.full_like(distance, std).log()
-    ax.plot(distance, kl_between(distance, logvar, 0 * distance, logvar), color=color, label=f"σ = {std:g}")
+    width = 2 * torch.full_like(distance, std).log()
+    ax.plot(distance, kl_between(distance, width, 0 * distance, width), color=color, label=f"σ = {std:g}")
 ax.axhline(1, color=GREY, linestyle="--")
 ax.set(xlabel="distance of the means", ylabel="KL in nats", ylim=(0, 8))
 ax.legend()
 show(fig, alt="KL over the distance of the means for three widths: parabolas, the steepest for the smallest width.")
 
 # %% [markdown]
-# At √2 σ, whatever the width. So the number of nats says how many posteriors of width σ fit side by side. This is the sense in
-# which a sharp posterior with spread-out means carries information: many images can be told apart.
+# At √2 σ, whatever the width: one nat apart means √2 σ apart. Make σ smaller, and more posteriors fit into the same stretch, each
+# a nat from its neighbour. In this sense sharp posteriors carry information: more images can be told apart.
 
 # %% [markdown]
 # ## 3. Do you believe the formula?
 #
-# You need not. A KL divergence is an average, and an average can be simulated: draw z from q, and take the difference of the
-# log-densities. How many samples would you need for one decimal?
-#
-# $$\mathrm{KL}(q\,\|\,p) = \mathbb E_{z\sim q}\left[\log q(z) - \log p(z)\right]$$
+# You need not. By its definition in section 1 a KL divergence is an average, and an average can be simulated: draw z from q, and
+# take the difference of the log-densities. How many samples would you need for one decimal?
 
 # %%
 q, p = torch.distributions.Normal(1.0, 0.5), torch.distributions.Normal(0.0, 1.0)
 torch.manual_seed(0)
-z = q.sample((5,))
+z = q.sample((1000,))
 difference = q.log_prob(z) - p.log_prob(z)
-print("five samples", [round(value, 1) for value in difference.tolist()])
-print(f"their average {difference.mean():.1f}, closed form {torch.distributions.kl_divergence(q, p):.2f}")
+print("five values", [round(value, 1) for value in difference[:5].tolist()], "of all 1000:", f"{difference.mean():.1f}")
+print(f"for an expected error of 0.05: about {(difference.std() / 0.05) ** 2:.0e} samples")
 
 # %% [markdown]
-# Single values scatter; one of them may even be negative, although the average never is. The error falls with the square root
-# of the number of samples.
+# (The closed form is 0.82.) Single values scatter; one of them may even be negative, although the true average never is. The
+# error falls with the square root of the number of samples.
 
 # %% [markdown]
 # {{exercise 02.3}}
@@ -251,20 +262,20 @@ print(
 )
 
 # %% [markdown]
-# The original code *sums* the absolute error over all of an image's values, sums the KL over all of its latent's values, and
+# The original code, CompVis' latent-diffusion, *sums* the absolute error over all of an image's values, sums the KL over all of its latent's values, and
 # averages only over the batch. Many people write `F.l1_loss` or `F.mse_loss` for the first, which *averages*. What does that
 # do to the balance?
 
 # %%
-posterior_kl = 20.0 * latent_values  # suppose 20 nats per latent value
+posterior_kl = 20.0 * latent_values  # suppose 20 nats per latent value: a mean of 5.5 alone costs ½ · 5.5² = 15
 error_per_value = 0.05  # suppose 0.05 on the scale from -1 to 1
 print(f"sums:      pixels {error_per_value * image_values:8.0f}   1e-6 · KL {1e-6 * posterior_kl:.2f}")
 print(f"mean + sum: pixels {error_per_value:7.2f}   1e-6 · KL {1e-6 * posterior_kl:.2f}")
 
 # %% [markdown]
 # With sums, the KL term is a feather: five orders of magnitude below the pixels. With a mean on one side only, the same
-# "1e-6" is as heavy as the whole pixel error, 196,608 times stronger. Public training scripts and explanations mix the two up;
-# a weight without its reduction means nothing.
+# "1e-6" is as heavy as the whole pixel error, 196,608 times stronger. A weight without its reduction means nothing: when you
+# read one, look for the sum or the mean beside it.
 
 # %% [markdown]
 # {{exercise 02.4}}
@@ -289,7 +300,7 @@ kl_vae_loss = check("02.4", kl_vae_loss)
 
 # %% [markdown]
 # The finished version is `klvae_edu.losses.vae_loss`, which returns the terms by name. Its `reduction="mean"` divides the
-# *whole* total by C·H·W, so that the weight keeps its meaning. Compare on a photograph and an untrained model:
+# *whole* total by the image's C·H·W, so that the weight keeps its meaning. Compare on a photograph and an untrained model:
 
 # %%
 photo = photographs("held-out")["coffee"][None, :, :256, :256]
@@ -303,10 +314,11 @@ terms = vae_loss(reconstruction, photo, posterior)
 yours = kl_vae_loss(reconstruction, photo, posterior)
 averaged = vae_loss(reconstruction, photo, posterior, reduction="mean")["loss"]
 assert torch.allclose(yours, terms["loss"]) and torch.allclose(averaged * image_values, terms["loss"])
-print(f"share of the KL term in the loss: {1e-6 * terms['kl'] / terms['loss']:.0e}")
+print(f"share of the KL term, untrained model: {1e-6 * terms['kl'] / terms['loss']:.0e}")
+print(f"with the numbers supposed above:       {1e-6 * posterior_kl / (error_per_value * image_values):.0e}")
 
 # %% [markdown]
-# Next to nothing. So what is a weight like that for? It does not make the latent a standard normal, not even nearly: it only
+# Next to nothing, either way. So what is a weight like that for? It does not make the latent a standard normal, not even nearly: it only
 # keeps σ from going to zero and the means from drifting off. To see what a *real* price does, take a model so small that it
 # trains in a second, and try many prices.
 
@@ -340,22 +352,18 @@ show(fig, alt="Six of the pictures: a soft white dot on black, each at another p
 
 # %% [markdown]
 # The model has an encoder and a decoder of three linear layers each, with *your* kind of posterior in the middle. Its loss is
-# the negative of the *evidence lower bound* (ELBO): squared error plus β times KL. (Squared error is the log-likelihood of
-# Gaussian pixels; β is then twice their variance.)
+# squared error plus β times KL. Up to a factor and a constant, that is the negative of the *evidence lower bound* (ELBO) for
+# Gaussian pixels of variance β/2.
 
 
 # %%
 class ToyVAE(nn.Module):
     def __init__(self):
         super().__init__()
-        widths = [(side * side, 128), (128, 128)]
-        self.encoder = nn.Sequential(
-            *(layer for w in widths for layer in (nn.Linear(*w), nn.SiLU())), nn.Linear(128, 4)
-        )
-        widths = [(2, 128), (128, 128)]
-        self.decoder = nn.Sequential(
-            *(layer for w in widths for layer in (nn.Linear(*w), nn.SiLU())), nn.Linear(128, side**2)
-        )
+        inner = [nn.SiLU(), nn.Linear(128, 128), nn.SiLU()]
+        self.encoder = nn.Sequential(nn.Linear(side**2, 128), *inner, nn.Linear(128, 4))
+        inner = [nn.SiLU(), nn.Linear(128, 128), nn.SiLU()]
+        self.decoder = nn.Sequential(nn.Linear(2, 128), *inner, nn.Linear(128, side**2))
 
     def encode(self, x):
         return DiagonalGaussianDistribution(self.encoder(x))
@@ -365,7 +373,8 @@ class ToyVAE(nn.Module):
 def train(beta, steps=800):
     torch.manual_seed(0)
     model = ToyVAE()
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in progress(range(steps), desc=f"β = {beta:g}"):
         x = pictures[torch.randint(len(pictures), (128,))]
         posterior = model.encode(x)
@@ -373,6 +382,7 @@ def train(beta, steps=800):
         optimizer.zero_grad()
         (squared_error + beta * posterior.kl().mean()).backward()
         optimizer.step()
+        schedule.step()
     return model
 
 
@@ -405,26 +415,29 @@ for beta, (rate, distortion) in measured.items():
 ax.axhline(average_picture, color=GREY, linestyle="--", label="always the average picture")
 ax.set(xlabel="rate: KL in nats", ylabel="distortion: squared error", yscale="log")
 ax.legend()
-ax.set_xlim(-1, 27)
-show(fig, alt="Distortion over rate for eight weights: a falling curve. The largest weight sits at rate 0, far above.")
+ax.set(xlim=(-1, 27), ylim=(0.01, 20))
+show(
+    fig,
+    alt="Distortion over rate for eight weights: steeply falling up to 9 nats, then nearly level. The largest weight sits at rate 0.",
+)
 
 # %% [markdown]
-# A trade. From right to left each model says less and is further off, until at some price the posterior says *nothing*: rate
-# 0, and the error of a model that always paints the average picture. That is **posterior collapse**. The numbers behind the
-# picture:
+# A trade. From right to left each model says less and is further off; at first many nats buy very little. At some price the
+# posterior says *nothing*: rate 0, and the error of a model that always paints the average picture. That is **posterior
+# collapse**.
 
 # %%
 assert measured[0.001][0] > measured[0.1][0] > measured[1.0][0]  # the rate falls with the price
-assert measured[0.001][1] < measured[0.1][1] < measured[1.0][1]  # and the error rises
+assert measured[0.001][1] < measured[0.1][1] < measured[1.0][1]  # and the error rises with it
 assert measured[4.0][0] < 0.1 and measured[4.0][1] > 0.95 * average_picture
 print("β = 4 has collapsed: a rate below 0.1 nats, and the error of the average picture")
 
 # %% [markdown]
-# Why so suddenly? The posterior pays β for *every* nat, and a nat buys a certain reduction of the error. As soon as even the
+# Why does it stop at exactly nothing? The posterior pays β for *every* nat, and a nat buys a certain reduction of the error. As soon as even the
 # first nat costs more than it buys, silence is the best deal.
 #
-# Now look inside. Move the slider over the eight models: left, the posteriors of 200 pictures, coloured by the dot's true x;
-# right, what the decoder makes of a grid of latents from -2 to 2, the dashed square.
+# Now look inside. Move the slider over the eight models: left, the posteriors of 200 pictures, coloured by the dot's true x
+# (at β = 0 some lie outside the axes); right, what the decoder makes of a grid of latents from -2 to 2, the dashed square.
 
 
 # %%
@@ -454,16 +467,51 @@ frames = {beta: inside(beta) for beta in betas}
 # %%
 def describe(beta):
     rate, distortion = measured[beta]
-    return f"β = {beta:g}: rate {rate:.1f} nats, squared error {distortion:.1f}"
+    return f"β = {beta:g}: rate {rate:.1f} nats, squared error {distortion:.2g}"
 
 
-Explorer(lambda beta: frames[beta], {"beta": Choice("KL weight β", betas, value=0.1)}, alt=describe, format="png")
+Explorer(
+    lambda beta: frames[beta], {"beta": Choice("KL weight β", betas, 0.1, "{:g}".format)}, alt=describe, format="png"
+)
 
 # %% [markdown]
-# At β = 0 the means are far apart and the posteriors are points; the dashed square holds a small part of them. Around β = 0.1
-# to 1 the cloud fills about the region that N(0, I) fills. Each tile is one dot, and neighbours are neighbours: x and y have
-# been found, up to a turn. At β = 2 the posteriors are wide and the dots blurred. At β = 4 every posterior is N(0, I), and
-# every tile is the same smear.
+# In every model but the last, neighbours are neighbours: x and y have been found, up to a turn and a flip. At β = 0 the tiles are
+# clean, but all dots are near the middle: the square holds a small part of the cloud. At 0.1 to 1 the cloud fills the square and
+# the dots reach the borders; in the corners, where no posterior lies, they are smeared. At β = 4 every tile is the same smear.
+
+# %% [markdown]
+# So what does a higher price buy, if not better pictures? Draw z from N(0, I), as if you wanted new pictures, and decode. Where are
+# the dots, and are they dots? For each sample we look for the nearest of the 1,000 pictures.
+
+
+# %%
+@torch.no_grad()
+def prior_samples(model):
+    """Spread of the dots' places in decoded samples of N(0, I), and their squared error to the nearest picture."""
+    decoded = model.decoder(torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)))
+    distance, nearest = torch.cdist(decoded, pictures).min(1)
+    return places[nearest].std(0).mean().item(), distance.pow(2).mean().item()
+
+
+spreads, errors = zip(*(prior_samples(model) for model in models.values()), strict=True)
+
+# %%
+fig, (left, right) = figure(1, 2, size=(8, 2.8))
+labels = [f"{beta:g}" for beta in betas]
+left.plot(labels, spreads, "o-", color=BLUE)
+left.axhline(places.std(0).mean(), color=GREY, linestyle="--")
+left.set(xlabel="β", title="spread of the places (dashed: true)", ylim=(0, 0.5))
+right.plot(labels, errors, "o-", color=ORANGE)
+right.set(xlabel="β", title="squared error to the nearest dot")
+show(
+    fig,
+    alt="Over β: the spread of places rises from under half of the true one to near it at β = 1, and is 0 at 4; the error rises.",
+)
+assert spreads[0] < 0.6 * places.std(0).mean() < spreads[5] and spreads[-1] < 0.1
+
+# %% [markdown]
+# *Coverage*. At β = 0 the prior draws perfect dots, but only in the middle; at β = 1 it draws them nearly everywhere, less cleanly.
+# The price makes the latent space look like the prior, so that sampling the prior reaches all of it.
 
 # %%
 with torch.no_grad():
@@ -472,9 +520,9 @@ assert spread[0.0] > 2 and 0.8 < spread[1.0] < 1.2 and spread[4.0] < 0.1
 print("spread of the means: above 2 at β = 0, near 1 at β = 1, near 0 at β = 4")
 
 # %% [markdown]
-# Which of these is Stable Diffusion's? One near the left end. At its weight of 1e-6 the latents' standard deviation is about
-# 5.5 (that is where its scaling factor comes from: 1/0.18215), σ is tiny, and a sample from N(0, I) decodes to no image. The
-# KL term only keeps the latents in bounds; a diffusion model learns where in that space the images are. Notebook 11 does it.
+# Which of these is Stable Diffusion's? One with a very small β. Its scaling factor, 0.18215, is one over its latents' standard
+# deviation (LDM code, `scale_factor`), so that is about 5.5, far from 1. The KL term only keeps the latents in bounds; that
+# samples of N(0, I) are no pictures there is left to a diffusion model to mend, in notebook 11.
 
 # %%
 print(f"1 / 0.18215 = {1 / 0.18215:.2f}")
@@ -486,7 +534,7 @@ print(f"1 / 0.18215 = {1 / 0.18215:.2f}")
 # 2. KL(q ‖ p) averages over q; swap the arguments and you get another number.
 # 3. A Monte-Carlo estimate confirms the closed form, with an error that falls with the root of the number of samples.
 # 4. A weight means nothing without its reduction: sum against mean is a factor of C·H·W.
-# 5. A higher price buys a smoother latent space with worse pictures, until the posterior collapses to the prior.
+# 5. A higher price buys a latent space that the prior covers, with worse pictures, until the posterior collapses.
 #
 # ### Check yourself
 #

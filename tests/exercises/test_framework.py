@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from klvae_edu import exercises
 from klvae_edu.exercises import EXERCISES, CheckFailed, Verdict, check, hint, progress, solution
 from klvae_edu.exercises.framework import Exercise
 from klvae_edu.exercises.judging import judge_function, probe
+from klvae_edu.gaussian import DiagonalGaussianDistribution
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +52,7 @@ def test_a_wrong_answer_is_replaced_by_the_finished_version_and_its_mistake_name
     assert out.count("\n") == 1
 
 
-@pytest.mark.parametrize("attempt", [None, ..., lambda *args: None, lambda *args: ...])
+@pytest.mark.parametrize("attempt", [None, ..., lambda *args: ...])
 def test_a_blank_is_reported_as_not_attempted_in_one_line(capsys, attempt):
     assert check("01.2", attempt) is EXERCISES["01.2"].reference
     out = capsys.readouterr().out
@@ -113,6 +115,19 @@ def test_two_open_results_are_a_blank():
     assert EXERCISES["01.1"].run(lambda parameters: (..., ...)) == Verdict(passed=False, attempted=False)
 
 
+@pytest.mark.parametrize("id", ["01.1", "01.2", "01.3", "02.1", "02.2", "02.3", "02.4"])
+def test_a_forgotten_return_is_told(id):
+    def forgetful(*tensors):
+        EXERCISES[id].reference(*tensors)
+
+    assert EXERCISES[id].run(forgetful) == Verdict(False, True, "it returns None: is a return missing?")
+
+
+def test_a_none_among_the_results_is_told():
+    message = EXERCISES["01.1"].run(lambda parameters: (parameters.chunk(2, dim=1)[0], None)).message
+    assert message.startswith("logvar: expected a Tensor, got NoneType")
+
+
 def test_an_exception_is_told_in_one_line_with_its_type():
     def raising(mean, logvar, noise):
         raise KeyError("two\nlines")
@@ -129,11 +144,12 @@ def test_leaving_python_is_an_exception_like_others():
 
 
 def test_an_exception_on_some_inputs_names_them():
-    def only_images(mean, logvar):
-        return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3))
+    def only_images(parameters):
+        mean, logvar = parameters.chunk(2, dim=-3)
+        return mean, logvar.clamp(-30, 20)
 
-    message = EXERCISES["02.1"].run(only_images).message
-    assert "it raised IndexError" in message and "(5, 7)" in message
+    message = EXERCISES["01.1"].run(only_images).message
+    assert "it raised IndexError" in message and message.endswith("for inputs of shape (6, 4)")
 
 
 def test_too_few_parameters_are_told():
@@ -181,7 +197,13 @@ def test_a_common_factor_is_told():
 
 def test_other_wrong_values_are_told_with_the_largest_difference():
     message = EXERCISES["01.2"].run(lambda mean, logvar, noise: mean + logvar.tanh() * noise).message
-    assert "the largest difference is at one that should be" in message and "(3, 4, 5, 2)" in message
+    assert "where they differ most" in message
+    assert message.endswith("for inputs of shape (3, 4, 5, 2)")  # of all three, and so said once
+
+
+def test_different_shapes_of_inputs_are_all_told():
+    message = EXERCISES["02.3"].run(lambda mean, logvar, noise: mean[:, 0, 0]).message
+    assert message.endswith("for inputs of shape (3, 4, 5, 2), (6, 3, 4, 5, 2)")
 
 
 def test_random_numbers_are_told():
@@ -191,26 +213,44 @@ def test_random_numbers_are_told():
     def own_numpy_noise(mean, logvar, noise):
         return mean + torch.exp(logvar / 2) * torch.from_numpy(np.random.standard_normal(mean.shape))
 
-    assert "random numbers" in EXERCISES["01.2"].run(own_noise).message
-    assert "random numbers" in EXERCISES["01.2"].run(own_numpy_noise).message
+    for answer in (own_noise, own_numpy_noise):
+        message = EXERCISES["01.2"].run(answer).message
+        assert message.endswith("it draws random numbers where none are asked for: use the argument `noise`")
+
+
+def test_random_numbers_where_no_noise_is_given_are_told():
+    message = EXERCISES["02.1"].run(lambda mean, logvar: torch.rand(len(mean))).message
+    assert message.endswith("it draws random numbers where none are asked for")
 
 
 # What an attempt cannot do
 
 
-def test_an_attempt_that_changes_its_inputs_changes_only_copies():
-    judge = judge_function(lambda x: x + 1, [probe((2, 3))], [])
+def test_an_attempt_that_changes_its_inputs_is_told_and_changes_only_copies():
+    judge = judge_function(lambda x: x + 1, [probe((2, 3))], [], inputs=("x",))
     exercise = Exercise("00.0", "", "", 1, 1, None, (), (), judge)
+
+    def right(x):
+        return x.clone().add_(1)
 
     def in_place(x):
         return x.add_(1)
+
+    def barely(x):
+        result = x + 1
+        x += 1e-6
+        return result
 
     def growing(x):
         x.fill_(7.0)
         return x
 
-    assert exercise.run(in_place).passed and exercise.run(in_place).passed
-    assert not exercise.run(growing).passed and exercise.run(in_place).passed
+    for wrong in (in_place, barely):
+        assert exercise.run(wrong).message.startswith(
+            "the values are right, but it changes its input x: work on a copy"
+        )
+        assert exercise.run(right).passed
+    assert not exercise.run(growing).passed and exercise.run(right).passed
 
 
 def test_random_states_are_left_as_they_were():
@@ -251,11 +291,34 @@ def test_hints_come_one_by_one_and_then_point_to_the_solution(capsys):
     )
 
 
-@pytest.mark.parametrize(("id", "code"), [("01.2", "def sample"), ("02.4", "def vae_loss"), ("01.4", "class Diagonal")])
-def test_a_solution_is_the_packages_source(capsys, id, code):
+@pytest.mark.parametrize(
+    ("id", "code", "place"),
+    [
+        ("01.1", "def split_parameters(parameters: torch.Tensor)", "gaussian.DiagonalGaussianDistribution.__init__"),
+        ("01.2", "def reparameterize(mean: torch.Tensor, logvar", "gaussian.DiagonalGaussianDistribution.sample"),
+        (
+            "01.3",
+            "def nll(mean: torch.Tensor, logvar: torch.Tensor, sample",
+            "gaussian.DiagonalGaussianDistribution.nll",
+        ),
+        ("01.4", "class DiagonalGaussianDistribution:", "gaussian.DiagonalGaussianDistribution"),
+        ("02.4", "def kl_vae_loss(", "losses.vae_loss"),
+    ],
+)
+def test_a_solution_is_what_was_asked_for_and_says_where_the_package_has_it(capsys, id, code, place):
     solution(id)
     out = capsys.readouterr().out
-    assert out.startswith("# klvae_edu.") and f"\n{code}" in out
+    assert out.startswith(code) and out.endswith(f"\n\n# In the package: klvae_edu.{place}\n")
+
+
+@pytest.mark.parametrize(
+    "id", sorted(EXERCISES.keys() - {"01.4"})
+)  # a class to be read, with the package's annotations
+def test_a_solution_pasted_into_a_notebook_passes(capsys, id):
+    solution(id)
+    names = {"math": math, "torch": torch, "DiagonalGaussianDistribution": DiagonalGaussianDistribution}
+    exec(capsys.readouterr().out, names)
+    assert EXERCISES[id].run(names[EXERCISES[id].reference.__name__]).passed
 
 
 def test_in_a_notebook_a_solution_is_markdown_without_addresses():
@@ -265,8 +328,8 @@ def test_in_a_notebook_a_solution_is_markdown_without_addresses():
         "from klvae_edu.exercises import solution\n"
         "with capture_output() as captured: solution('01.2')\n"
         "data = captured.outputs[0].data; assert len(captured.outputs) == 1 and not captured.stdout\n"
-        "assert data['text/markdown'].startswith('```python\\n# klvae_edu.gaussian.'), data\n"
-        "assert '0x' not in data['text/plain'] and 'def sample' in data['text/plain']\n"
+        "assert data['text/markdown'].startswith('```python\\ndef reparameterize('), data\n"
+        "assert '0x' not in data['text/plain'] and 'In the package: ' in data['text/plain']\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -5,36 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 import torch
+from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
-from klvae_edu.exercises import EXERCISES, Verdict
+from klvae_edu.exercises import EXERCISES
 
 LOG_2PI = math.log(2 * math.pi)
-
-
-def verdicts(id, answers):
-    return pytest.mark.parametrize("answer", answers, ids=[f"{id}-{answer.__name__}" for answer in answers])
-
-
-def mistakes(id, answers):
-    return pytest.mark.parametrize(
-        ("keyword", "answer"), answers, ids=[f"{id}-{answer.__name__}" for _, answer in answers]
-    )
-
-
-def assert_rejected(id, answer, keyword):
-    verdict = EXERCISES[id].run(answer)
-    assert verdict.attempted and not verdict.passed
-    assert keyword in verdict.message and "\n" not in verdict.message
-
-
-def assert_passes(id, answer):
-    assert EXERCISES[id].run(answer) == Verdict(passed=True, attempted=True)
-
-
-def assert_blank(id, answer):
-    assert EXERCISES[id].run(answer) == Verdict(passed=False, attempted=False)
 
 
 # 01.1
@@ -133,6 +109,51 @@ def split_clamped_variance(parameters):
     return mean, logvar.exp().clamp(-30, 20)
 
 
+def split_std(parameters):
+    mean, logvar = parameters.chunk(2, dim=1)
+    return mean, (0.5 * logvar.clamp(-30, 20)).exp()
+
+
+def split_mean_clamped(parameters):
+    mean, logvar = parameters.chunk(2, dim=1)
+    return mean.clamp(-30, 20), logvar
+
+
+def split_limits_exchanged(parameters):
+    mean, logvar = parameters.chunk(2, dim=1)
+    return mean, logvar.clamp(20, -30)
+
+
+def split_second_from_the_end(parameters):
+    mean, logvar = parameters.chunk(2, dim=-2)
+    return mean, logvar.clamp(-30, 20)
+
+
+def split_detached(parameters):
+    mean, logvar = parameters.chunk(2, dim=1)
+    return mean, logvar.detach().clamp(-30, 20)
+
+
+def split_all_detached(parameters):
+    return split_by_slices(parameters.detach())
+
+
+def split_in_place_on_the_input(parameters):
+    mean, logvar = parameters.chunk(2, 1)
+    return mean, logvar.clamp_(-30, 20)
+
+
+def split_in_place_on_a_chunk(parameters):
+    mean, logvar = parameters.clone().chunk(2, 1)
+    return mean, logvar.clamp_(-30, 20)  # which autograd allows on no output of chunk
+
+
+def split_assigning_to_the_input(parameters):
+    channels = parameters.shape[1] // 2
+    parameters[:, channels:] = parameters[:, channels:].clamp(-30, 20)
+    return parameters[:, :channels], parameters[:, channels:]
+
+
 def split_clamp_result_dropped(parameters):
     mean, logvar = parameters.chunk(2, dim=1)
     logvar.clamp(-30, 20)
@@ -146,6 +167,7 @@ def split_by_slices(parameters):
 
 def split_in_place(parameters):
     mean, logvar = torch.chunk(parameters, 2, dim=1)
+    logvar = logvar.clone()
     logvar.clamp_(-30, 20)
     return [mean, logvar]
 
@@ -195,6 +217,15 @@ def test_a_half_written_split_has_an_open_gap():
         ("not to [-30, 20]", split_upper_limit_only),
         ("is the variance", split_variance),
         ("clamp is on exp(logvar)", split_clamped_variance),
+        ("standard deviation", split_std),
+        ("clamp is on the mean", split_mean_clamped),
+        ("not to [-30, 20]", split_limits_exchanged),
+        ("wrong axis", split_second_from_the_end),
+        ("a part of the gradient to parameters is cut", split_detached),
+        ("no gradient reaches parameters", split_all_detached),
+        ("changes its input parameters", split_in_place_on_the_input),
+        ("changes its input parameters", split_assigning_to_the_input),
+        ("with a gradient to follow it raised RuntimeError", split_in_place_on_a_chunk),
     ],
 )
 def test_a_wrong_split_is_named(keyword, answer):
@@ -294,6 +325,36 @@ def sample_by_numpy(mean, logvar, noise):
     return torch.from_numpy(mean.numpy() + np.exp(logvar.numpy() / 2) * noise.numpy())
 
 
+def sample_with_half_logvar(mean, logvar, noise):
+    return mean + 0.5 * logvar * noise
+
+
+def sample_with_mean_and_noise_exchanged(mean, logvar, noise):
+    std = torch.exp(0.5 * logvar)
+    return noise + std * mean
+
+
+def sample_with_two_roots(mean, logvar, noise):
+    return mean + torch.sqrt(torch.exp(0.5 * logvar)) * noise
+
+
+def sample_divided_by_std(mean, logvar, noise):
+    return mean + noise / torch.exp(0.5 * logvar)
+
+
+def sample_adding_std(mean, logvar, noise):
+    return mean + torch.exp(0.5 * logvar) + noise
+
+
+def sample_for_batches_only(mean, logvar, noise):
+    return mean.flatten(1).add(torch.exp(logvar / 2).flatten(1) * noise.flatten(1)).view_as(mean)
+
+
+def sample_in_place_on_the_mean(mean, logvar, noise):
+    mean += torch.exp(logvar / 2) * noise
+    return mean
+
+
 def sample_in_place_on_an_input(mean, logvar, noise):
     return noise.mul_(torch.exp(logvar / 2)).add_(mean)
 
@@ -354,6 +415,14 @@ def test_a_half_written_sample_has_an_open_gap():
         ("no gradient reaches logvar", sample_with_detached_std),
         ("no gradient reaches mean and logvar", sample_rewrapped),
         ("with a gradient to follow it raised RuntimeError", sample_by_numpy),
+        ("exp is missing", sample_with_half_logvar),
+        ("mean and noise are exchanged", sample_with_mean_and_noise_exchanged),
+        ("root is taken twice", sample_with_two_roots),
+        ("a division by the deviation", sample_divided_by_std),
+        ("deviation is added", sample_adding_std),
+        ("inputs of shape (6,)", sample_for_batches_only),
+        ("changes its input noise", sample_in_place_on_an_input),
+        ("changes its input mean", sample_in_place_on_the_mean),
     ],
 )
 def test_a_wrong_sample_is_named(keyword, answer):
@@ -363,7 +432,6 @@ def test_a_wrong_sample_is_named(keyword, answer):
 @verdicts(
     "01.2",
     [
-        sample_in_place_on_an_input,
         sample_in_place_on_its_own,
         sample_by_addcmul,
         sample_by_einsum,
@@ -446,19 +514,80 @@ def nll_not_summed_over_channels(mean, logvar, sample):
     return 0.5 * (LOG_2PI + logvar + (sample - mean) ** 2 / logvar.exp()).sum(dim=(2, 3))
 
 
-def nll_in_place(mean, logvar, sample):
+def nll_of_images_only(mean, logvar, sample):
+    each = LOG_2PI + logvar + (sample - mean) ** 2 / logvar.exp()
+    return 0.5 * each.sum((1, 2, 3))
+
+
+def nll_squeezed(mean, logvar, sample):
+    return nll_by_einsum(mean, logvar, sample).squeeze()
+
+
+def nll_with_half_logvar(mean, logvar, sample):
+    return (0.5 * (LOG_2PI + 0.5 * logvar + (sample - mean) ** 2 / logvar.exp())).flatten(1).sum(1)
+
+
+def nll_with_half_on_the_square(mean, logvar, sample):
+    return (LOG_2PI + logvar + 0.5 * (sample - mean) ** 2 / logvar.exp()).flatten(1).sum(1)
+
+
+def nll_with_half_on_log_2pi(mean, logvar, sample):
+    return (0.5 * LOG_2PI + logvar + (sample - mean) ** 2 / logvar.exp()).flatten(1).sum(1)
+
+
+def nll_without_half_on_the_square(mean, logvar, sample):
+    return (0.5 * LOG_2PI + 0.5 * logvar + (sample - mean) ** 2 / logvar.exp()).flatten(1).sum(1)
+
+
+def nll_without_half_on_logvar(mean, logvar, sample):
+    return (0.5 * LOG_2PI + logvar + 0.5 * (sample - mean) ** 2 / logvar.exp()).flatten(1).sum(1)
+
+
+def nll_with_root_of_2pi(mean, logvar, sample):
+    each = math.log(math.sqrt(2 * math.pi)) + logvar + (sample - mean) ** 2 / logvar.exp()
+    return 0.5 * each.flatten(1).sum(1)
+
+
+def nll_with_squared_variance(mean, logvar, sample):
+    z = sample
+    return 0.5 * (LOG_2PI + logvar + ((z - mean) / torch.exp(logvar)) ** 2).flatten(1).sum(1)
+
+
+def nll_not_squared_by_std(mean, logvar, sample):
+    return 0.5 * (LOG_2PI + logvar + (sample - mean) / torch.exp(logvar / 2)).flatten(1).sum(1)
+
+
+def nll_not_divided(mean, logvar, sample):
+    return 0.5 * (LOG_2PI + logvar + (sample - mean) ** 2).flatten(1).sum(1)
+
+
+def nll_with_log_pi(mean, logvar, sample):
+    return 0.5 * (math.log(math.pi) + logvar + (sample - mean) ** 2 / logvar.exp()).flatten(1).sum(1)
+
+
+def nll_with_2pi(mean, logvar, sample):
+    return 0.5 * (2 * math.pi + logvar + (sample - mean) ** 2 / logvar.exp()).flatten(1).sum(1)
+
+
+def nll_in_place_on_the_sample(mean, logvar, sample):
     sample.sub_(mean).square_().div_(logvar.exp()).add_(logvar).add_(LOG_2PI).mul_(0.5)
     return sample.flatten(1).sum(1)
 
 
+def nll_in_place(mean, logvar, sample):
+    each = (sample - mean).square_().div_(logvar.exp()).add_(logvar)
+    each += LOG_2PI
+    return each.mul_(0.5).flatten(1).sum(1)
+
+
 def nll_by_einsum(mean, logvar, sample):
-    scaled = (sample - mean) * torch.exp(-logvar / 2)
-    return 0.5 * (torch.einsum("bchw,bchw->b", scaled, scaled) + logvar.sum((1, 2, 3)) + mean[0].numel() * LOG_2PI)
+    scaled = (sample - mean).flatten(1) * torch.exp(-logvar / 2).flatten(1)
+    return 0.5 * (torch.einsum("bi,bi->b", scaled, scaled) + logvar.flatten(1).sum(1) + mean[0].numel() * LOG_2PI)
 
 
 def nll_by_distributions(mean, logvar, sample):
     normal = torch.distributions.Normal(mean, torch.exp(0.5 * logvar))
-    return -torch.distributions.Independent(normal, 3).log_prob(sample)
+    return -torch.distributions.Independent(normal, mean.ndim - 1).log_prob(sample)
 
 
 def nll_by_a_loop(mean, logvar, sample):
@@ -473,9 +602,8 @@ def nll_by_a_loop(mean, logvar, sample):
 
 def nll_in_double(mean, logvar, sample):
     mean, logvar, sample = mean.double(), logvar.double(), sample.double()
-    return torch.nn.functional.gaussian_nll_loss(
-        mean, sample, logvar.exp(), full=True, reduction="none"
-    ).sum(dim=(1, 2, 3))  # fmt: skip
+    each = torch.nn.functional.gaussian_nll_loss(mean, sample, logvar.exp(), full=True, reduction="none")
+    return each.sum(dim=tuple(range(1, mean.ndim)))
 
 
 @verdicts("01.3", [nll_raises, nll_gaps])
@@ -503,6 +631,20 @@ def test_a_half_written_nll_has_an_open_gap():
         ("log-likelihood", nll_log_likelihood),
         ("square of (sample - mean) is forgotten", nll_not_squared),
         ("expected shape (3,), got (3, 4)", nll_not_summed_over_channels),
+        ("dims 1, 2, 3 are fixed", nll_of_images_only),
+        ("expected shape (1,), got ()", nll_squeezed),
+        ("logvar is halved twice", nll_with_half_logvar),
+        ("½ is on the square only", nll_with_half_on_the_square),
+        ("½ is on log 2π only", nll_with_half_on_log_2pi),
+        ("½ is missing on the square", nll_without_half_on_the_square),
+        ("½ is missing on logvar", nll_without_half_on_logvar),
+        ("log 2π is halved twice", nll_with_root_of_2pi),
+        ("squared variance", nll_with_squared_variance),
+        ("square of (sample - mean) is forgotten", nll_not_squared_by_std),
+        ("not divided by the variance", nll_not_divided),
+        ("log π stands where log 2π belongs", nll_with_log_pi),
+        ("2π stands where log 2π belongs", nll_with_2pi),
+        ("changes its input sample", nll_in_place_on_the_sample),
     ],
 )
 def test_a_wrong_nll_is_named(keyword, answer):
@@ -721,6 +863,79 @@ class DeterministicNllOfOneNumber(Right):
         return torch.Tensor([0.0]) if self.deterministic else super().nll(sample, dims)
 
 
+class DeterministicNllOfInteger(Right):
+    def nll(self, sample, dims=(1, 2, 3)):
+        return 0 if self.deterministic else super().nll(sample, dims)
+
+
+class DeterministicNllOfScalar(Right):
+    def nll(self, sample, dims=(1, 2, 3)):
+        return torch.tensor(0.0) if self.deterministic else super().nll(sample, dims)
+
+
+class DeterministicNllOfWholeNumbers(Right):
+    def nll(self, sample, dims=(1, 2, 3)):
+        return torch.zeros(len(sample), dtype=torch.long) if self.deterministic else super().nll(sample, dims)
+
+
+class DeterministicNllOfOrdinaryVariance(Right):
+    def nll(self, sample, dims=(1, 2, 3)):
+        return Right(torch.cat([self.mean, self.logvar], dim=1)).nll(sample, dims) if self.deterministic else (
+            super().nll(sample, dims)
+        )  # fmt: skip
+
+
+class DeterministicSampleIgnored(Right):
+    def sample(self, generator=None):
+        mean = self.mean
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return EXERCISES["01.2"].reference(mean, self.logvar, noise)
+
+
+class SampleInPlace(Right):
+    def sample(self, generator=None):
+        mean = self.mean
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return self.mean.add_(noise.mul_(self.std))
+
+
+class SampleWithStdInPlace(Right):
+    def sample(self, generator=None):
+        mean = self.mean
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        self.std *= noise
+        return mean + self.std
+
+
+class ClampInPlace(Right):
+    def __init__(self, parameters, deterministic=False):
+        parameters.chunk(2, 1)[1].clamp_(-30, 20)
+        super().__init__(parameters, deterministic)
+
+
+class NllInPlace(Right):
+    def nll(self, sample, dims=(1, 2, 3)):
+        sample -= self.mean
+        if self.deterministic:
+            return torch.zeros(len(self.mean))
+        return 0.5 * torch.sum(LOG_2PI + self.logvar + sample**2 / self.var, dim=dims)
+
+
+class SampleWithoutReturn(Right):
+    def sample(self, generator=None):
+        super().sample(generator)
+
+
+class ModeWithoutReturn(Right):
+    def mode(self):
+        """The likeliest value."""
+
+
+class NllWithoutReturn(Right):
+    def nll(self, sample, dims=(1, 2, 3)):
+        super().nll(sample, dims)
+
+
 class NllWithoutHalf(Right):
     def nll(self, sample, dims=(1, 2, 3)):
         return 2 * super().nll(sample, dims)
@@ -835,7 +1050,25 @@ def test_a_half_written_class_names_the_open_gap(keyword, answer):
         ("deterministic is ignored", DeterministicIgnored),
         ("var with deterministic=True: deterministic is ignored", DeterministicOnlyInStd),
         ("nll() with deterministic=True", DeterministicNllForgotten),
-        ("expected shape (3,), got (1,)", DeterministicNllOfOneNumber),
+        (
+            "expected zeros of shape (B,), one number for each image; got zeros of shape (1,)",
+            DeterministicNllOfOneNumber,
+        ),
+        ("expected zeros of shape (B,), one number for each image; got 0", DeterministicNllOfInteger),
+        ("expected zeros of shape (B,), one number for each image; got zeros of shape ()", DeterministicNllOfScalar),
+        ("got whole numbers of shape (3,)", DeterministicNllOfWholeNumbers),
+        ("got other values", DeterministicNllOfOrdinaryVariance),
+        (
+            "sample() with deterministic=True: the sample must be the mean: multiply the noise by self.std, which is",
+            DeterministicSampleIgnored,
+        ),
+        ("it changes self.mean", SampleInPlace),
+        ("it changes self.std", SampleWithStdInPlace),
+        ("changes its input parameters", ClampInPlace),
+        ("nll(): the values are right, but it changes its input sample", NllInPlace),
+        ("sample(): it returns None: is a return missing?", SampleWithoutReturn),
+        ("mode(), the mean: it returns None: is a return missing?", ModeWithoutReturn),
+        ("nll(): it returns None: is a return missing?", NllWithoutReturn),
         ("nll(): the factor ½ is missing", NllWithoutHalf),
         ("dims is ignored", NllIgnoresDims),
     ],

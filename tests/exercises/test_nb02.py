@@ -7,29 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from answers import assert_passes, assert_rejected, mistakes, verdicts
 from torch.distributions import Independent, Normal, kl_divergence
 
 from klvae_edu.exercises import EXERCISES, Verdict
-
-
-def verdicts(id, answers):
-    return pytest.mark.parametrize("answer", answers, ids=[f"{id}-{answer.__name__}" for answer in answers])
-
-
-def mistakes(id, answers):
-    return pytest.mark.parametrize(
-        ("keyword", "answer"), answers, ids=[f"{id}-{answer.__name__}" for _, answer in answers]
-    )
-
-
-def assert_rejected(id, answer, keyword):
-    verdict = EXERCISES[id].run(answer)
-    assert verdict.attempted and not verdict.passed
-    assert keyword in verdict.message and "\n" not in verdict.message
-
-
-def assert_passes(id, answer):
-    assert EXERCISES[id].run(answer) == Verdict(passed=True, attempted=True)
 
 
 def raises(*args):
@@ -108,8 +89,42 @@ def kl_for_images_only(mean, logvar):
     return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=[1, 2, 3])
 
 
-def kl_in_place(mean, logvar):
+def kl_squeezed(mean, logvar):
+    return kl_by_einsum(mean, logvar).squeeze()
+
+
+def kl_without_variance(mean, logvar):
+    return 0.5 * (mean**2 - 1 - logvar).flatten(1).sum(1)
+
+
+def kl_with_squared_variance(mean, logvar):
+    var = torch.exp(logvar)
+    return 0.5 * (mean**2 + var**2 - 1 - logvar).flatten(1).sum(1)
+
+
+def kl_with_logvar_as_log_std(mean, logvar):
+    std = torch.exp(logvar)
+    return 0.5 * (mean**2 + std**2 - 1 - torch.log(std**2)).flatten(1).sum(1)
+
+
+def kl_with_logvar_as_variance(mean, logvar):
+    return 0.5 * (mean**2 + logvar - 1 - torch.log(logvar)).flatten(1).sum(1)
+
+
+def kl_without_brackets(mean, logvar):
+    return (0.5 * mean**2 + torch.exp(logvar) - 1 - logvar).flatten(1).sum(1)
+
+
+def kl_with_half_after_the_mean(mean, logvar):
+    return (mean**2 + 0.5 * (torch.exp(logvar) - 1 - logvar)).flatten(1).sum(1)
+
+
+def kl_in_place_on_the_mean(mean, logvar):
     return mean.square_().add_(logvar.exp()).sub_(1).sub_(logvar).mul_(0.5).flatten(1).sum(1)
+
+
+def kl_in_place(mean, logvar):
+    return mean.square().add_(logvar.exp()).sub_(1).sub_(logvar).mul_(0.5).flatten(1).sum(1)
 
 
 def kl_by_einsum(mean, logvar):
@@ -150,7 +165,15 @@ def kl_in_double(mean, logvar):
         ("once for an image", kl_with_one_for_all),
         ("not squared", kl_without_square),
         ("log σ stands", kl_with_log_of_std),
-        ("inputs of shape (5, 7)", kl_for_images_only),
+        ("dims 1, 2, 3 are fixed", kl_for_images_only),
+        ("inputs of shape (1, 1)", kl_squeezed),
+        ("variance, exp(logvar), is missing", kl_without_variance),
+        ("variance is squared", kl_with_squared_variance),
+        ("logvar is taken for log σ", kl_with_logvar_as_log_std),
+        ("logvar is taken for the variance itself", kl_with_logvar_as_variance),
+        ("½ is on the mean only", kl_without_brackets),
+        ("½ is missing on the mean", kl_with_half_after_the_mean),
+        ("changes its input mean", kl_in_place_on_the_mean),
     ],
 )
 def test_a_wrong_kl_is_named(keyword, answer):
@@ -232,8 +255,69 @@ def between_by_distributions(mean, logvar, other_mean, other_logvar):
     return kl_divergence(Independent(q, dims), Independent(p, dims))
 
 
-def between_in_place(mean, logvar, other_mean, other_logvar):
+def between_images_only(mean, logvar, other_mean, other_logvar):
+    each = ((mean - other_mean) ** 2 + logvar.exp()) / other_logvar.exp() - 1 - logvar + other_logvar
+    return 0.5 * each.sum(dim=(1, 2, 3))
+
+
+def between_without_numerator_bracket(mean, logvar, other_mean, other_logvar):
+    each = (mean - other_mean) ** 2 + logvar.exp() / other_logvar.exp() - 1 - logvar + other_logvar
+    return 0.5 * each.flatten(1).sum(1)
+
+
+def between_with_undivided_variance(mean, logvar, other_mean, other_logvar):
+    each = (mean - other_mean) ** 2 / other_logvar.exp() + logvar.exp() - 1 - logvar + other_logvar
+    return 0.5 * each.flatten(1).sum(1)
+
+
+def between_with_squared_variance(mean, logvar, other_mean, other_logvar):
+    var, other_var = logvar.exp(), other_logvar.exp()
+    each = ((mean - other_mean) / other_var) ** 2 + var / other_var - 1 - logvar + other_logvar
+    return 0.5 * each.flatten(1).sum(1)
+
+
+def between_with_added_means(mean, logvar, other_mean, other_logvar):
+    each = ((mean + other_mean) ** 2 + logvar.exp()) / other_logvar.exp() - 1 - logvar + other_logvar
+    return 0.5 * each.flatten(1).sum(1)
+
+
+def between_without_own_logvar(mean, logvar, other_mean, other_logvar):
+    each = ((mean - other_mean) ** 2 + logvar.exp()) / other_logvar.exp() - 1 + other_logvar
+    return 0.5 * each.flatten(1).sum(1)
+
+
+def between_without_other_logvar(mean, logvar, other_mean, other_logvar):
+    each = ((mean - other_mean) ** 2 + logvar.exp()) / other_logvar.exp() - 1 - logvar
+    return 0.5 * each.flatten(1).sum(1)
+
+
+def between_with_log_of_stds(mean, logvar, other_mean, other_logvar):
+    log_ratio = 0.5 * other_logvar - 0.5 * logvar
+    each = ((mean - other_mean) ** 2 + logvar.exp()) / other_logvar.exp() - 1 + log_ratio
+    return 0.5 * each.flatten(1).sum(1)
+
+
+def between_with_half_on_the_fraction(mean, logvar, other_mean, other_logvar):
+    fraction = ((mean - other_mean) ** 2 + logvar.exp()) / other_logvar.exp()
+    return (0.5 * fraction - 1 - logvar + other_logvar).flatten(1).sum(1)
+
+
+def between_with_one_for_all(mean, logvar, other_mean, other_logvar):
+    each = ((mean - other_mean) ** 2 + logvar.exp()) / other_logvar.exp() - logvar + other_logvar
+    return 0.5 * (each.flatten(1).sum(1) - 1)
+
+
+def between_not_summed(mean, logvar, other_mean, other_logvar):
+    return 0.5 * (((mean - other_mean) ** 2 + logvar.exp()) / other_logvar.exp() - 1 - logvar + other_logvar)
+
+
+def between_in_place_on_the_mean(mean, logvar, other_mean, other_logvar):
     each = mean.sub_(other_mean).square_().add_(logvar.exp()).div_(other_logvar.exp())
+    return (each - 1 + other_logvar - logvar).flatten(1).sum(1) / 2
+
+
+def between_in_place(mean, logvar, other_mean, other_logvar):
+    each = mean.sub(other_mean).square_().add_(logvar.exp()).div_(other_logvar.exp())
     each -= 1
     each += other_logvar - logvar
     return each.flatten(1).sum(1).div_(2)
@@ -273,6 +357,18 @@ def between_by_a_loop(mean, logvar, other_mean, other_logvar):
         ("summed over the batch", between_summed_over_all),
         ("other Gaussian is ignored", between_of_the_first_only),
         ("standard deviations", between_with_stds),
+        ("dims 1, 2, 3 are fixed", between_images_only),
+        ("only the variance is divided", between_without_numerator_bracket),
+        ("variance is not divided", between_with_undivided_variance),
+        ("divided by the squared variance", between_with_squared_variance),
+        ("means are added", between_with_added_means),
+        ("logvar is missing", between_without_own_logvar),
+        ("other_logvar is missing", between_without_other_logvar),
+        ("log σ stands", between_with_log_of_stds),
+        ("½ is on the fraction only", between_with_half_on_the_fraction),
+        ("once for an image", between_with_one_for_all),
+        ("not summed", between_not_summed),
+        ("changes its input mean", between_in_place_on_the_mean),
     ],
 )
 def test_a_wrong_kl_between_two_is_named(keyword, answer):
@@ -385,9 +481,86 @@ def sampled_by_a_loop(mean, logvar, noise):
     return total / len(noise)
 
 
+def sampled_of_images_only(mean, logvar, noise):
+    z = mean + torch.exp(logvar / 2) * noise
+    return (0.5 * z**2 - 0.5 * (logvar + noise**2)).sum(dim=(2, 3, 4)).mean(0)
+
+
+def sampled_squeezed(mean, logvar, noise):
+    return sampled_by_einsum(mean, logvar, noise).squeeze()
+
+
+def sampled_with_half_logvar(mean, logvar, noise):
+    z = mean + 0.5 * logvar * noise
+    return (0.5 * z**2 - 0.5 * (logvar + (z - mean) ** 2 / logvar.exp())).flatten(2).sum(2).mean(0)
+
+
+def sampled_around_zero(mean, logvar, noise):
+    z = torch.exp(logvar / 2) * noise
+    return (0.5 * z**2 - 0.5 * (logvar + (z - mean) ** 2 / logvar.exp())).flatten(2).sum(2).mean(0)
+
+
+def sampled_without_bracket(mean, logvar, noise):
+    z = mean + torch.exp(logvar / 2) * noise
+    log_q = -0.5 * logvar + (z - mean) ** 2 / logvar.exp()
+    return (log_q + 0.5 * z**2).flatten(2).sum(2).mean(0)
+
+
+def sampled_without_half_on_the_square(mean, logvar, noise):
+    z = mean + torch.exp(logvar / 2) * noise
+    log_q = -0.5 * logvar - (z - mean) ** 2 / logvar.exp()
+    return (log_q + 0.5 * z**2).flatten(2).sum(2).mean(0)
+
+
+def sampled_without_half_on_logvar(mean, logvar, noise):
+    z = mean + torch.exp(logvar / 2) * noise
+    log_q = -logvar - 0.5 * (z - mean) ** 2 / logvar.exp()
+    return (log_q + 0.5 * z**2).flatten(2).sum(2).mean(0)
+
+
+def sampled_with_squared_variance(mean, logvar, noise):
+    z = mean + torch.exp(logvar / 2) * noise
+    log_q = -0.5 * (logvar + ((z - mean) / logvar.exp()) ** 2)
+    return (log_q + 0.5 * z**2).flatten(2).sum(2).mean(0)
+
+
+def sampled_without_square(mean, logvar, noise):
+    z = mean + torch.exp(logvar / 2) * noise
+    log_q = -0.5 * (logvar + (z - mean) / logvar.exp())
+    return (log_q + 0.5 * z**2).flatten(2).sum(2).mean(0)
+
+
+def sampled_with_positive_log_p(mean, logvar, noise):
+    z = mean + torch.exp(logvar / 2) * noise
+    log_q, log_p = -0.5 * (logvar + noise**2), 0.5 * z**2
+    return (log_q - log_p).flatten(2).sum(2).mean(0)
+
+
+def sampled_with_positive_log_q(mean, logvar, noise):
+    z = mean + torch.exp(logvar / 2) * noise
+    log_q, log_p = 0.5 * (logvar + noise**2), -0.5 * z**2
+    return (log_q - log_p).flatten(2).sum(2).mean(0)
+
+
+def sampled_not_summed(mean, logvar, noise):
+    z = mean + torch.exp(logvar / 2) * noise
+    return (0.5 * z**2 - 0.5 * (logvar + noise**2)).mean(0)
+
+
+def sampled_in_place_on_the_noise(mean, logvar, noise):
+    log_q = -0.5 * (logvar + noise**2)
+    z = noise.mul_(torch.exp(logvar / 2)).add_(mean)
+    return (log_q + 0.5 * z**2).flatten(2).sum(2).mean(0)
+
+
+def sampled_with_own_noise(mean, logvar, noise):
+    z = mean + torch.exp(logvar / 2) * torch.randn_like(noise)
+    return (0.5 * z**2 - 0.5 * (logvar + (z - mean) ** 2 / logvar.exp())).flatten(2).sum(2).mean(0)
+
+
 def sampled_in_place(mean, logvar, noise):
     log_q = -0.5 * (logvar + noise**2)  # (z - mean) / std is the noise itself
-    z = noise.mul_(torch.exp(logvar / 2)).add_(mean)
+    z = noise.mul(torch.exp(logvar / 2)).add_(mean)
     return log_q.add_(z.square_().mul_(0.5)).flatten(2).sum(2).mean(0)
 
 
@@ -418,6 +591,20 @@ def sampled_in_double(mean, logvar, noise):
         ("averaged over the batch", sampled_averaged_over_the_batch),
         ("not averaged over the samples", sampled_not_averaged),
         ("closed form", sampled_closed_form),
+        ("dims 2, 3, 4 are fixed", sampled_of_images_only),
+        ("inputs of shape (1, 1), (1, 1, 1)", sampled_squeezed),
+        ("exp is missing", sampled_with_half_logvar),
+        ("do not have the wanted mean", sampled_around_zero),
+        ("bracket in log q", sampled_without_bracket),
+        ("½ is missing on the square in log q", sampled_without_half_on_the_square),
+        ("½ is missing on logvar in log q", sampled_without_half_on_logvar),
+        ("squared variance", sampled_with_squared_variance),
+        ("lacks the square", sampled_without_square),
+        ("sign of log p", sampled_with_positive_log_p),
+        ("sign of log q", sampled_with_positive_log_q),
+        ("not summed", sampled_not_summed),
+        ("changes its input noise", sampled_in_place_on_the_noise),
+        ("use the argument `noise`", sampled_with_own_noise),
     ],
 )
 def test_a_wrong_sampled_kl_is_named(keyword, answer):
@@ -486,6 +673,33 @@ def loss_with_vector_kl(reconstruction, target, posterior, kl_weight):
 
 def loss_for_each_image(reconstruction, target, posterior, kl_weight):
     return (reconstruction - target).abs().flatten(1).sum(1) + kl_weight * posterior.kl()
+
+
+def loss_with_norm(reconstruction, target, posterior, kl_weight):
+    return torch.linalg.vector_norm(reconstruction - target, dim=(1, 2, 3)).mean() + kl_weight * posterior.kl().mean()
+
+
+def loss_with_absolute_sum(reconstruction, target, posterior, kl_weight):
+    return (reconstruction - target).sum(dim=(1, 2, 3)).abs().mean() + kl_weight * posterior.kl().mean()
+
+
+def loss_with_pixel_mean_and_kl_sum(reconstruction, target, posterior, kl_weight):
+    return F.l1_loss(reconstruction, target) + kl_weight * posterior.kl().sum()
+
+
+def loss_with_kl_per_pixel(reconstruction, target, posterior, kl_weight):
+    kl = posterior.kl().mean() / target[0].numel()
+    return (reconstruction - target).abs().flatten(1).sum(1).mean() + kl_weight * kl
+
+
+def loss_in_place_on_the_reconstruction(reconstruction, target, posterior, kl_weight):
+    reconstruction -= target
+    return reconstruction.abs().flatten(1).sum(1).mean() + kl_weight * posterior.kl().mean()
+
+
+def loss_in_place_on_the_posterior(reconstruction, target, posterior, kl_weight):
+    kl = 0.5 * (posterior.mean.square_() + posterior.var - 1 - posterior.logvar).flatten(1).sum(1)
+    return (reconstruction - target).abs().flatten(1).sum(1).mean() + kl_weight * kl.mean()
 
 
 def loss_without_absolute_value(reconstruction, target, posterior, kl_weight):
@@ -560,6 +774,12 @@ def loss_in_double(reconstruction, target, posterior, kl_weight):
         ("no gradient reaches the posterior", loss_as_a_number),
         ("no gradient reaches reconstruction and the posterior", loss_without_gradient),
         ("expected a Tensor, got dict", loss_as_a_dictionary),
+        ("Euclidean norm", loss_with_norm),
+        ("taken of the sum", loss_with_absolute_sum),
+        ("a mean over everything, the KL a sum over everything", loss_with_pixel_mean_and_kl_sum),
+        ("KL is divided by C·H·W", loss_with_kl_per_pixel),
+        ("changes its input reconstruction", loss_in_place_on_the_reconstruction),
+        ("changes its input the posterior", loss_in_place_on_the_posterior),
     ],
 )
 def test_a_wrong_loss_is_named(keyword, answer):

@@ -1,0 +1,31 @@
+"""What the tests of every notebook's exercises share: how an answer is tried, and what is expected of the verdict."""
+
+from __future__ import annotations
+
+import pytest
+
+from klvae_edu.exercises import EXERCISES, Verdict
+
+
+def verdicts(id, answers):
+    return pytest.mark.parametrize("answer", answers, ids=[f"{id}-{answer.__name__}" for answer in answers])
+
+
+def mistakes(id, answers):
+    return pytest.mark.parametrize(
+        ("keyword", "answer"), answers, ids=[f"{id}-{answer.__name__}" for _, answer in answers]
+    )
+
+
+def assert_rejected(id, answer, keyword):
+    verdict = EXERCISES[id].run(answer)
+    assert verdict.attempted and not verdict.passed
+    assert keyword in verdict.message and "\n" not in verdict.message
+
+
+def assert_passes(id, answer):
+    assert EXERCISES[id].run(answer) == Verdict(passed=True, attempted=True)
+
+
+def assert_blank(id, answer):
+    assert EXERCISES[id].run(answer) == Verdict(passed=False, attempted=False)

@@ -1,0 +1,40 @@
+"""The exercises as the notebooks hand them out, and as they solve them."""
+
+from __future__ import annotations
+
+import ast
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from markers import select
+
+from klvae_edu.exercises import EXERCISES
+
+SOURCES = Path(__file__).parents[2] / "notebooks" / "source"
+
+
+def verdicts(name, solved):
+    """What the checks of one notebook say, in their order, without the rest of the notebook."""
+    file = SOURCES / f"{name}.py"
+    names, written = {"math": math, "torch": torch}, {}
+    for node in ast.parse(select(file.read_text(encoding="utf-8"), solved, file.name)).body:
+        match node:
+            case ast.FunctionDef() | ast.ClassDef():
+                written[node.name] = node
+            case ast.Assign(targets=[ast.Name(target)], value=ast.Call(func=ast.Name("check"), args=[id, attempt])):
+                exec(compile(ast.Module([written[attempt.id]], []), file.name, "exec"), names)
+                exercise = EXERCISES[id.value]
+                verdict = exercise.run(names[attempt.id])
+                names[target] = names[attempt.id] if verdict.passed else exercise.reference
+                yield exercise.id, verdict
+
+
+@pytest.mark.parametrize("notebook", sorted({exercise.notebook for exercise in EXERCISES.values()}))
+@pytest.mark.parametrize("solved", [False, True])
+def test_a_blank_notebook_attempts_nothing_and_a_solved_one_passes_everything(notebook, solved):
+    found = dict(verdicts(notebook, solved))
+    assert list(found) == [id for id, exercise in EXERCISES.items() if exercise.notebook == notebook]
+    for verdict in found.values():
+        assert (verdict.attempted, verdict.passed, verdict.message) == (solved, solved, "")
