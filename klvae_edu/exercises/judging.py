@@ -210,8 +210,10 @@ def _describe(result: Any, expected: Any, outputs: Sequence[str]) -> str:
     difference = (result.double() - expected.double()).abs().flatten()
     worst = int(difference.argmax())
     found, right = float(result.flatten()[worst]), float(expected.flatten()[worst])
+    return (
         "the shape is right, the values are not: where they differ most, "
         f"{right:.4g} was expected, and yours is {found:.4g}"
+    )
 
 
 def _shapes(probe: Probe) -> str:
