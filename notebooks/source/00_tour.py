@@ -146,10 +146,6 @@ show(
 # Random weights, a random picture, with a trace of the eyes in it. **No trained model comes with this version of the package**, so
 # the next cells train this one, here and now, on square crops of this one photograph. It learns one picture, not pictures.
 
-# %% [markdown]
-# The architecture is the real one. So are the steps: encode, draw a latent from the posterior, decode, and take the loss, here
-# squared error plus a KL term (notebook 02).
-
 
 # %%
 def random_crops(count, side=64):
@@ -161,6 +157,10 @@ torch.manual_seed(0)
 steps = 300
 optimizer = torch.optim.AdamW(vae.parameters(), lr=4e-3, betas=(0.9, 0.99))
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps, pct_start=0.1)
+
+# %% [markdown]
+# The architecture is the real one, and so are the steps: encode, draw a latent from the posterior, decode, and take the loss, here
+# squared error plus a KL term (notebook 02).
 
 # %%
 snapshots = {"untrained": untrained[0]}

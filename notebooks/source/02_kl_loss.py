@@ -95,22 +95,27 @@ theirs = torch.distributions.kl_divergence(posterior, torch.distributions.Normal
 print("relative |Δ| < 1e-5:", bool(((kl_to_standard_normal(mean, logvar) - theirs) / theirs).abs().max() < 1e-5))
 
 # %% [markdown]
-# Now the whole landscape, for one value. Before you look: is it as expensive to halve σ as to double it?
+# Is it as expensive to halve σ as to double it? Guess, then run the cell.
+
+# %%
+for name, std in [("halved", 0.5), ("doubled", 2.0)]:
+    cost = kl_to_standard_normal(torch.zeros(1, 1), torch.full((1, 1), 2 * math.log(std)))
+    print(f"σ {name}: {cost.item():.2f} nats")
+
+# %% [markdown]
+# Now the whole landscape, for one value:
 
 # %%
 means, stds = torch.meshgrid(torch.linspace(-3, 3, 121), torch.linspace(0.05, 3, 120), indexing="xy")
 landscape = kl_to_standard_normal(means.reshape(-1, 1), 2 * stds.log().reshape(-1, 1)).view_as(means)
+
+# %%
 fig, ax = figure(size=(6, 3.4))
 lines = ax.contour(means, stds, landscape, levels=[0.05, 0.25, 0.5, 1, 2, 3, 4], colors=BLUE)
 ax.clabel(lines, fmt="%g nats")
 ax.plot(0, 1, "o", color=ORANGE)
 ax.set(xlabel="mean μ", ylabel="standard deviation σ")
 show(fig, alt="Contours of the KL over mean and standard deviation: a bowl, lowest (0) at mean 0 and deviation 1.")
-
-# %%
-for name, std in [("halved", 0.5), ("doubled", 2.0)]:
-    cost = kl_to_standard_normal(torch.zeros(1, 1), torch.full((1, 1), 2 * math.log(std)))
-    print(f"σ {name}: {cost.item():.2f} nats")
 
 # %% [markdown]
 # A bowl, but a lopsided one. Downwards, towards σ = 0, the price grows only with the logarithm: each halving adds at most
