@@ -46,13 +46,14 @@ def test_kl_agrees_with_a_monte_carlo_estimate() -> None:
     assert abs(estimate.mean() - posterior.kl(other)[0]) < 4 * error
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.floats(-1e4, 1e4, allow_nan=False), min_size=4, max_size=4), st.integers(0, 100))
 def test_kl_is_never_negative_and_zero_only_against_itself(values: list[float], seed: int) -> None:
     posterior = DiagonalGaussianDistribution(torch.tensor([values], dtype=torch.float64))
     other = DiagonalGaussianDistribution(parameters(1, 4, seed=seed))
-    assert posterior.kl().item() >= 0.0
-    assert posterior.kl(other).item() >= 0.0
+    rounding = 1e-12  # of the four terms, which cancel at the prior
+    assert posterior.kl().item() >= -rounding
+    assert posterior.kl(other).item() >= -rounding
     assert posterior.kl(posterior).item() == pytest.approx(0.0, abs=1e-9)
 
 
