@@ -67,7 +67,8 @@ for row in zip(mean.tolist(), logvar.tolist(), cost.tolist(), strict=True):
 # %% [markdown]
 # {{exercise 02.1}}
 #
-# Write it for a whole latent. Its values are independent, so their divergences add up: one number per image.
+# Write it for a whole latent. Its values are independent, so their divergences add up: one number per image. As always,
+# `hint("02.1")` helps you on, and `solution("02.1")` shows the finished code.
 
 
 # %%
@@ -120,7 +121,7 @@ show(fig, alt="Contours of the KL over mean and standard deviation: a bowl, lowe
 # %% [markdown]
 # A bowl, but a lopsided one. Downwards, towards σ = 0, the price grows only with the logarithm: each halving adds at most
 # log 2 ≈ 0.69 nats, one bit. Sideways it grows with the square. So what will an encoder do that wants to tell its images
-# apart cheaply: move the means far out, or keep them near and make σ small? (Section 5 shows it: mostly the second.)
+# apart cheaply: move the means far out, or keep them near and make σ small? (Section 5 shows both.)
 
 # %% [markdown]
 # ## 2. What if the other one is not N(0, I)?
@@ -279,7 +280,7 @@ print(f"mean + sum: pixels {error_per_value:7.2f}   1e-6 · KL {1e-6 * posterior
 
 # %% [markdown]
 # With sums, the KL term is a feather: five orders of magnitude below the pixels. With a mean on one side only, the same
-# "1e-6" is as heavy as the whole pixel error, 196,608 times stronger. A weight without its reduction means nothing: when you
+# "1e-6" is heavier than the whole pixel error, 196,608 times stronger. A weight without its reduction means nothing: when you
 # read one, look for the sum or the mean beside it.
 
 # %% [markdown]
@@ -427,7 +428,7 @@ show(
 )
 
 # %% [markdown]
-# A trade. From right to left each model says less and is further off; at first many nats buy very little. At some price the
+# A trade. From right to left each model says less and is further off; at first, giving up many nats costs very little. At some price the
 # posterior says *nothing*: rate 0, and the error of a model that always paints the average picture. That is **posterior
 # collapse**.
 
@@ -443,6 +444,7 @@ print("β = 4 has collapsed: a rate below 0.1 nats, and the error of the average
 #
 # Now look inside. Move the slider over the eight models: left, the posteriors of 200 pictures, coloured by the dot's true x
 # (at β = 0 some lie outside the axes); right, what the decoder makes of a grid of latents from -2 to 2, the dashed square.
+# Where no kernel runs, all eight stand side by side.
 
 
 # %%
@@ -480,9 +482,10 @@ Explorer(
 )
 
 # %% [markdown]
-# In every model but the last, neighbours are neighbours: x and y have been found, up to a turn and a flip. At β = 0 the tiles are
-# clean, but all dots are near the middle: the square holds a small part of the cloud. At 0.1 to 1 the cloud fills the square and
-# the dots reach the borders; in the corners, where no posterior lies, they are smeared. At β = 4 every tile is the same smear.
+# In every model but the last, neighbours are neighbours: the two values carry the place, turned, flipped or bent. At β = 0 the
+# tiles are clean, but all dots are near the middle: the square holds only a part of the cloud. At 0.1 to 1 the cloud fills the
+# square and the dots reach the borders; in the corners, where no posterior lies, they are smeared. At β = 2 they are blurred, and
+# at β = 4 every tile is the same smear.
 
 # %% [markdown]
 # So what does a higher price buy, if not better pictures? Draw z from N(0, I), as if you wanted new pictures, and decode. Where are
@@ -510,7 +513,7 @@ right.plot(labels, errors, "o-", color=ORANGE)
 right.set(xlabel="β", title="squared error to the nearest dot")
 show(
     fig,
-    alt="Over β: the spread of places rises from under half of the true one to near it at β = 1, and is 0 at 4; the error rises.",
+    alt="Over β: the spread of places rises from under half of the true one to near it at β = 1, and is 0 at 4; the error is small up to β = 1 and large at 4.",
 )
 assert spreads[0] < 0.6 * places.std(0).mean() < spreads[5] and spreads[-1] < 0.1
 
@@ -526,8 +529,8 @@ print("spread of the means: above 2 at β = 0, near 1 at β = 1, near 0 at β = 
 
 # %% [markdown]
 # Which of these is Stable Diffusion's? One with a very small β. Its scaling factor, 0.18215, is one over its latents' standard
-# deviation (LDM code, `scale_factor`), so that is about 5.5, far from 1. The KL term only keeps the latents in bounds; that
-# samples of N(0, I) are no pictures there is left to a diffusion model to mend, in notebook 11.
+# deviation (LDM code, `scale_factor`), so that is about 5.5, far from 1. The KL term only keeps the latents in bounds. N(0, I) does
+# not cover them; a diffusion model learns where they are, in notebook 11.
 
 # %%
 print(f"1 / 0.18215 = {1 / 0.18215:.2f}")
@@ -537,7 +540,7 @@ print(f"1 / 0.18215 = {1 / 0.18215:.2f}")
 #
 # 1. KL to N(0, I) is ½ Σ (μ² + σ² - 1 - log σ²): zero only for the prior, in nats, summed over the latent.
 # 2. KL(q ‖ p) averages over q; swap the arguments and you get another number.
-# 3. A Monte-Carlo estimate confirms the closed form, with an error that falls with the root of the number of samples.
+# 3. A Monte-Carlo estimate confirms the closed form, with an error that falls with the square root of the number of samples.
 # 4. A weight means nothing without its reduction: sum against mean is a factor of C·H·W.
 # 5. A higher price buys a latent space that the prior covers, with worse pictures, until the posterior collapses.
 #
@@ -545,7 +548,7 @@ print(f"1 / 0.18215 = {1 / 0.18215:.2f}")
 #
 # <details><summary>A colleague averages the KL over the latent's 4 · 32 · 32 values instead of summing, and keeps 1e-6. What changes?</summary>
 #
-# The KL is 4,096 times weaker than intended, so next to nothing becomes nothing. Training looks the same for a long time; the latents drift
+# With pixels still summed, the KL is 4,096 times weaker than intended: next to nothing becomes nothing. Training looks the same for a long time; the latents drift
 # further out.
 # </details>
 #
