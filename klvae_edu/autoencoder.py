@@ -110,6 +110,10 @@ class AutoencoderKL(nn.Module):
         super().__init__()
         if config is not None and fields:
             raise ValueError(f"expected a config or single fields, got a config and {sorted(fields)}")
+        if config is not None and not isinstance(config, AutoencoderKLConfig):
+            raise ValueError(
+                f"expected an AutoencoderKLConfig, got {config!r}; for a preset there is from_preset(name)"
+            )
         check_field_names(fields)
         self.config = config or AutoencoderKLConfig(**fields)
         self.encoder = Encoder(self.config)
@@ -129,7 +133,7 @@ class AutoencoderKL(nn.Module):
         if seed is None:
             return cls(config)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach a GPU's state as well
             return cls(config)
 
     @classmethod
@@ -220,7 +224,8 @@ class AutoencoderKL(nn.Module):
         got = f"got shape {tuple(x.shape)} in {x.dtype}"
         if x.ndim != 4 or x.shape[1] != channels or min(x.shape[-2:]) < at_least:
             raise ValueError(f"{expected}; {got}")
-        if not x.is_floating_point() or (x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type)):
+        converted = {torch.float32, torch.float16, torch.bfloat16}  # by autocast, where it is on
+        if x.dtype != self.dtype and not (x.dtype in converted and torch.is_autocast_enabled(x.device.type)):
             raise ValueError(f"{expected}; {got}")
 
     def _pad(self, x: Tensor) -> Tensor:
@@ -229,7 +234,7 @@ class AutoencoderKL(nn.Module):
         bottom, right = -height % factor, -width % factor
         if not (bottom or right):
             return x
-        if not self._told_of_padding:
+        if not self._told_of_padding and not torch.compiler.is_compiling():
             self._told_of_padding = True
             size = f"{height}x{width} to {height + bottom}x{width + right}"
             warnings.warn(f"images are padded by reflection to multiples of {factor}, here {size}", stacklevel=3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +59,10 @@ def load_pretrained(
         model = AutoencoderKL(config)
     weights = {_current_name(name): tensor for name, tensor in _read_weights(weights_file).items()}
     check_fit(model.state_dict(), weights, weights_file)
+    kinds = {tensor.dtype for tensor in weights.values()}
+    if dtype is None and (len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds)):
+        names = ", ".join(sorted(map(str, kinds)))
+        raise ValueError(f"{weights_file}: expected weights of one floating-point type, got {names}; pass dtype=…")
     model.load_state_dict(weights, strict=True, assign=True)
     return model.to(dtype) if dtype is not None else model
 
@@ -120,6 +125,8 @@ def _read_config(path: Path) -> AutoencoderKLConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: expected JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected the configuration's fields by name, got {values!r}")
     return AutoencoderKLConfig.from_dict(values)
 
 
@@ -129,10 +136,17 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         try:
-            return load_file(path)
+            # Copies: otherwise they are the file itself, and whoever writes to it later changes the model.
+            return {name: tensor.clone() for name, tensor in load_file(path).items()}
         except SafetensorError as error:
             raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
-    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
+        raise ValueError(f"{path}: expected a file of tensors and nothing else ({reason})") from error
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise ValueError(f"{path}: expected tensors by name, got something else ({type(weights).__name__})")
     return weights
 
 

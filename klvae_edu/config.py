@@ -98,14 +98,15 @@ class AutoencoderKLConfig:
                 raise ValueError(f"{name}: expected {' or '.join(known)}, got {block_type!r}")
 
     def _check_latent_scale(self) -> None:
-        if self.scaling_factor is not None and not self.scaling_factor > 0:
+        factor = self.scaling_factor
+        if factor is not None and not (isinstance(factor, (int, float)) and factor > 0):
             raise ValueError(f"scaling_factor: expected a positive number or None, got {self.scaling_factor!r}")
         if (self.latents_mean is None) != (self.latents_std is None):
             raise ValueError("latents_mean and latents_std: expected both or neither, got one of them")
         for name in ("latents_mean", "latents_std"):
             value = getattr(self, name)
-            if value is not None and len(value) != self.latent_channels:
-                raise ValueError(f"{name}: expected {self.latent_channels} numbers (latent_channels), got {len(value)}")
+            if value is not None and (not isinstance(value, tuple) or len(value) != self.latent_channels):
+                raise ValueError(f"{name}: expected {self.latent_channels} numbers (latent_channels), got {value!r}")
         if self.latents_std is not None and not all(std > 0 for std in self.latents_std):
             raise ValueError(f"latents_std: expected positive numbers, got {self.latents_std}")
 

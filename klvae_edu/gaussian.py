@@ -57,18 +57,28 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
-        """KL(self ‖ other) in nats, summed over all but the batch: (B,). Without `other`, against N(0, I)."""
+        """KL(self ‖ other) in nats, summed over all but the batch: (B,). Without `other`, against N(0, I).
+
+        Raises:
+            ValueError: `other` has another shape (broadcasting would hide it).
+        """
         if self.deterministic:
             return self.mean.new_zeros(self.mean.shape[0])
         if other is None:
             each = self.mean.pow(2) + self.var - 1.0 - self.logvar
         else:
+            if other.mean.shape != self.mean.shape:
+                shapes = f"{tuple(self.mean.shape)}, got {tuple(other.mean.shape)}"
+                raise ValueError(f"expected another Gaussian of shape {shapes}")
             distance = (self.mean - other.mean).pow(2)
             each = (distance + self.var) / other.var - 1.0 - self.logvar + other.logvar
         return 0.5 * each.flatten(1).sum(1)
 
     def nll(self, sample: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:
-        """-log q(sample) in nats, summed over `dims`: (B,) for a sample of shape (B, C, H, W)."""
+        """-log q(sample) in nats, summed over `dims`: (B,) for a sample of shape (B, C, H, W).
+
+        The sample may be any that broadcasts with the mean: (S, B, C, H, W), say, S samples for each image.
+        """
         if self.deterministic:
             return self.mean.new_zeros(self.mean.shape[0])
         each = math.log(2.0 * math.pi) + self.logvar + (sample - self.mean).pow(2) / self.var

@@ -43,7 +43,12 @@ def kl_loss(posterior: DiagonalGaussianDistribution, target: Tensor, reduction: 
     """KL(posterior ‖ N(0, I)) in nats, for the posterior of the images `target` (B, C, H, W): a scalar.
 
     "mean" divides by the values of an *image*, not of a latent, as it does for the pixel term.
+
+    Raises:
+        ValueError: the two batches differ in size, or `reduction` is unknown.
     """
+    if len(posterior.mean) != len(target):
+        raise ValueError(f"expected the posterior of {len(target)} images, got one of {len(posterior.mean)}")
     return _reduce(posterior.kl(), target, reduction)
 
 

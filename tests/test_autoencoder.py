@@ -197,6 +197,16 @@ def test_a_batch_is_the_same_as_its_images_one_by_one(tiny: AutoencoderKL) -> No
     torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-5)
 
 
+def test_a_presets_name_in_the_place_of_a_config_points_to_from_preset() -> None:
+    with pytest.raises(ValueError, match=r"'tiny'; for a preset there is from_preset"):
+        AutoencoderKL("tiny")
+
+
+def test_float64_is_refused_under_autocast_too(tiny: AutoencoderKL) -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"torch\.float64"):
+        tiny.encode(torch.zeros(1, 3, 32, 32, dtype=torch.float64))
+
+
 def test_a_config_and_single_fields_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="latent_channels"):
         AutoencoderKL(AutoencoderKLConfig(), latent_channels=8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 
 import pytest
@@ -74,7 +73,7 @@ def test_weights_in_a_pickle_are_read_but_nothing_in_it_is_executed(tiny: Autoen
             return (Path.touch, (saved / "executed",))
 
     torch.save({"weights": Attack()}, saved / PICKLE_NAME)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="tensors and nothing else"):
         AutoencoderKL.from_pretrained(saved)
     assert not (saved / "executed").exists()
 
@@ -100,10 +99,43 @@ def test_a_truncated_weight_file_is_said_to_be_one(saved: Path) -> None:
         AutoencoderKL.from_pretrained(saved)
 
 
-def test_a_config_that_is_no_json_is_said_to_be_one(saved: Path) -> None:
-    (saved / CONFIG_NAME).write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json"):
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_a_broken_pickle_is_said_to_be_one(saved: Path, content: bytes) -> None:
+    (saved / WEIGHTS_NAME).unlink()
+    (saved / PICKLE_NAME).write_bytes(content)
+    with pytest.raises(ValueError, match=PICKLE_NAME):
         AutoencoderKL.from_pretrained(saved)
+
+
+def test_a_pickle_that_holds_more_than_tensors_by_name_is_refused(tiny: AutoencoderKL, saved: Path) -> None:
+    (saved / WEIGHTS_NAME).unlink()
+    torch.save({"state_dict": tiny.state_dict()}, saved / PICKLE_NAME)
+    with pytest.raises(ValueError, match="tensors by name"):
+        AutoencoderKL.from_pretrained(saved)
+
+
+def test_writing_over_the_file_does_not_change_the_loaded_model(tiny: AutoencoderKL, saved: Path) -> None:
+    model = AutoencoderKL.from_pretrained(saved)
+    with open(saved / WEIGHTS_NAME, "r+b") as file:
+        size = file.seek(0, 2)
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+    assert same_weights(model, tiny)
+
+
+def test_weights_of_mixed_types_need_a_choice(saved: Path) -> None:
+    weights = load_file(saved / WEIGHTS_NAME)
+    save_file({**weights, "quant_conv.bias": weights["quant_conv.bias"].half()}, saved / WEIGHTS_NAME)
+    with pytest.raises(ValueError, match=r"torch\.float16, torch\.float32"):
+        AutoencoderKL.from_pretrained(saved)
+    assert AutoencoderKL.from_pretrained(saved, dtype=torch.float32).dtype == torch.float32
+
+
+def test_a_config_that_is_no_json_is_said_to_be_one(saved: Path) -> None:
+    for text in ("{", "[]", "null"):
+        (saved / CONFIG_NAME).write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json"):
+            AutoencoderKL.from_pretrained(saved)
 
 
 def test_a_folder_without_a_model_says_what_was_looked_for_and_what_is_there(tmp_path: Path) -> None:

@@ -48,8 +48,10 @@ def test_a_config_is_frozen_and_can_be_compared_and_hashed() -> None:
         ({"down_block_types": ("DownEncoderBlock2D",)}, ["down_block_types", "4", "1"]),
         ({"up_block_types": ("UpBlock2D",) * 4}, ["up_block_types", "UpBlock2D", "UpDecoderBlock2D"]),
         ({"scaling_factor": 0.0}, ["scaling_factor", "0.0"]),
+        ({"scaling_factor": "0.1"}, ["scaling_factor", "'0.1'"]),
+        ({"latents_mean": 1, "latents_std": 1}, ["latents_mean", "4 numbers", "1"]),
         ({"latents_mean": (0.0,) * 4}, ["latents_mean", "latents_std"]),
-        ({"latents_mean": (0.0,) * 3, "latents_std": (1.0,) * 3}, ["latents_mean", "4", "3"]),
+        ({"latents_mean": (0.0,) * 3, "latents_std": (1.0,) * 3}, ["latents_mean", "4 numbers", "(0.0, 0.0, 0.0)"]),
         ({"latents_mean": (0.0,) * 4, "latents_std": (1.0, 1.0, 0.0, 1.0)}, ["latents_std", "positive"]),
     ],
 )

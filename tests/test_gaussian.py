@@ -114,6 +114,13 @@ def test_a_deterministic_posterior_is_its_mean() -> None:
     assert posterior.nll(posterior.mean).tolist() == [0.0, 0.0]
 
 
+def test_a_kl_between_different_shapes_is_an_error_and_is_not_broadcast() -> None:
+    posterior = DiagonalGaussianDistribution(parameters(2, 8, 3, 3))
+    one = DiagonalGaussianDistribution(parameters(1, 8, 3, 3))
+    with pytest.raises(ValueError, match=r"\(2, 4, 3, 3\), got \(1, 4, 3, 3\)"):
+        posterior.kl(one)
+
+
 def test_the_mode_is_the_mean() -> None:
     posterior = DiagonalGaussianDistribution(parameters(2, 8, 3, 3))
     assert torch.equal(posterior.mode(), posterior.mean)

@@ -59,6 +59,12 @@ def test_images_of_different_shapes_are_an_error_and_are_not_broadcast() -> None
         pixel_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4))
 
 
+def test_a_posterior_of_other_images_is_an_error() -> None:
+    _, target, posterior = case()
+    with pytest.raises(ValueError, match="of 3 images, got one of 2"):
+        kl_loss(posterior, torch.cat([target, target[:1]]))
+
+
 def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
     reconstruction, target, posterior = case()
     with pytest.raises(ValueError, match="'l1' or 'l2', got 'mse'"):

@@ -40,6 +40,8 @@ def load_image(file: str | os.PathLike[str] | BinaryIO, name: str | None = None)
         raise UnreadableImage(f"{name}: not in any image format that Pillow knows") from error
     except OSError as error:
         raise UnreadableImage(f"{name}: cannot be read: {error.strerror or error}") from error
+    except MemoryError:  # that is no fault of the image's
+        raise
     except Exception as error:  # on damaged files decoders raise whatever they stumble over
         raise UnreadableImage(f"{name}: cannot be read: {error}") from error
 

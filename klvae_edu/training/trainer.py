@@ -85,7 +85,8 @@ def train(config: TrainingConfig) -> TrainingResult:
     folder = RunFolder(config.out, writes=accelerator.is_main_process)
     vae = _model(config)
     held_out = HeldOut(config, vae)
-    length = config.steps * config.batch_size * accelerator.num_processes  # one pass over the data is the whole run
+    # One pass over the data is the whole run. A stream is endless: its end, in each worker, would cost a batch.
+    length = None if config.streaming else config.steps * config.batch_size * accelerator.num_processes
     data = image_dataset(config.data, config.size, seed=config.seed, length=length, streaming=config.streaming)
     folder.start(config)
     model, optimizer, loader = accelerator.prepare(
@@ -167,15 +168,16 @@ def training_loader(config: TrainingConfig, data: Dataset[Tensor]) -> DataLoader
         batch_size=config.batch_size,
         shuffle=not isinstance(data, IterableDataset),
         num_workers=config.workers,
-        worker_init_fn=_ignore_ctrl_c,
+        worker_init_fn=_ignore_signals,
         drop_last=True,
         generator=torch.Generator().manual_seed(config.seed),
     )
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """A terminal sends Ctrl-C to the workers too; they have to live until the trainer has made its last step."""
+def _ignore_signals(worker: int) -> None:
+    """Both are sent to the workers too; they have to live until the trainer has made its last step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _endless(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
