@@ -55,8 +55,9 @@ def started(out: Path, *options: str) -> subprocess.Popen[str]:
     [
         (lambda pid: os.killpg(pid, signal.SIGINT), ["--workers", "1"]),  # Ctrl-C reaches the workers too
         (lambda pid: os.kill(pid, signal.SIGTERM), []),
+        (lambda pid: os.killpg(pid, signal.SIGTERM), ["--workers", "1"]),
     ],
-    ids=["ctrl-c", "sigterm"],
+    ids=["ctrl-c", "sigterm", "sigterm to all"],
 )
 def test_an_interrupted_run_saves_its_weights_and_says_how_to_go_on(
     send: Callable[[int], None], options: list[str], tmp_path: Path
