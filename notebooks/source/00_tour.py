@@ -90,8 +90,7 @@ assert latent.shape == latent_shape and blocks.shape == photo.shape
 print(f"PSNR {psnr(blocks, photo).item():.1f} dB")
 
 # %% [markdown]
-# PSNR, the peak signal-to-noise ratio, measures the error on a logarithmic scale: 10 dB more is a tenth of the squared error. Above 30 dB most people need to
-# look twice, near 20 dB nobody does. Is there anything better than averages? Yes: the best *linear* code, four learned
+# PSNR, the peak signal-to-noise ratio, measures the error on a logarithmic scale: 10 dB more is a tenth of the squared error. Is there anything better than averages? Yes: the best *linear* code, four learned
 # patterns per patch (principal component analysis, PCA), here fitted to this very photograph.
 
 # %%

@@ -302,7 +302,7 @@ print(f"at 4096 values the score function is {score_variance[-1] / pathwise_vari
 # %% [markdown]
 # 4,096 values is the latent of a 256 × 256 image in Stable Diffusion. The variance of the score function grows with the
 # *square* of the size, because the whole sum, about 5d, multiplies this one's score. (Subtracting the sum's mean first, a
-# *baseline*, leaves growth in proportion to d: better, and still thousands of times noisier here.) The reparameterised
+# *baseline*, leaves growth in proportion to d: better, but it still grows.) The reparameterised
 # gradient stays where it was. That is why one sample per image is enough to train on.
 
 # %% [markdown]
