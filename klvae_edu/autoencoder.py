@@ -8,17 +8,19 @@ Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffus
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from klvae_edu.blocks import DOWN_BLOCKS, NORM_EPS, UP_BLOCKS, UNetMidBlock2D
 from klvae_edu.config import AutoencoderKLConfig, check_field_names
+from klvae_edu.encoder_decoder import Decoder, Encoder
 from klvae_edu.gaussian import DiagonalGaussianDistribution
+from klvae_edu.inputs import check_tensor, pad_to_multiple
+from klvae_edu.model_mixin import ModelMixin
+from klvae_edu.precision import in_float32, in_half
+from klvae_edu.tiling import Tiling, sliced, tiled
 
 
 class AutoencoderKLOutput(NamedTuple):
@@ -33,63 +35,7 @@ class DecoderOutput(NamedTuple):
     sample: Tensor
 
 
-class Encoder(nn.Module):
-    """Image (B, in, H, W) -> mean and log-variance of the latent, stacked: (B, 2 · latent, H/f, W/f)."""
-
-    def __init__(self, config: AutoencoderKLConfig) -> None:
-        super().__init__()
-        widths, groups, act_fn = config.block_out_channels, config.norm_num_groups, config.act_fn
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList()
-        width = widths[0]
-        for level, (block_type, out) in enumerate(zip(config.down_block_types or (), widths, strict=True)):
-            last = level == len(widths) - 1
-            block = DOWN_BLOCKS[block_type]
-            self.down_blocks.append(block(width, out, config.layers_per_block, groups, act_fn, add_downsample=not last))
-            width = out
-        self.mid_block = UNetMidBlock2D(width, groups, act_fn, config.mid_block_add_attention)
-        self.conv_norm_out = nn.GroupNorm(groups, width, eps=NORM_EPS)
-        self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for down in self.down_blocks:
-            x = down(x)
-        x = self.mid_block(x)
-        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
-        return x
-
-
-class Decoder(nn.Module):
-    """Latent (B, latent, h, w) -> image (B, out, f·h, f·w). The levels run from the smallest map to the largest."""
-
-    def __init__(self, config: AutoencoderKLConfig) -> None:
-        super().__init__()
-        widths, groups, act_fn = config.block_out_channels[::-1], config.norm_num_groups, config.act_fn
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = UNetMidBlock2D(widths[0], groups, act_fn, config.mid_block_add_attention)
-        self.up_blocks = nn.ModuleList()
-        width = widths[0]
-        for level, (block_type, out) in enumerate(zip(config.up_block_types or (), widths, strict=True)):
-            last = level == len(widths) - 1
-            layers = config.layers_per_block + 1  # one more than the encoder has: the two halves are no mirror images
-            self.up_blocks.append(UP_BLOCKS[block_type](width, out, layers, groups, act_fn, add_upsample=not last))
-            width = out
-        self.conv_norm_out = nn.GroupNorm(groups, width, eps=NORM_EPS)
-        self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        z = self.conv_in(z)
-        z = self.mid_block(z)
-        for up in self.up_blocks:
-            z = up(z)
-        z = self.conv_out(self.conv_act(self.conv_norm_out(z)))
-        return z
-
-
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(ModelMixin):
     """The autoencoder with a KL-regularised latent space.
 
     Args:
@@ -121,6 +67,9 @@ class AutoencoderKL(nn.Module):
         latent = self.config.latent_channels
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if self.config.use_quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if self.config.use_post_quant_conv else nn.Identity()
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tiling = Tiling()
         self._told_of_padding = False
 
     @classmethod
@@ -136,43 +85,12 @@ class AutoencoderKL(nn.Module):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach a GPU's state as well
             return cls(config)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder_or_hub_id: str | os.PathLike[str],
-        subfolder: str = "",
-        revision: str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> AutoencoderKL:
-        """Load a model in diffusers' layout from a folder or the Hub; see `checkpoints.load_pretrained`."""
-        from klvae_edu.checkpoints import load_pretrained
-
-        return load_pretrained(folder_or_hub_id, subfolder, revision, dtype)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model in diffusers' layout; see `checkpoints.save_pretrained`."""
-        from klvae_edu.checkpoints import save_pretrained
-
-        save_pretrained(self, folder)
-
     @property
     def downsample_factor(self) -> int:
         """f, the image side over the latent side (8 for Stable Diffusion)."""
         return self.config.downsample_factor
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The data type of the weights."""
-        return self.encoder.conv_in.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.encoder.conv_in.weight.device
-
-    def num_parameters(self) -> int:
-        """How many numbers are learned."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    # ---- Images to latents and back ----------------------------------------------------------------------------------
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
         """Image -> posterior over latents.
@@ -188,9 +106,7 @@ class AutoencoderKL(nn.Module):
         Raises:
             ValueError: not a (B, 3, H, W) tensor of floating-point numbers, or smaller than one latent pixel.
         """
-        self._check("an image", x, self.config.in_channels, at_least=self.downsample_factor)
-        posterior = DiagonalGaussianDistribution(self.quant_conv(self.encoder(self._pad(x))))
-        return AutoencoderKLOutput(posterior)
+        return self._encode(x, self.use_tiling)
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> DecoderOutput:
         """Latent (B, latent_channels, h, w) -> image (B, 3, f·h, f·w).
@@ -201,8 +117,7 @@ class AutoencoderKL(nn.Module):
         Raises:
             ValueError: not a (B, latent_channels, h, w) tensor of floating-point numbers.
         """
-        self._check("a latent", z, self.config.latent_channels, at_least=1)
-        return DecoderOutput(self.decoder(self.post_quant_conv(z)))
+        return self._decode(z, self.use_tiling)
 
     def forward(
         self,
@@ -217,25 +132,111 @@ class AutoencoderKL(nn.Module):
         height, width = sample.shape[-2:]
         return DecoderOutput(self.decode(z).sample[..., :height, :width])
 
-    def _check(self, what: str, x: Tensor, channels: int, at_least: int) -> None:
-        expected = f"expected {what} of shape (B, {channels}, H, W) in {self.dtype}, H and W at least {at_least}"
-        if not isinstance(x, Tensor):
-            raise ValueError(f"{expected}; got {type(x).__name__}")
-        got = f"got shape {tuple(x.shape)} in {x.dtype}"
-        if x.ndim != 4 or x.shape[1] != channels or min(x.shape[-2:]) < at_least:
-            raise ValueError(f"{expected}; {got}")
-        converted = {torch.float32, torch.float16, torch.bfloat16}  # by autocast, where it is on
-        if x.dtype != self.dtype and not (x.dtype in converted and torch.is_autocast_enabled(x.device.type)):
-            raise ValueError(f"{expected}; {got}")
+    def tiled_encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
+        """`encode` in tiles (see `klvae_edu.tiling`), whether `enable_tiling` was called or not."""
+        return self._encode(x, tiling=True)
 
-    def _pad(self, x: Tensor) -> Tensor:
+    def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput:
+        """`decode` in tiles, whether `enable_tiling` was called or not."""
+        return self._decode(z, tiling=True)
+
+    def _encode(self, x: Tensor, tiling: bool) -> AutoencoderKLOutput:
         factor = self.downsample_factor
-        height, width = x.shape[-2:]
-        bottom, right = -height % factor, -width % factor
-        if not (bottom or right):
-            return x
-        if not self._told_of_padding and not torch.compiler.is_compiling():
+        check_tensor("an image", x, self.config.in_channels, self.dtype, at_least=factor)
+        padded = pad_to_multiple(x, factor)
+        if padded.shape != x.shape and not self._told_of_padding and not torch.compiler.is_compiling():
             self._told_of_padding = True
-            size = f"{height}x{width} to {height + bottom}x{width + right}"
-            warnings.warn(f"images are padded by reflection to multiples of {factor}, here {size}", stacklevel=3)
-        return F.pad(x, (0, right, 0, bottom), mode="reflect")
+            sizes = " to ".join(f"{height}x{width}" for height, width in (x.shape[-2:], padded.shape[-2:]))
+            warnings.warn(f"images are padded by reflection to multiples of {factor}, here {sizes}", stacklevel=3)
+        moments = self._run((self.encoder, self.quant_conv), padded, tiling, units=(factor, 1))
+        return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
+
+    def _decode(self, z: Tensor, tiling: bool) -> DecoderOutput:
+        check_tensor("a latent", z, self.config.latent_channels, self.dtype, at_least=1)
+        units = (1, self.downsample_factor)
+        return DecoderOutput(self._run((self.post_quant_conv, self.decoder), z, tiling, units))
+
+    def _run(self, stages: tuple[nn.Module, nn.Module], x: Tensor, tiling: bool, units: tuple[int, int]) -> Tensor:
+        """`x` through both stages: in slices, in tiles and in float32, as is set."""
+
+        def whole(x: Tensor) -> Tensor:
+            if self.config.force_upcast and in_half(x, self.dtype):
+                return in_float32(stages, x).to(self.dtype)
+            return stages[1](stages[0](x))
+
+        def in_tiles(x: Tensor) -> Tensor:
+            tile, overlap = (pixels // self.downsample_factor for pixels in (self.tiling.size, self.tiling.overlap))
+            return tiled(whole, x, tile, overlap, units, norms=self if self.tiling.global_norm else None)
+
+        function = in_tiles if tiling else whole
+        return sliced(function, x) if self.use_slicing and len(x) > 1 else function(x)
+
+    # ---- Latents for diffusion ---------------------------------------------------------------------------------------
+
+    def encode_for_diffusion(self, x: Tensor, sample: bool = True, generator: torch.Generator | None = None) -> Tensor:
+        """Image -> the latent a diffusion model works on: a sample of the posterior, or its mode, scaled."""
+        posterior = self.encode(x).latent_dist
+        return self.scale_latents(posterior.sample(generator) if sample else posterior.mode())
+
+    def decode_from_diffusion(self, z: Tensor) -> Tensor:
+        """What a diffusion model made, (B, latent_channels, h, w) -> image (B, 3, f·h, f·w)."""
+        return self.decode(self.unscale_latents(z)).sample
+
+    def scale_latents(self, z: Tensor) -> Tensor:
+        """(z - shift) · scale, with spread about 1; with a mean and a standard deviation, (z - mean) · scale / std.
+
+        Raises:
+            ValueError: the configuration has no scaling factor.
+        """
+        shift, scale = self._shift_and_scale(z)
+        return (z - shift) * scale
+
+    def unscale_latents(self, z: Tensor) -> Tensor:
+        """The inverse of `scale_latents`."""
+        shift, scale = self._shift_and_scale(z)
+        return z / scale + shift
+
+    def _shift_and_scale(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        config = self.config
+        if config.scaling_factor is None:
+            raise ValueError(
+                "this model has no scaling factor. It is 1 / the standard deviation of its latents: compute "
+                "`s = 1 / vae.encode(images).latent_dist.sample().std().item()` on a batch of your images, then set "
+                "`vae.config = dataclasses.replace(vae.config, scaling_factor=s)`"
+            )
+        if config.latents_mean is None or config.latents_std is None:
+            return config.shift_factor or 0.0, config.scaling_factor
+        mean, std = (z.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
+        return mean, config.scaling_factor / std
+
+    # ---- Settings: how it is computed, not what ----------------------------------------------------------------------
+
+    def enable_slicing(self) -> None:
+        """Encode and decode a batch one image at a time: less memory, the same numbers."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Encode and decode a batch at once."""
+        self.use_slicing = False
+
+    def enable_tiling(
+        self, use_tiling: bool = True, size: int | None = None, overlap: int | None = None, global_norm: bool = False
+    ) -> None:
+        """Encode and decode in overlapping tiles: memory that does not grow with the image, slightly other numbers.
+
+        Args:
+            use_tiling: False turns it off.
+            size, overlap: in pixels, multiples of f; see `klvae_edu.tiling.Tiling`, which has the defaults.
+            global_norm: normalise all tiles by the statistics of the whole map, at twice the time.
+
+        Raises:
+            ValueError: sizes that are no multiples of f, or an overlap as large as the tile.
+        """
+        given = {name: value for name, value in {"size": size, "overlap": overlap}.items() if value is not None}
+        tiling = Tiling(**given, global_norm=global_norm)
+        tiling.check(self.downsample_factor)
+        self.tiling, self.use_tiling = tiling, use_tiling
+
+    def disable_tiling(self) -> None:
+        """Encode and decode images whole."""
+        self.use_tiling = False

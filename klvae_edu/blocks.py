@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from klvae_edu.attention import BACKENDS
 
 NORM_EPS = 1e-6
 
@@ -22,6 +26,13 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "relu": nn.ReLU,
 }
+
+
+def run(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)`. With gradient checkpointing only x is kept; the backward pass computes what lies between again."""
+    if getattr(block, "gradient_checkpointing", False) and torch.is_grad_enabled():
+        return checkpoint(block, x, use_reentrant=False)
+    return block(x)
 
 
 class ResnetBlock2D(nn.Module):
@@ -74,8 +85,13 @@ class Upsample2D(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all pixels of the map, one head as wide as the map is deep: (B, C, H, W) -> the same shape.
 
-    Its memory grows with the square of H·W, which is why it stands only where the map is smallest.
+    Its memory can grow with the square of H·W, which is why it stands only where the map is smallest.
+
+    Attributes:
+        backend: "sdpa", "eager" or "chunked", see `klvae_edu.attention`: the same numbers at another cost.
     """
+
+    backend = "sdpa"
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -88,9 +104,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1 head, H·W, C)
-        out = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), scale=self.scale)
-        out = self.to_out[0](out).squeeze(1).transpose(1, 2).reshape(batch, channels, height, width)
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H·W, C)
+        out = BACKENDS[self.backend](self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.scale)
+        out = self.to_out[0](out).transpose(1, 2).reshape(batch, channels, height, width)
         return x + out
 
 
@@ -107,9 +123,9 @@ class DownEncoderBlock2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = attention(resnet(x))
+            x = run(attention, run(resnet, x))
         for downsample in self.downsamplers:
-            x = downsample(x)
+            x = run(downsample, x)
         return x
 
 
@@ -132,9 +148,9 @@ class UNetMidBlock2D(nn.Module):
         self.attentions = nn.ModuleList([Attention(channels, groups) if add_attention else nn.Identity()])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.resnets[0](x)
-        x = self.attentions[0](x)
-        x = self.resnets[1](x)
+        x = run(self.resnets[0], x)
+        x = run(self.attentions[0], x)
+        x = run(self.resnets[1], x)
         return x
 
 
@@ -151,9 +167,9 @@ class UpDecoderBlock2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = attention(resnet(x))
+            x = run(attention, run(resnet, x))
         for upsample in self.upsamplers:
-            x = upsample(x)
+            x = run(upsample, x)
         return x
 
 
@@ -175,3 +191,6 @@ def _resnets(in_channels: int, out_channels: int, num_layers: int, groups: int, 
 
 DOWN_BLOCKS = {block.__name__: block for block in (DownEncoderBlock2D, AttnDownEncoderBlock2D)}
 UP_BLOCKS = {block.__name__: block for block in (UpDecoderBlock2D, AttnUpDecoderBlock2D)}
+
+# What gradient checkpointing goes by: small enough that recomputing one of them needs little memory.
+CHECKPOINTED = (ResnetBlock2D, Attention, Downsample2D, Upsample2D)

@@ -103,6 +103,8 @@ class AutoencoderKLConfig:
             raise ValueError(f"scaling_factor: expected a positive number or None, got {self.scaling_factor!r}")
         if (self.latents_mean is None) != (self.latents_std is None):
             raise ValueError("latents_mean and latents_std: expected both or neither, got one of them")
+        if self.latents_mean is not None and self.shift_factor is not None:
+            raise ValueError("shift_factor and latents_mean: expected at most one of them, got both")
         for name in ("latents_mean", "latents_std"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, tuple) or len(value) != self.latent_channels):
@@ -163,11 +165,42 @@ _DIFFUSERS_DEFAULTS: dict[str, Any] = {  # of AutoencoderKL.__init__ in diffuser
     "sample_size": 32,
 }
 
+_SD_V1 = AutoencoderKLConfig()
+_SIXTEEN_CHANNELS: dict[str, Any] = {
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "sample_size": 1024,
+}
+
+
+def _paper(widths: tuple[int, ...], latent_channels: int, attention_levels: int = 0) -> AutoencoderKLConfig:
+    """One of the LDM paper's own models: 256x256, attention in as many of the smallest levels; no published scale."""
+    plain = len(widths) - attention_levels
+    return AutoencoderKLConfig(
+        block_out_channels=widths,
+        down_block_types=DOWN_BLOCK_TYPES[:1] * plain + DOWN_BLOCK_TYPES[1:] * attention_levels,
+        up_block_types=UP_BLOCK_TYPES[1:] * attention_levels + UP_BLOCK_TYPES[:1] * plain,
+        latent_channels=latent_channels,
+        sample_size=256,
+        scaling_factor=None,
+    )
+
+
 PRESETS: dict[str, AutoencoderKLConfig] = {
     # Stable Diffusion 1.x and 2.x: 83,653,863 parameters.
-    "sd-v1": AutoencoderKLConfig(),
-    # The LDM paper's KL-f8 (appendix F.1), trained at 256x256: the same network.
-    "kl-f8": AutoencoderKLConfig(sample_size=256),
+    "sd-v1": _SD_V1,
+    # Stable Diffusion XL: the same network with other weights, and with another scale.
+    "sdxl": replace(_SD_V1, sample_size=1024, scaling_factor=0.13025),
+    # Stable Diffusion 3 and Flux: 16 latent channels, no 1x1 convolutions around the latent, a shift before the scale.
+    "sd3": replace(_SD_V1, **_SIXTEEN_CHANNELS, scaling_factor=1.5305, shift_factor=0.0609),
+    "flux": replace(_SD_V1, **_SIXTEEN_CHANNELS, scaling_factor=0.3611, shift_factor=0.1159),
+    # The LDM paper's models: CompVis latent-diffusion, `configs/autoencoder/autoencoder_kl_*.yaml`. Only KL-f8 was used
+    # with a published scale: it is Stable Diffusion's network.
+    "kl-f4": _paper((128, 256, 512), latent_channels=3),
+    "kl-f8": replace(_SD_V1, sample_size=256),
+    "kl-f16": _paper((128, 128, 256, 256, 512), latent_channels=16, attention_levels=1),
+    "kl-f32": _paper((128, 128, 256, 256, 512, 512), latent_channels=64, attention_levels=2),
     # f = 8 like the real one, small enough for a laptop: 1,250,759 parameters.
     "mini": AutoencoderKLConfig(
         block_out_channels=(32, 64, 64, 64),
