@@ -23,7 +23,14 @@ def in_half(x: Tensor, weights: torch.dtype) -> bool:
 
 
 def in_float32(stages: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """`x` through the stages, computed in float32 by float32 copies of their weights. The stages stay as they are."""
+    """`x` through the stages, computed in float32 by float32 copies of their weights. The stages stay as they are.
+
+    Raises:
+        ValueError: with gradient checkpointing in training, whose second forward pass would find the weights in float16.
+    """
+    blocks = [block for stage in stages for block in stage.modules() if getattr(block, "gradient_checkpointing", False)]
+    if torch.is_grad_enabled() and any(weight.dtype == torch.float16 for b in blocks for weight in b.parameters()):
+        raise ValueError("gradient checkpointing: expected weights in float32 or bfloat16 for training, got float16")
     with torch.autocast(x.device.type, enabled=False):
         x = x.float()
         for stage in stages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import pytest
@@ -216,3 +217,93 @@ def test_single_fields_build_what_the_config_would(tiny: AutoencoderKL) -> None:
     model = AutoencoderKL(block_out_channels=(32, 64), norm_num_groups=8, latent_channels=16)
     assert model.config == AutoencoderKLConfig(block_out_channels=(32, 64), norm_num_groups=8, latent_channels=16)
     assert model.encode(torch.zeros(1, 3, 8, 8)).latent_dist.mean.shape == (1, 16, 4, 4)
+
+
+# ---- Latents for diffusion -------------------------------------------------------------------------------------------
+
+SCALES = {
+    "scale only": ({"scaling_factor": 0.18215}, lambda z: z * 0.18215),
+    "shift and scale": ({"scaling_factor": 1.5305, "shift_factor": 0.0609}, lambda z: (z - 0.0609) * 1.5305),
+    "mean and deviation": (
+        {
+            "scaling_factor": 0.5,
+            "latents_mean": (0.1, -0.2, 0.3, 0.0),
+            "latents_std": (1.0, 2.0, 4.0, 8.0),
+        },
+        lambda z: (
+            (z - torch.tensor([0.1, -0.2, 0.3, 0.0]).view(1, 4, 1, 1))
+            * 0.5
+            / torch.tensor([1.0, 2.0, 4.0, 8.0]).view(1, 4, 1, 1)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "scaled"), SCALES.values(), ids=SCALES.keys())
+def test_latents_are_scaled_for_diffusion_and_back(fields: dict, scaled) -> None:
+    vae = AutoencoderKL(AutoencoderKLConfig.from_preset("tiny", **fields)).eval()
+    x = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    with torch.no_grad():
+        posterior = vae.encode(x).latent_dist
+        mode = vae.encode_for_diffusion(x, sample=False)
+        torch.testing.assert_close(mode, scaled(posterior.mode()))
+        sample = vae.encode_for_diffusion(x, generator=torch.Generator().manual_seed(3))
+        torch.testing.assert_close(sample, scaled(posterior.sample(torch.Generator().manual_seed(3))))
+        torch.testing.assert_close(vae.unscale_latents(mode), posterior.mode())
+        torch.testing.assert_close(vae.decode_from_diffusion(mode), vae.decode(posterior.mode()).sample)
+
+
+def test_without_a_scaling_factor_the_error_says_how_to_compute_it(tiny: AutoencoderKL) -> None:
+    """And what it says works."""
+    x = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"dataclasses\.replace\(vae\.config, scaling_factor=s\)") as error:
+        tiny.encode_for_diffusion(x)
+    for call in (tiny.scale_latents, tiny.unscale_latents, tiny.decode_from_diffusion):
+        with pytest.raises(ValueError, match="no scaling factor"):
+            call(torch.zeros(1, 4, 8, 8))
+    names = {"vae": tiny.clone(), "images": x, "dataclasses": dataclasses}
+    for statement in str(error.value).split("`")[1::2]:
+        exec(statement, names)
+    with torch.no_grad():
+        assert names["vae"].encode_for_diffusion(x).std().item() == pytest.approx(1.0, abs=0.1)
+
+
+# ---- Functional transforms and compilation ---------------------------------------------------------------------------
+
+
+def test_vmap_over_images_is_a_batch(tiny: AutoencoderKL) -> None:
+    x = torch.rand(3, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        each = torch.func.vmap(lambda image: tiny(image[None]).sample[0])(x)
+        torch.testing.assert_close(each, tiny(x).sample, rtol=0, atol=1e-5)
+
+
+def test_vmap_goes_through_tiles(tiny: AutoencoderKL) -> None:
+    model = tiny.clone()
+    model.enable_tiling(size=32, overlap=16)
+    x = torch.rand(2, 3, 48, 32) * 2 - 1
+    with torch.no_grad():
+        each = torch.func.vmap(lambda image: model(image[None]).sample[0])(x)
+        torch.testing.assert_close(each, model(x).sample, rtol=0, atol=1e-5)
+
+
+def test_grad_of_one_latent_value_with_respect_to_the_image(tiny: AutoencoderKL) -> None:
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    found = torch.func.grad(lambda image: tiny.encode(image).latent_dist.mean[0, 0, 4, 4])(x)
+    leaf = x.clone().requires_grad_()
+    tiny.encode(leaf).latent_dist.mean[0, 0, 4, 4].backward()
+    torch.testing.assert_close(found, leaf.grad)
+
+
+@pytest.mark.parametrize("half", ["encode", "decode"])
+def test_each_half_is_one_graph_for_the_compiler(half: str) -> None:
+    """`fullgraph=True` fails at the first piece of Python that cannot be compiled."""
+    vae = AutoencoderKL(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4).eval()
+    x = torch.rand(1, *((3, 16, 16) if half == "encode" else (4, 8, 8)))
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return vae.encode(x).latent_dist.mode() if half == "encode" else vae.decode(x).sample
+
+    with torch.no_grad():
+        compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), run(x), rtol=0, atol=1e-6)

@@ -38,6 +38,13 @@ CONFIGS: dict[str, AutoencoderKLConfig] = {
 }
 
 
+def narrow(preset: str) -> AutoencoderKLConfig:
+    """A preset with an eighth of its widths and 8 groups: its whole structure at a size that fits a test."""
+    config = AutoencoderKLConfig.from_preset(preset)
+    widths = tuple(max(16, width // 8) for width in config.block_out_channels)
+    return AutoencoderKLConfig.from_preset(preset, block_out_channels=widths, norm_num_groups=8)
+
+
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     """Give every parameter a value of its own: default norms (weight 1, bias 0) would hide norms that are swapped."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,116 @@
+"""Decoding in tiles against decoding whole: peak memory, time, seams. Run: python benchmarks/tiled_decode.py
+
+The network is Stable Diffusion's at full width with random weights, which cost what trained ones cost. Memory is
+measured in a fresh process for each row, over what the process holds before it decodes, with the output taken off. Time
+is measured in one process, the ways taking turns; the ratio is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from klvae_edu import AutoencoderKL
+from klvae_edu.environment import restart_with_process_settings
+from klvae_edu.tiling import seam_lines, seam_metric
+
+TILE, OVERLAP = 288, 64
+WAYS = {"whole": {}, "tiled": {}, "tiled, global norm": {"global_norm": True}}
+
+
+def model(way: str) -> AutoencoderKL:
+    vae = AutoencoderKL.from_preset("sd-v1", seed=0).eval()
+    vae.enable_tiling(way != "whole", size=TILE, overlap=OVERLAP, **WAYS[way])
+    return vae
+
+
+def latent(side: int) -> torch.Tensor:
+    return torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
+
+
+def memory(name: str) -> int:
+    """A line of /proc/self/status, in bytes: VmRSS is what the process holds now, VmHWM the most it held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
+
+
+@torch.no_grad()
+def peak_memory(way: str, side: int) -> int:
+    """Bytes at the peak of one decode over those before it, without the output."""
+    vae, z = model(way), latent(side)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
+    before = memory("VmRSS")
+    image = vae.decode(z).sample
+    return memory("VmHWM") - before - image.numel() * image.element_size()
+
+
+@torch.no_grad()
+def times(side: int, rounds: int) -> dict[str, list[float]]:
+    vae, z = model("whole"), latent(side)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way, settings in WAYS.items():
+            vae.enable_tiling(way != "whole", size=TILE, overlap=OVERLAP, **settings)
+            start = time.perf_counter()
+            vae.decode(z)
+            seconds[way].append(time.perf_counter() - start)
+    return seconds
+
+
+@torch.no_grad()
+def seams(side: int) -> dict[str, float]:
+    lines = seam_lines(side // 8, TILE // 8, OVERLAP // 8, unit=8)
+    return {way: seam_metric(model(way).decode(latent(side)).sample, lines, lines) for way in WAYS}
+
+
+def measured_elsewhere(way: str, side: int) -> int:
+    command = [sys.executable, __file__, "--memory-of", way, "--side", str(side)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--side", type=int, default=512, help="of the image, in pixels")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    if options.memory_of:
+        print(peak_memory(options.memory_of, options.side))
+        return
+    side = options.side
+    if side <= TILE:
+        parser.error(f"--side: expected more than one tile of {TILE} pixels, got {side}")
+    sizes = {f"{way}, {side}": measured_elsewhere(way, side) for way in WAYS}
+    sizes[f"tiled, {side * 3 // 2}"] = measured_elsewhere("tiled", side * 3 // 2)
+    seconds = times(side, options.rounds)
+    ratios = {way: [one / whole for one, whole in zip(seconds[way], seconds["whole"], strict=True)] for way in WAYS}
+    report = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}",
+        "network": "sd-v1, random weights, float32",
+        "tile": TILE,
+        "overlap": OVERLAP,
+        "side": side,
+        "peak MiB over the model, output aside": {name: round(size / 2**20) for name, size in sizes.items()},
+        "seconds": {way: round(median(values), 2) for way, values in seconds.items()},
+        "time over whole": {
+            way: [round(value, 3) for value in (median(values), min(values), max(values))]
+            for way, values in ratios.items()
+        },
+        "seam metric": {way: round(value, 3) for way, value in seams(side).items()},
+    }
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    restart_with_process_settings()
+    main()
