@@ -6,6 +6,7 @@ import pytest
 import torch
 from reference import randomise
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.tiling import Tiling, global_statistics, placements, seam_lines, seam_metric, sliced, tiled
@@ -175,6 +176,39 @@ def test_tiles_are_laid_whatever_the_sample_size_of_the_model(vae: AutoencoderKL
     assert calls == [(144, 144)] * 4
 
 
+class LargestTensor(TorchDispatchMode):
+    """The largest tensor that is made, apart from those of one shape: the output's."""
+
+    def __init__(self, output: tuple[int, ...]) -> None:
+        super().__init__()
+        self.output, self.elements = output, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and tuple(tensor.shape) != self.output:
+                whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+                self.elements = max(self.elements, tensor.numel() if whole else 0)  # parts of the output are no more
+        return result
+
+
+@pytest.mark.parametrize("global_norm", [False, True])
+def test_beside_the_output_no_tensor_grows_with_the_image(global_norm: bool) -> None:
+    vae = AutoencoderKL(block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4).eval()
+    largest = {}
+    with torch.no_grad():
+        for tiling, side in ((True, 96), (True, 192), (False, 192)):
+            vae.enable_tiling(tiling, size=48, overlap=16, global_norm=global_norm)
+            x, z = torch.zeros(1, 3, side, side), torch.zeros(1, 4, side // 4, side // 4)
+            with LargestTensor((1, 3, side, side)) as decoding:
+                vae.decode(z)
+            with LargestTensor((1, 8, side // 4, side // 4)) as encoding:
+                vae.encode(x)
+            largest[tiling, side] = (decoding.elements, encoding.elements)
+    assert largest[True, 96] == largest[True, 192]
+    assert max(largest[True, 192]) < min(largest[False, 192]) / 10
+
+
 def test_tiled_encode_and_decode_tile_without_the_switch(vae: AutoencoderKL) -> None:
     vae.enable_tiling(size=48, overlap=16)
     x = random(1, 3, 96, 64)
@@ -225,12 +259,13 @@ class Normed(nn.Module):
         return self.norm(x)
 
 
-def test_global_statistics_make_a_norms_tiles_equal_to_the_whole() -> None:
-    model = Normed().double()
-    x = random(2, 4, 16, 24) * torch.linspace(0.1, 5.0, 24, dtype=torch.float64)  # tiles of unlike contrast
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.bfloat16, 2**-7)])
+def test_global_statistics_make_a_norms_tiles_equal_to_the_whole(dtype: torch.dtype, tolerance: float) -> None:
+    model = Normed().to(dtype)
+    x = (random(2, 4, 16, 24) * torch.linspace(0.1, 5.0, 24, dtype=torch.float64)).to(dtype)  # of unlike contrast
     whole = model(x)
     assert relative(tiled(model, x, 8, 0), whole) > 0.1
-    assert relative(tiled(model, x, 8, 0, norms=model), whole) < 1e-14
+    assert relative(tiled(model, x, 8, 0, norms=model), whole) < tolerance
 
 
 def test_global_statistics_leave_no_hook_behind_also_after_an_error() -> None:
