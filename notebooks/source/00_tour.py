@@ -291,9 +291,9 @@ print("the noise is less than a quarter as wide as the means are spread; a sampl
 # | --- | --- | --- |
 # | [01](01_diagonal_gaussian.ipynb) | the posterior: a Gaussian for every latent value | why the reparameterised gradient is the less noisy one |
 # | [02](02_kl_loss.ipynb) | the KL term | a posterior that collapses when the price is too high |
-# | 03 | ResNet blocks | gradients with and without the shortcut |
-# | 04 | resampling and attention | what one latent pixel sees |
-# | 05 | the KL-f8 architecture | your assembly equal to the original, on the same weights |
+# | [03](03_resnet_blocks.ipynb) | ResNet blocks | gradients with and without the shortcut |
+# | [04](04_resampling_and_attention.ipynb) | resampling and attention | what one latent pixel sees |
+# | [05](05_kl_f8_architecture.ipynb) | the KL-f8 architecture | your assembly equal to the original, on the same weights |
 # | 06 | reconstruction losses | why squared error blurs |
 # | 07 | the PatchGAN discriminator | where it looks |
 # | 08 | the training loop | what each safeguard prevents |

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from klvae_edu.exercises import EXERCISES, Verdict
+
+SOURCES = Path(__file__).parents[2] / "notebooks" / "source"
+
+
+def imported(notebook):
+    """What the cells of a notebook import, by name."""
+    file, names = SOURCES / f"{notebook}.py", {}
+    statements = ast.parse(file.read_text(encoding="utf-8")).body
+    imports = [statement for statement in statements if isinstance(statement, ast.Import | ast.ImportFrom)]
+    exec(compile(ast.Module(imports, []), file.name, "exec"), names)
+    return names
 
 
 def verdicts(id, answers):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from klvae_edu.exercises import EXERCISES, nb01, nb02
+from klvae_edu.exercises import EXERCISES, nb01, nb02, nb03, nb04, nb05
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.losses import vae_loss
 
@@ -19,11 +19,25 @@ MISTAKES = {
     "02.2": nb02.BETWEEN_MISTAKES,
     "02.3": nb02.MONTE_CARLO_MISTAKES,
     "02.4": nb02.LOSS_MISTAKES,
+    "03.1": nb03.GROUP_NORM_MISTAKES,
+    "03.2": nb03.SILU_MISTAKES,
+    "03.3": nb03.POINTWISE_MISTAKES,
+    "03.4": nb03.RESNET_MISTAKES,
+    "04.1": nb04.DOWNSAMPLE_MISTAKES,
+    "04.2": nb04.UPSAMPLE_MISTAKES,
+    "04.3": nb04.FIELD_MISTAKES,
+    "04.4": nb04.ATTENTION_MISTAKES,
+    "04.5": nb04.BLOCK_MISTAKES,
+    "05.1": nb05.WALK_MISTAKES,
+    "05.2": nb05.ENCODER_MISTAKES,
+    "05.3": nb05.DECODER_MISTAKES,
+    "05.5": nb05.NAME_MISTAKES,
 }
 
 
 def test_the_catalogue_is_in_order_and_complete():
-    assert list(EXERCISES) == ["01.1", "01.2", "01.3", "01.4", "02.1", "02.2", "02.3", "02.4"]
+    numbers = {"01": 4, "02": 4, "03": 4, "04": 5, "05": 5}
+    assert list(EXERCISES) == [f"{nb}.{number}" for nb, count in numbers.items() for number in range(1, count + 1)]
 
 
 @pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda e: e.id)

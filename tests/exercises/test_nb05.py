@@ -1,0 +1,1135 @@
+"""Answers to the exercises of notebook 05 as people write them: blank, half done, wrong, and right in many styles."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
+from torch import nn
+
+from klvae_edu import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistribution, encoder_decoder, names
+from klvae_edu.blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
+from klvae_edu.exercises import EXERCISES, nb05
+
+SMALL = AutoencoderKLConfig(block_out_channels=(8, 16, 24), norm_num_groups=4, latent_channels=3)
+
+
+# What holds for the finished versions
+
+
+@pytest.mark.parametrize("side", [64, 50])
+def test_the_finished_walk_is_the_encoders(side):
+    shapes, x = [], torch.zeros(1, 3, side, side)
+    encoder = encoder_decoder.Encoder(SMALL)
+    for stage in (encoder.conv_in, *encoder.down_blocks):
+        x = stage(x)
+        shapes.append((x.shape[1], x.shape[2]))
+    shapes.append((encoder.conv_out(x).shape[1], x.shape[2]))
+    assert nb05.shape_walk(SMALL.block_out_channels, SMALL.latent_channels, side) == shapes
+
+
+def test_the_finished_assembly_has_the_packages_weights_and_results():
+    ours, theirs = nb05.Autoencoder(SMALL).double(), AutoencoderKL(SMALL).double()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.rand(2, 3, 16, 24, dtype=torch.float64)
+    assert torch.equal(ours.encode(x).parameters, theirs.encode(x).latent_dist.parameters)
+    assert torch.equal(ours(x), theirs(x).sample)
+
+
+def test_at_full_size_the_finished_assembly_has_stable_diffusions_parameters():
+    with torch.device("meta"):
+        model = nb05.Autoencoder(AutoencoderKLConfig())
+    assert sum(parameter.numel() for parameter in model.parameters()) == 83_653_863
+
+
+def test_the_finished_translation_is_the_packages():
+    with torch.device("meta"):
+        weights = AutoencoderKL(AutoencoderKLConfig()).state_dict()
+    compvis = names.to_compvis(weights)
+    assert {nb05.diffusers_name(name, 4) for name in compvis} == weights.keys() != compvis.keys()
+    for name, tensor in compvis.items():
+        assert names.to_diffusers({"decoder.up.3.block.0.norm1.bias": tensor, name: tensor}).keys() == {
+            "decoder.up_blocks.0.resnets.0.norm1.bias",
+            nb05.diffusers_name(name, 4),
+        }
+
+
+@pytest.mark.parametrize("method", nb05.AUTOENCODER_MISTAKES)
+def test_every_known_mistake_of_a_method_is_told_from_the_truth_and_from_the_others(method):
+    for message, code in nb05.AUTOENCODER_MISTAKES[method]:
+        assert EXERCISES["05.4"].run(code).message == f"{method}: {message}"
+
+
+# 05.1
+
+
+def walk_raises(block_out_channels, latent_channels, side):
+    raise NotImplementedError
+
+
+def walk_blank(block_out_channels, latent_channels, side):
+    walk = [...]
+    for _ in block_out_channels:
+        walk.append(...)
+    walk.append(...)
+    return walk
+
+
+def walk_half(block_out_channels, latent_channels, side):
+    walk = [(block_out_channels[0], side)]
+    for _ in block_out_channels:
+        walk.append(...)
+    walk.append(...)
+    return walk
+
+
+def walk_half_inside(block_out_channels, latent_channels, side):
+    walk = [(block_out_channels[0], side)]
+    for width in block_out_channels:
+        walk.append((width, ...))
+    return [*walk, (2 * latent_channels, side)]
+
+
+def walk_with_four_halvings(block_out_channels, latent_channels, side):
+    walk = [(block_out_channels[0], side)]
+    for width in block_out_channels:
+        side = side // 2
+        walk.append((width, side))
+    walk.append((2 * latent_channels, side))
+    return walk
+
+
+def walk_without_halving(block_out_channels, latent_channels, side):
+    return [(w, side) for w in (block_out_channels[0], *block_out_channels, 2 * latent_channels)]
+
+
+def walk_halved_before(block_out_channels, latent_channels, side):
+    walk = [(block_out_channels[0], side)]
+    for level, width in enumerate(block_out_channels):
+        if level != 0:
+            side //= 2
+        walk.append((width, side))
+    walk.append((2 * latent_channels, side))
+    return walk
+
+
+def walk_appended_before_halving(block_out_channels, latent_channels, side):
+    walk = [(block_out_channels[0], side)]
+    for width in block_out_channels:
+        walk.append((width, side))
+        side //= 2
+    walk.append((2 * latent_channels, walk[-1][1]))
+    return walk
+
+
+def walk_range_too_short(block_out_channels, latent_channels, side):
+    walk, n = [(block_out_channels[0], side)], len(block_out_channels)
+    for level in range(n):
+        side = side // 2 if level < n - 2 else side
+        walk.append((block_out_channels[level], side))
+    return [*walk, (2 * latent_channels, side)]
+
+
+def walk_to_z(block_out_channels, latent_channels, side):
+    walk = walk_right(block_out_channels, latent_channels, side)
+    walk[-1] = (latent_channels, walk[-1][1])
+    return walk
+
+
+def walk_with_floats(block_out_channels, latent_channels, side):
+    walk, last = [(block_out_channels[0], side)], len(block_out_channels) - 1
+    for level, width in enumerate(block_out_channels):
+        side = side / 2 if level < last else side
+        walk.append((width, side))
+    return [*walk, (2 * latent_channels, side)]
+
+
+def walk_rounded_up(block_out_channels, latent_channels, side):
+    walk = [(block_out_channels[0], side)]
+    for width in block_out_channels[:-1]:
+        side = math.ceil(side / 2)
+        walk.append((width, side))
+    return [*walk, (block_out_channels[-1], side), (2 * latent_channels, side)]
+
+
+def walk_without_conv_in(block_out_channels, latent_channels, side):
+    return walk_right(block_out_channels, latent_channels, side)[1:]
+
+
+def walk_without_conv_out(block_out_channels, latent_channels, side):
+    return walk_right(block_out_channels, latent_channels, side)[:-1]
+
+
+def walk_from_the_image(block_out_channels, latent_channels, side):
+    return [(3, side), *walk_right(block_out_channels, latent_channels, side)]
+
+
+def walk_with_next_width(block_out_channels, latent_channels, side):
+    walk, n = [(block_out_channels[0], side)], len(block_out_channels)
+    for level in range(n - 1):
+        side //= 2
+        walk.append((block_out_channels[level + 1], side))
+    return [*walk, (block_out_channels[-1], side), (2 * latent_channels, side)]
+
+
+def walk_with_the_previous_width(block_out_channels, latent_channels, side):
+    walk, n = [(block_out_channels[0], side)], len(block_out_channels)
+    for level in range(n):
+        side = side // 2 if level < n - 1 else side
+        walk.append((block_out_channels[max(level - 1, 0)], side))
+    return [*walk, (2 * latent_channels, side)]
+
+
+def walk_side_first(block_out_channels, latent_channels, side):
+    return [(s, c) for c, s in walk_right(block_out_channels, latent_channels, side)]
+
+
+def walk_of_the_decoder(block_out_channels, latent_channels, side):
+    return walk_right(block_out_channels, latent_channels, side)[::-1]
+
+
+def walk_with_mid_block(block_out_channels, latent_channels, side):
+    walk = walk_right(block_out_channels, latent_channels, side)
+    return [*walk[:-1], (block_out_channels[-1], walk[-1][1]), walk[-1]]
+
+
+def walk_by_pixels(block_out_channels, latent_channels, side):
+    walk, last = [(block_out_channels[0], side)], len(block_out_channels) - 1
+    for level, width in enumerate(block_out_channels):
+        side = side // 4 if level < last else side
+        walk.append((width, side))
+    return [*walk, (2 * latent_channels, side)]
+
+
+def walk_of_stable_diffusion_only(block_out_channels, latent_channels, side):
+    a, b, c, d = block_out_channels
+    return [(a, side), (a, side // 2), (b, side // 4), (c, side // 8), (d, side // 8), (2 * latent_channels, side // 8)]
+
+
+def walk_with_eight_channels(block_out_channels, latent_channels, side):
+    return [*walk_right(block_out_channels, latent_channels, side)[:-1], (8, side // 8)]
+
+
+def walk_as_a_dictionary(block_out_channels, latent_channels, side):
+    return dict(enumerate(walk_right(block_out_channels, latent_channels, side)))
+
+
+@verdicts("05.1", [walk_raises, walk_blank])
+def test_a_blank_walk_is_not_attempted(answer):
+    assert_blank("05.1", answer)
+
+
+@mistakes(
+    "05.1",
+    [
+        ("gap `...` is still open", walk_half),
+        ("gap `...` is still open", walk_half_inside),
+        ("every level halves", walk_with_four_halvings),
+        ("no level halves", walk_without_halving),
+        ("the other way round", walk_halved_before),
+        ("the other way round", walk_appended_before_halving),
+        ("the last two levels keep", walk_range_too_short),
+        ("twice as many", walk_to_z),
+        ("divide with //", walk_with_floats),
+        ("rounded up", walk_rounded_up),
+        ("the start is missing", walk_without_conv_in),
+        ("the end is missing", walk_without_conv_out),
+        ("the image itself", walk_from_the_image),
+        ("one level early", walk_with_next_width),
+        ("one level late", walk_with_the_previous_width),
+        ("each entry is (channels, side)", walk_side_first),
+        ("that is the decoder", walk_of_the_decoder),
+        ("the mid block is listed", walk_with_mid_block),
+        ("divided by 4", walk_by_pixels),
+        ("it raised ValueError: not enough values to unpack", walk_of_stable_diffusion_only),
+        ("after conv_out it has (8, 32), expected (6, 32)", walk_with_eight_channels),
+        ("expected a list of (channels, side), got dict", walk_as_a_dictionary),
+    ],
+)
+def test_a_wrong_walk_is_named(keyword, answer):
+    assert_rejected("05.1", answer, keyword)
+
+
+def test_a_result_in_the_place_of_the_function_is_named():
+    assert_rejected("05.1", nb05.shape_walk((8, 16), 4, 64), "expected the function itself")
+    assert_rejected("05.5", "quant_conv.weight", "expected the function itself")
+
+
+def walk_right(block_out_channels, latent_channels, side):
+    walk = [(block_out_channels[0], side)]
+    for width in block_out_channels[:-1]:
+        side //= 2
+        walk.append((width, side))
+    return [*walk, (block_out_channels[-1], side), (2 * latent_channels, side)]
+
+
+def walk_in_one_expression(block_out_channels, latent_channels, side):
+    n = len(block_out_channels)
+    levels = [(width, side >> min(i + 1, n - 1)) for i, width in enumerate(block_out_channels)]
+    return [(block_out_channels[0], side), *levels, (2 * latent_channels, side >> (n - 1))]
+
+
+def walk_of_lists(block_out_channels, latent_channels, side):
+    return [list(entry) for entry in walk_right(block_out_channels, latent_channels, side)]
+
+
+def walk_as_a_tuple(block_out_channels, latent_channels, side):
+    return tuple(walk_right(block_out_channels, latent_channels, side))
+
+
+def walk_by_the_network(block_out_channels, latent_channels, side):
+    """Asks a network of that shape."""
+    x = torch.zeros(1, block_out_channels[0], side, side, device="meta")
+    walk = [x.shape[1:3]]
+    for level, width in enumerate(block_out_channels):
+        if level < len(block_out_channels) - 1:
+            x = F.pad(x, (0, 1, 0, 1))[:, :, 2::2, 2::2]
+        walk.append((width, x.shape[-1]))
+    return [*walk, (2 * latent_channels, x.shape[-1])]
+
+
+@verdicts("05.1", [walk_right, walk_in_one_expression, walk_of_lists, walk_as_a_tuple, walk_by_the_network])
+def test_a_right_walk_passes_in_any_style(answer):
+    assert_passes("05.1", answer)
+
+
+# 05.2
+
+
+class EncoderBlank(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        widths, _layers, _groups = config.block_out_channels, config.layers_per_block, config.norm_num_groups
+        self.conv_in = ...
+        self.down_blocks = nn.ModuleList()
+        for _ in widths:
+            ...
+        self.mid_block = ...
+        self.conv_norm_out = ...
+        self.conv_act = ...
+        self.conv_out = ...
+
+    def forward(self, x):
+        raise NotImplementedError
+
+
+class EncoderHalf(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, config.block_out_channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        self.mid_block = ...
+
+    def forward(self, x):
+        raise NotImplementedError
+
+
+class EncoderRight(nn.Module):
+    """With indices, a Sequential, functional SiLU, and every argument spelt out."""
+
+    last_halves = first_keeps = False
+    more_layers = 0
+    output = 2
+    eps = 1e-6
+
+    def __init__(self, config):
+        super().__init__()
+        widths, groups, n = config.block_out_channels, config.norm_num_groups, len(config.block_out_channels)
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], kernel_size=3, stride=1, padding=1)
+        levels = []
+        for i in range(n):
+            before = widths[0] if i == 0 else widths[i - 1]
+            halve = (i < n - 1 or self.last_halves) and not (i == 0 and self.first_keeps)
+            layers = config.layers_per_block + self.more_layers
+            levels.append(DownEncoderBlock2D(before, widths[i], layers, groups, config.act_fn, halve))
+        self.down_blocks = nn.Sequential(*levels)
+        self.mid_block = UNetMidBlock2D(widths[n - 1], groups, config.act_fn)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=self.eps)
+        self.conv_out = nn.Conv2d(widths[-1], self.output * config.latent_channels, 3, 1, 1)
+
+    def forward(self, x):
+        x = self.mid_block(self.down_blocks(self.conv_in(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class EncoderByHand(EncoderRight):
+    """SiLU written out, and without calling the levels as a whole."""
+
+    def forward(self, x):
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            for resnet in level.resnets:
+                x = resnet(x)
+            for downsample in level.downsamplers:
+                x = downsample(x)
+        x = self.conv_norm_out(self.mid_block(x))
+        return self.conv_out(x * torch.sigmoid(x))
+
+
+class EncoderWithFourHalvings(EncoderRight):
+    last_halves = True
+
+
+class EncoderHalvingLate(EncoderRight):
+    last_halves = first_keeps = True
+
+
+class EncoderAsDeepAsTheDecoder(EncoderRight):
+    more_layers = 1
+
+
+class EncoderOfMeans(EncoderRight):
+    output = 1
+
+
+class EncoderWithDefaultEps(EncoderRight):
+    eps = 1e-5
+
+
+class EncoderWithoutMid(EncoderRight):
+    def forward(self, x):
+        return self.conv_out(F.silu(self.conv_norm_out(self.down_blocks(self.conv_in(x)))))
+
+
+class EncoderMidNotMade(EncoderWithoutMid):
+    def __init__(self, config):
+        super().__init__(config)
+        del self.mid_block
+
+
+class EncoderWithoutNorm(EncoderRight):
+    def forward(self, x):
+        return self.conv_out(F.silu(self.mid_block(self.down_blocks(self.conv_in(x)))))
+
+
+class EncoderWithoutSiLU(EncoderRight):
+    def forward(self, x):
+        return self.conv_out(self.conv_norm_out(self.mid_block(self.down_blocks(self.conv_in(x)))))
+
+
+class EncoderReLU(EncoderRight):
+    def forward(self, x):
+        return self.conv_out(F.relu(self.conv_norm_out(self.mid_block(self.down_blocks(self.conv_in(x))))))
+
+
+class EncoderActFirst(EncoderRight):
+    def forward(self, x):
+        return self.conv_out(self.conv_norm_out(F.silu(self.mid_block(self.down_blocks(self.conv_in(x))))))
+
+
+class EncoderSplit(EncoderRight):
+    def forward(self, x):
+        mean, logvar = super().forward(x).chunk(2, 1)
+        return mean, logvar
+
+
+class EncoderMeanOnly(EncoderRight):
+    def forward(self, x):
+        return super().forward(x)[:, : self.conv_out.out_channels // 2]
+
+
+class EncoderTanh(EncoderRight):
+    def forward(self, x):
+        return torch.tanh(super().forward(x))
+
+
+class EncoderInAList(EncoderRight):
+    def __init__(self, config):
+        super().__init__(config)
+        levels = list(self.down_blocks)
+        del self.down_blocks
+        self.down_blocks = levels
+
+    def forward(self, x):
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class EncoderPairsOfWidths(EncoderRight):
+    """pairwise(widths) without the first width twice."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        widths, last = config.block_out_channels, len(config.block_out_channels) - 2
+        pairs = enumerate(pairwise(widths))
+        layers, groups = config.layers_per_block, config.norm_num_groups
+        self.down_blocks = nn.Sequential(
+            *(DownEncoderBlock2D(a, b, layers, groups, "silu", add_downsample=i < last) for i, (a, b) in pairs)
+        )
+
+
+class EncoderWithoutPadding(EncoderRight):
+    def __init__(self, config):
+        super().__init__(config)
+        self.conv_out = nn.Conv2d(config.block_out_channels[-1], 2 * config.latent_channels, 3)
+
+
+class EncoderWithQuantConv(EncoderRight):
+    def __init__(self, config):
+        super().__init__(config)
+        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+
+    def forward(self, x):
+        return self.quant_conv(super().forward(x))
+
+
+class EncoderDetached(EncoderRight):
+    def forward(self, x):
+        x = self.mid_block(self.down_blocks(self.conv_in(x))).detach()
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def test_a_blank_encoder_is_not_attempted():
+    assert_blank("05.2", EncoderBlank)
+
+
+@mistakes(
+    "05.2",
+    [
+        ("gap `...` is still open", EncoderHalf),
+        ("every level halves the map", EncoderWithFourHalvings),
+        ("the other way round", EncoderHalvingLate),
+        ("that is the decoder", EncoderAsDeepAsTheDecoder),
+        ("a mean and a log-variance", EncoderOfMeans),
+        ("conv_norm_out has eps 1e-05, expected 1e-06", EncoderWithDefaultEps),
+        ("the mid block is made and not used", EncoderWithoutMid),
+        ("it has no mid_block", EncoderMidNotMade),
+        ("conv_norm_out is made and not used", EncoderWithoutNorm),
+        ("SiLU between conv_norm_out and conv_out is missing", EncoderWithoutSiLU),
+        ("is a ReLU", EncoderReLU),
+        ("before conv_norm_out", EncoderActFirst),
+        ("return it whole", EncoderSplit),
+        ("the posterior needs both", EncoderMeanOnly),
+        ("a tanh at the end", EncoderTanh),
+        ("self.down_blocks is a plain list", EncoderInAList),
+        ("one level too few", EncoderPairsOfWidths),
+        ("conv_out has padding (0, 0), expected (1, 1)", EncoderWithoutPadding),
+        ("it has quant_conv, which is not asked for", EncoderWithQuantConv),
+        ("no gradient reaches", EncoderDetached),
+    ],
+)
+def test_a_wrong_encoder_is_named(keyword, answer):
+    assert_rejected("05.2", answer, keyword)
+
+
+@verdicts("05.2", [EncoderRight, EncoderByHand, encoder_decoder.Encoder])
+def test_a_right_encoder_passes_in_any_style(answer):
+    assert_passes("05.2", answer)
+
+
+# 05.3
+
+
+class DecoderBlank(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        _widths, _groups = ..., config.norm_num_groups
+        _layers = ...
+        self.conv_in = ...
+        self.mid_block = ...
+        self.up_blocks = nn.ModuleList()
+        self.conv_norm_out = ...
+        self.conv_act = ...
+        self.conv_out = ...
+
+    def forward(self, z):
+        raise NotImplementedError
+
+
+class DecoderRight(nn.Module):
+    """Counts downwards through the configured widths, and collects the levels in a list first."""
+
+    turn_round = True
+    more_layers = 1
+    doubles = staticmethod(lambda level, last: level < last)
+    into = 1
+    eps = 1e-6
+
+    def __init__(self, config):
+        super().__init__()
+        widths = list(reversed(config.block_out_channels)) if self.turn_round else list(config.block_out_channels)
+        groups, last = config.norm_num_groups, len(widths) - 1
+        self.conv_in = nn.Conv2d(self.into * config.latent_channels, widths[0], 3, 1, 1)
+        self.mid_block = UNetMidBlock2D(widths[0], groups, "silu", add_attention=True)
+        levels, width = [], widths[0]
+        for level in range(len(widths)):
+            layers = config.layers_per_block + self.more_layers
+            doubles = self.doubles(level, last)
+            levels.append(UpDecoderBlock2D(width, widths[level], layers, groups, "silu", add_upsample=doubles))
+            width = widths[level]
+        self.up_blocks = nn.ModuleList(levels)
+        self.conv_norm_out = nn.GroupNorm(groups, width, eps=self.eps)
+        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding="same")
+
+    def forward(self, z):
+        z = self.mid_block(self.conv_in(z))
+        for level in self.up_blocks:
+            z = level(z)
+        return self.conv_out(F.silu(self.conv_norm_out(z)))
+
+
+class DecoderInPlace(DecoderRight):
+    def forward(self, z):
+        z = self.conv_norm_out(nn.Sequential(self.conv_in, self.mid_block, *self.up_blocks)(z))
+        return self.conv_out(F.silu(z, inplace=True))
+
+
+class DecoderAsTheEncoder(DecoderRight):
+    turn_round = False
+
+
+class DecoderWithTwoBlocks(DecoderRight):
+    more_layers = 0
+
+
+class DecoderWithFourDoublings(DecoderRight):
+    doubles = staticmethod(lambda level, last: True)
+
+
+class DecoderDoublingLate(DecoderRight):
+    doubles = staticmethod(lambda level, last: level > 0)
+
+
+class DecoderNeverDoubling(DecoderRight):
+    doubles = staticmethod(lambda level, last: False)
+
+
+class DecoderOfMoments(DecoderRight):
+    into = 2
+
+
+class DecoderWithDefaultEps(DecoderRight):
+    eps = 1e-5
+
+
+class DecoderTanh(DecoderRight):
+    def forward(self, z):
+        return super().forward(z).tanh()
+
+
+class DecoderClamped(DecoderRight):
+    def forward(self, z):
+        return super().forward(z).clamp(-1, 1)
+
+
+class DecoderSigmoid(DecoderRight):
+    def forward(self, z):
+        return torch.sigmoid(super().forward(z))
+
+
+class DecoderWithoutMid(DecoderRight):
+    def forward(self, z):
+        z = self.conv_in(z)
+        for level in self.up_blocks:
+            z = level(z)
+        return self.conv_out(F.silu(self.conv_norm_out(z)))
+
+
+class DecoderWithoutSiLU(DecoderRight):
+    def forward(self, z):
+        return self.conv_out(self.conv_norm_out(nn.Sequential(self.conv_in, self.mid_block, *self.up_blocks)(z)))
+
+
+class DecoderUpsamplingFirst(DecoderRight):
+    """The doubling at the beginning of a level: all weights fit, the blocks see the large side of the step."""
+
+    def forward(self, z):
+        z = self.mid_block(self.conv_in(z))
+        for level in self.up_blocks:
+            blocks = list(level.resnets)
+            z = blocks[0](z)
+            for part in (*level.upsamplers, *blocks[1:]):
+                z = part(z)
+        return self.conv_out(F.silu(self.conv_norm_out(z)))
+
+
+class DecoderMidLast(DecoderRight):
+    def forward(self, z):
+        z = self.conv_in(z)
+        for level in self.up_blocks:
+            z = level(z)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(z))))
+
+
+class DecoderLevelsBackwards(DecoderRight):
+    def forward(self, z):
+        z = self.mid_block(self.conv_in(z))
+        for level in reversed(self.up_blocks):
+            z = level(z)
+        return self.conv_out(F.silu(self.conv_norm_out(z)))
+
+
+def test_a_blank_decoder_is_not_attempted():
+    assert_blank("05.3", DecoderBlank)
+
+
+@mistakes(
+    "05.3",
+    [
+        ("the widths are not reversed", DecoderAsTheEncoder),
+        ("in the decoder it is one more", DecoderWithTwoBlocks),
+        ("every level doubles the map", DecoderWithFourDoublings),
+        ("the other way round", DecoderDoublingLate),
+        ("no level doubles the map", DecoderNeverDoubling),
+        ("a latent is decoded", DecoderOfMoments),
+        ("conv_norm_out has eps 1e-05, expected 1e-06", DecoderWithDefaultEps),
+        ("a tanh at the end", DecoderTanh),
+        ("whoever shows it clamps", DecoderClamped),
+        ("a sigmoid at the end", DecoderSigmoid),
+        ("the mid block is made and not used", DecoderWithoutMid),
+        ("SiLU between conv_norm_out and conv_out is missing", DecoderWithoutSiLU),
+        ("the map is doubled too early", DecoderUpsamplingFirst),
+        ("it raised RuntimeError", DecoderMidLast),
+        ("it raised RuntimeError", DecoderLevelsBackwards),
+    ],
+)
+def test_a_wrong_decoder_is_named(keyword, answer):
+    assert_rejected("05.3", answer, keyword)
+
+
+@verdicts("05.3", [DecoderRight, DecoderInPlace, encoder_decoder.Decoder])
+def test_a_right_decoder_passes_in_any_style(answer):
+    assert_passes("05.3", answer)
+
+
+# 05.4
+
+
+class AutoencoderBlank(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.encoder = ...
+        self.decoder = ...
+        self.quant_conv = ...
+        self.post_quant_conv = ...
+
+    def encode(self, x):
+        raise NotImplementedError
+
+    def decode(self, z):
+        raise NotImplementedError
+
+    def forward(self, x):
+        raise NotImplementedError
+
+
+class AutoencoderRight(nn.Module):
+    """From the package's halves, with the mean for the mode."""
+
+    kernel = 1
+
+    def __init__(self, config):
+        super().__init__()
+        self.encoder, self.decoder = encoder_decoder.Encoder(config), encoder_decoder.Decoder(config)
+        z, k = config.latent_channels, self.kernel
+        self.quant_conv = nn.Conv2d(z * 2, z * 2, kernel_size=k, padding=k // 2)
+        self.post_quant_conv = nn.Conv2d(z, z, kernel_size=k, padding=k // 2)
+
+    def encode(self, x):
+        h = self.encoder(x)
+        h = self.quant_conv(h)
+        return DiagonalGaussianDistribution(h)
+
+    def decode(self, z):
+        z = self.post_quant_conv(z)
+        return self.decoder(z)
+
+    def forward(self, x):
+        posterior = self.encode(x)
+        return self.decode(posterior.mean)
+
+
+class OwnGaussian:
+    """As a reader of notebook 01 may have written it."""
+
+    def __init__(self, parameters):
+        self.mean, logvar = parameters.chunk(2, dim=1)
+        self.logvar = logvar.clamp(-30, 20)
+
+    def mode(self):
+        return self.mean
+
+
+class AutoencoderWithOwnGaussian(AutoencoderRight):
+    def encode(self, x):
+        return OwnGaussian(self.quant_conv(self.encoder(x)))
+
+    def forward(self, x):
+        return self.decoder(self.post_quant_conv(self.encode(x).mode()))
+
+
+class AutoencoderHalf(AutoencoderRight):
+    def forward(self, x):
+        raise NotImplementedError
+
+
+class AutoencoderHalfEncoding(AutoencoderRight):
+    def encode(self, x):
+        _parameters = self.quant_conv(self.encoder(x))
+        return ...
+
+
+class AutoencoderWithoutQuantConv(AutoencoderRight):
+    def __init__(self, config):
+        super().__init__(config)
+        del self.quant_conv
+
+    def encode(self, x):
+        return DiagonalGaussianDistribution(self.encoder(x))
+
+
+class AutoencoderQuantConvUnused(AutoencoderRight):
+    def encode(self, x):
+        return DiagonalGaussianDistribution(self.encoder(x))
+
+
+class AutoencoderQuantConvOfTheMean(AutoencoderRight):
+    def __init__(self, config):
+        super().__init__(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    def encode(self, x):
+        mean, logvar = self.encoder(x).chunk(2, 1)
+        return DiagonalGaussianDistribution(torch.cat([self.quant_conv(mean), logvar], 1))
+
+
+class AutoencoderWithKernelsOfThree(AutoencoderRight):
+    kernel = 3
+
+
+class AutoencoderEncodingToParameters(AutoencoderRight):
+    def encode(self, x):
+        return self.quant_conv(self.encoder(x))
+
+    def forward(self, x):
+        return self.decode(self.encode(x).chunk(2, 1)[0])
+
+
+class AutoencoderEncodingToPairs(AutoencoderRight):
+    def encode(self, x):
+        return self.quant_conv(self.encoder(x)).chunk(2, 1)
+
+    def forward(self, x):
+        return self.decode(self.encode(x)[0])
+
+
+class AutoencoderEncodingToMeans(AutoencoderRight):
+    def encode(self, x):
+        return super().encode(x).mode()
+
+    def forward(self, x):
+        return self.decode(self.encode(x))
+
+
+class AutoencoderScaling(AutoencoderRight):
+    def encode(self, x):
+        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)) * 0.18215)
+
+
+class AutoencoderUnscaling(AutoencoderRight):
+    def decode(self, z):
+        return self.decoder(self.post_quant_conv(z / 0.18215))
+
+
+class AutoencoderPostQuantConvUnused(AutoencoderRight):
+    def decode(self, z):
+        return self.decoder(z)
+
+
+class AutoencoderTanh(AutoencoderRight):
+    def decode(self, z):
+        return torch.tanh(self.decoder(self.post_quant_conv(z)))
+
+
+class AutoencoderSampling(AutoencoderRight):
+    def forward(self, x):
+        return self.decode(self.encode(x).sample())
+
+
+class AutoencoderOfCompVis(AutoencoderRight):
+    def forward(self, x):
+        posterior = self.encode(x)
+        return self.decode(posterior.mode()), posterior
+
+
+class AutoencoderStoppingAtTheLatent(AutoencoderRight):
+    def forward(self, x):
+        return self.encode(x).mode()
+
+
+class AutoencoderBypassingDecode(AutoencoderRight):
+    def forward(self, x):
+        return self.decoder(self.encode(x).mode())
+
+
+class AutoencoderSharing(AutoencoderRight):
+    """One convolution for both places."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.post_quant_conv = self.quant_conv
+
+
+class AutoencoderDetached(AutoencoderRight):
+    def forward(self, x):
+        return self.decode(self.encode(x).mode().detach())
+
+
+def test_a_blank_autoencoder_is_not_attempted():
+    assert_blank("05.4", AutoencoderBlank)
+
+
+@mistakes(
+    "05.4",
+    [
+        ("gap `...` is still open (forward)", AutoencoderHalf),
+        ("gap `...` is still open (encode", AutoencoderHalfEncoding),
+        ("it has no quant_conv", AutoencoderWithoutQuantConv),
+        ("encode: quant_conv is made and not used", AutoencoderQuantConvUnused),
+        ("it mixes mean and log-variance", AutoencoderQuantConvOfTheMean),
+        ("quant_conv has kernel_size (3, 3), expected (1, 1)", AutoencoderWithKernelsOfThree),
+        ("encode: it returns a tensor", AutoencoderEncodingToParameters),
+        ("encode: expected a DiagonalGaussianDistribution, got tuple", AutoencoderEncodingToPairs),
+        ("encode: it returns a tensor", AutoencoderEncodingToMeans),
+        ("encode: the scaling factor is applied", AutoencoderScaling),
+        ("decode: the scaling factor is applied", AutoencoderUnscaling),
+        ("decode: post_quant_conv is made and not used", AutoencoderPostQuantConvUnused),
+        ("decode: a tanh at the end", AutoencoderTanh),
+        ("forward: it decodes a sample", AutoencoderSampling),
+        ("forward: expected a Tensor, got tuple", AutoencoderOfCompVis),
+        ("forward: it returns the latent", AutoencoderStoppingAtTheLatent),
+        ("forward: post_quant_conv is left out", AutoencoderBypassingDecode),
+        ("post_quant_conv has 2 · latent_channels", AutoencoderSharing),
+        ("forward: the values are right, but no gradient reaches", AutoencoderDetached),
+    ],
+)
+def test_a_wrong_autoencoder_is_named(keyword, answer):
+    assert_rejected("05.4", answer, keyword)
+
+
+@verdicts("05.4", [AutoencoderRight, AutoencoderWithOwnGaussian])
+def test_a_right_autoencoder_passes_in_any_style(answer):
+    assert_passes("05.4", answer)
+
+
+# 05.5
+
+
+def name_blank(name, levels):
+    _new = {"down": "down_blocks", "block": "resnets", "block_1": "resnets.0"}
+    _parts = name.split(".")
+    return ...
+
+
+def name_unchanged(name, levels):
+    return name
+
+
+TABLE = """
+    down down_blocks, up up_blocks, mid mid_block, block resnets, block_1 resnets.0, block_2 resnets.1,
+    attn_1 attentions.0, downsample downsamplers.0, upsample upsamplers.0, nin_shortcut conv_shortcut,
+    norm_out conv_norm_out, norm group_norm, q to_q, k to_k, v to_v, proj_out to_out.0,
+    query to_q, key to_k, value to_v, proj_attn to_out.0
+"""
+NEW = dict(line.split() for line in TABLE.split(","))
+
+
+def name_by(level, **other):
+    """An answer with the right table but for some entries; an entry None stays as it is."""
+    new = {part: target for part, target in (NEW | other).items() if target}
+
+    def translate(name, levels):
+        parts = name.split(".")
+        if parts[0] == "decoder" and parts[1] == "up":
+            parts[2] = str(level(int(parts[2]), levels))
+        return ".".join([new.get(part, part) for part in parts])
+
+    return translate
+
+
+def reversed_level(level, levels):
+    return levels - 1 - level
+
+
+def name_in_order(name, levels):
+    return name_by(lambda level, levels: level)(name, levels)
+
+
+def name_one_off(name, levels):
+    return name_by(lambda level, levels: levels - level)(name, levels)
+
+
+def name_for_four_levels(name, levels):
+    return name_by(lambda level, levels: 3 - level)(name, levels)
+
+
+def name_with_negative_levels(name, levels):
+    return name_by(lambda level, levels: -1 - level)(name, levels)
+
+
+def name_with_both_reversed(name, levels):
+    parts = name.split(".")
+    if parts[1] in ("up", "down"):
+        parts[2] = str(levels - 1 - int(parts[2]))
+    return ".".join(NEW.get(part, part) for part in parts)
+
+
+def name_with_blocks_one_off(name, levels):
+    return name_by(reversed_level, block_1="resnets.1", block_2="resnets.2")(name, levels)
+
+
+def name_with_q(name, levels):
+    return name_by(reversed_level, q=None, k=None, v=None)(name, levels)
+
+
+def name_with_proj_out(name, levels):
+    return name_by(reversed_level, proj_out=None)(name, levels)
+
+
+def name_without_list_index(name, levels):
+    return name_by(reversed_level, proj_out="to_out", proj_attn="to_out")(name, levels)
+
+
+def name_without_sampler_index(name, levels):
+    return name_by(reversed_level, downsample="downsamplers", upsample="upsamplers")(name, levels)
+
+
+def name_with_norm_out(name, levels):
+    return name_by(reversed_level, norm_out=None)(name, levels)
+
+
+def name_with_norm(name, levels):
+    return name_by(reversed_level, norm=None)(name, levels)
+
+
+def name_with_nin_shortcut(name, levels):
+    return name_by(reversed_level, nin_shortcut=None)(name, levels)
+
+
+def name_without_old_diffusers(name, levels):
+    return name_by(reversed_level, query=None, key=None, value=None, proj_attn=None)(name, levels)
+
+
+def name_by_replacement(name, levels):
+    """As converters have done it: right for CompVis' names, wrong for what is converted already."""
+    if re.match(r"decoder\.up\.\d", name):
+        level = int(name.split(".")[2])
+        name = name.replace(f"up.{level}", f"up_blocks.{levels - 1 - level}")
+    name = name.replace("down.", "down_blocks.").replace("mid.", "mid_block.").replace(".block.", ".resnets.")
+    name = name.replace("block_1", "resnets.0").replace("block_2", "resnets.1").replace("attn_1", "attentions.0")
+    name = name.replace("downsample.", "downsamplers.0.").replace("upsample.", "upsamplers.0.")
+    name = name.replace("norm_out", "conv_norm_out").replace("nin_shortcut", "conv_shortcut")
+    for old, new in {"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out"}.items():
+        name = name.replace(old, new)
+    if "attentions" in name:
+        name = name.replace(".norm.", ".group_norm.").replace("proj_out", "to_out.0")
+        for part in "qkv":
+            name = name.replace(f"{part}.weight", f"to_{part}.weight").replace(f"{part}.bias", f"to_{part}.bias")
+    return name
+
+
+def name_by_replacing_norm(name, levels):
+    return name_by(reversed_level)(name, levels).replace("norm1", "group_norm1")
+
+
+def name_as_parts(name, levels):
+    return name_by(reversed_level)(name, levels).split(".")
+
+
+def name_by_int(name, levels):
+    parts = name.split(".")
+    if parts[:2] == ["decoder", "up"]:
+        parts[2] = levels - 1 - int(parts[2])
+    return ".".join(NEW.get(part, part) for part in parts)
+
+
+def name_for_compvis_only(name, levels):
+    parts = name.split(".")
+    if parts[1].startswith("up"):
+        parts[2] = str(levels - 1 - int(parts[2]))
+    return ".".join(NEW.get(part, part) for part in parts)
+
+
+def test_a_blank_translation_is_not_attempted():
+    assert_blank("05.5", name_blank)
+
+
+@mistakes(
+    "05.5",
+    [
+        ("expected encoder.down_blocks.1.resnets.0.conv1.weight", name_unchanged),
+        ("counted from the wrong end", name_in_order),
+        ("one off", name_one_off),
+        ("four levels only", name_for_four_levels),
+        ("expected decoder.up_blocks.0.", name_with_negative_levels),
+        ("the encoder's levels are reversed too", name_with_both_reversed),
+        ("ResNet blocks are one off", name_with_blocks_one_off),
+        ("q, k, v are left", name_with_q),
+        ("proj_out is left", name_with_proj_out),
+        ("lacks its .0", name_without_list_index),
+        ("lack their .0", name_without_sampler_index),
+        ("norm_out is left", name_with_norm_out),
+        ("attention's norm is left", name_with_norm),
+        ("nin_shortcut is left", name_with_nin_shortcut),
+        ("old names of diffusers", name_without_old_diffusers),
+        ("replaced inside of another one", name_by_replacement),
+        ("replaced inside of another one", name_by_replacing_norm),
+        ("expected the name as one text, got tuple", name_as_parts),
+        ("it raised TypeError", name_by_int),
+        ("a current name's level is reversed", name_for_compvis_only),
+    ],
+)
+def test_a_wrong_translation_is_named(keyword, answer):
+    assert_rejected("05.5", answer, keyword)
+
+
+def name_by_parts(name, levels):
+    return name_by(reversed_level)(name, levels)
+
+
+def name_by_anchored_expressions(name, levels):
+    rules = (
+        (r"(encoder)\.down\.(\d+)\.block\.", r"\1.down_blocks.\2.resnets."),
+        (r"(encoder)\.down\.(\d+)\.downsample\.", r"\1.down_blocks.\2.downsamplers.0."),
+        (r"(encoder|decoder)\.mid\.attn_1\.", r"\1.mid_block.attentions.0."),
+        (r"(encoder|decoder)\.mid\.block_1\.", r"\1.mid_block.resnets.0."),
+        (r"(encoder|decoder)\.mid\.block_2\.", r"\1.mid_block.resnets.1."),
+        (r"(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out."),
+        (r"(.*\.resnets\.\d+)\.nin_shortcut\.", r"\1.conv_shortcut."),
+        (r"(.*\.attentions\.0)\.norm\.", r"\1.group_norm."),
+        (r"(.*\.attentions\.0)\.(?:proj_out|proj_attn)\.", r"\1.to_out.0."),
+        (r"(.*\.attentions\.0)\.(?:q|query)\.", r"\1.to_q."),
+        (r"(.*\.attentions\.0)\.(?:k|key)\.", r"\1.to_k."),
+        (r"(.*\.attentions\.0)\.(?:v|value)\.", r"\1.to_v."),
+    )
+    if match := re.match(r"decoder\.up\.(\d+)\.(block|upsample)\.(.*)", name):
+        place = f"decoder.up_blocks.{levels - 1 - int(match[1])}"
+        name = f"{place}.resnets.{match[3]}" if match[2] == "block" else f"{place}.upsamplers.0.{match[3]}"
+    for pattern, new in rules:
+        name = re.sub("^" + pattern, new, name)
+    return name
+
+
+def name_by_a_loop(name, levels):
+    out, before = [], []
+    for part in name.split("."):
+        if before[-2:] == ["decoder", "up"]:
+            out.append(f"{levels - int(part) - 1}")
+        elif part in NEW:
+            out.extend(NEW[part].split("."))
+        else:
+            out.append(part)
+        before.append(part)
+    return ".".join(out)
+
+
+@verdicts("05.5", [name_by_parts, name_by_anchored_expressions, name_by_a_loop])
+def test_a_right_translation_passes_in_any_style(answer):
+    assert_passes("05.5", answer)
