@@ -14,7 +14,7 @@ AS_STORED := OMP_NUM_THREADS=1 KLVAE_EDU_QUIET=1 HF_HUB_OFFLINE=1 CUDA_VISIBLE_D
 NBVAL     := --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with=tests/nbval_sanitize.cfg
 PARALLEL  := -n 2 --dist loadscope
 
-.PHONY: help lab fresh test lint notebooks measure constraints
+.PHONY: help lab fresh test lint notebooks measure bench constraints
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -45,6 +45,9 @@ notebooks: $(READY) ## build the notebooks from notebooks/source (NB=03, EXECUTE
 
 measure: $(READY) ## time and memory of the notebooks, for the line in their heads (NB=03)
 	OMP_NUM_THREADS=2 $(PY) tools/measure_notebooks.py $(NB)
+
+bench: $(READY) ## memory, time and seams of tiled decoding, into benchmarks/ (some minutes)
+	OMP_NUM_THREADS=2 $(PY) benchmarks/tiled_decode.py
 
 # With the oldest Python supported: what runs there runs on the later ones too.
 constraints: $(READY) ## write constraints.txt from what is installed

@@ -158,6 +158,8 @@ class AutoencoderKL(ModelMixin):
 
     def _run(self, stages: tuple[nn.Module, nn.Module], x: Tensor, tiling: bool, units: tuple[int, int]) -> Tensor:
         """`x` through both stages: in slices, in tiles and in float32, as is set."""
+        if (hook := getattr(self, "_hf_hook", None)) is not None:
+            hook.pre_forward(self)  # a diffusers pipeline that offloads its models has the weights fetched by this
 
         def whole(x: Tensor) -> Tensor:
             if self.config.force_upcast and in_half(x, self.dtype):

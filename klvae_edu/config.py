@@ -44,7 +44,7 @@ class AutoencoderKLConfig:
     shift_factor: float | None = None  # subtracted before scaling (Stable Diffusion 3, Flux)
     latents_mean: tuple[float, ...] | None = None  # per-channel mean, an alternative to the shift
     latents_std: tuple[float, ...] | None = None  # per-channel standard deviation, goes with latents_mean
-    force_upcast: bool = True  # the weights overflow in float16: pipelines decode in float32
+    force_upcast: bool = True  # activations overflow in float16: what would be half is computed in float32
     use_quant_conv: bool = True  # 1x1 convolution after the encoder
     use_post_quant_conv: bool = True  # 1x1 convolution before the decoder
     mid_block_add_attention: bool = True  # one attention block at the smallest map of each half
