@@ -1,15 +1,13 @@
 """Weights in files: diffusers' folder layout, `config.json` beside `diffusion_pytorch_model.safetensors`.
 
-Nothing in a weight file is ever executed: safetensors holds numbers only, and a `.bin` pickle is read with
-`weights_only=True`.
+Nothing in a weight file is ever executed: safetensors holds numbers only, and a pickle is read with
+`weights_only=True`. Files of other layouts are in `klvae_edu.single_file`, which reads and writes by what is here.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +17,19 @@ import torch
 from torch import Tensor
 
 from klvae_edu.config import AutoencoderKLConfig
+from klvae_edu.names import to_diffusers
+from klvae_edu.weight_files import SafetensorsFile, order_metadata, read_pickle, shortened
 
 if TYPE_CHECKING:
     from klvae_edu.autoencoder import AutoencoderKL
+    from klvae_edu.model_mixin import ModelMixin
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 PICKLE_NAME = "diffusion_pytorch_model.bin"
 
-# The attention layers' names before diffusers' refactoring: most Stable Diffusion VAEs on the Hub still have them.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_OLD_ATTENTION_KEY = re.compile(r"^(.*\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))$")
+# The fields of the configuration that the network does not depend on.
+FREE_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast")
 
 
 def load_pretrained(
@@ -48,40 +48,102 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: neither a folder that holds a model nor reachable on the Hub.
-        ValueError: the weights do not fit the configuration; the message lists every tensor by name and shape.
+        ValueError: the weights do not fit the configuration (the message lists the tensors by name and shape), are not
+            finite, or cannot be read.
     """
-    from klvae_edu.autoencoder import AutoencoderKL
-
     config_file = _find(folder_or_hub_id, subfolder, revision, CONFIG_NAME)
     weights_file = _find(folder_or_hub_id, subfolder, revision, WEIGHTS_NAME, PICKLE_NAME)
-    config = _read_config(config_file)
-    with torch.device("meta"):  # the weights come from the file: no time is spent on random ones
-        model = AutoencoderKL(config)
-    weights = {_current_name(name): tensor for name, tensor in _read_weights(weights_file).items()}
-    check_fit(model.state_dict(), weights, weights_file)
-    kinds = {tensor.dtype for tensor in weights.values()}
-    if dtype is None and (len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds)):
-        names = ", ".join(sorted(map(str, kinds)))
-        raise ValueError(f"{weights_file}: expected weights of one floating-point type, got {names}; pass dtype=…")
-    model.load_state_dict(weights, strict=True, assign=True)
-    return model.to(dtype) if dtype is not None else model
+    config = read_config(config_file)
+    tensors = _read_weights(weights_file)
+    try:
+        weights = to_diffusers(tensors)
+    except ValueError as error:
+        raise ValueError(f"{weights_file}: {error}") from error
+    return build(config, weights, weights_file, dtype)
 
 
-def save_pretrained(model: AutoencoderKL, folder: str | os.PathLike[str]) -> None:
+def save_pretrained(model: ModelMixin, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` and the weights into `folder`, which is made if it is missing.
 
     Each file is written aside and then moved into place, so that one that was there stays whole until it is replaced.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with written_aside(folder / WEIGHTS_NAME) as path:
-        save_file(weights, path, metadata={"format": "pt"})
-    config = {"_class_name": "AutoencoderKL", **model.config.to_dict()}
+    write_safetensors(model.state_dict(), folder / WEIGHTS_NAME, {"format": "pt"})
     with written_aside(folder / CONFIG_NAME) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        path.write_text(config_json(model.config, indent=2) + "\n", encoding="utf-8")
+
+
+def build(
+    config: AutoencoderKLConfig, weights: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None = None
+) -> AutoencoderKL:
+    """The model of `config` with copies of `weights`, which have current diffusers' names.
+
+    Raises:
+        ValueError: `weights` are not the configuration's, not of one floating-point type, or not finite.
+    """
+    from klvae_edu.autoencoder import AutoencoderKL
+
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating-point type such as torch.float32, got {dtype}")
+    with torch.device("meta"):  # the weights come from the file: no time is spent on random ones
+        model = AutoencoderKL(config)
+    check_fit(model.state_dict(), weights, source)
+    kinds = {(tensor.dtype, tensor.layout) for tensor in weights.values()}
+    if not all(kind.is_floating_point and layout is torch.strided for kind, layout in kinds):
+        names = ", ".join(sorted(f"{kind} ({layout})" for kind, layout in kinds))
+        raise ValueError(f"{source}: expected weights of a floating-point type, dense (torch.strided), got {names}")
+    if dtype is None and len(kinds) > 1:
+        names = ", ".join(sorted(str(kind) for kind, _ in kinds))
+        raise ValueError(f"{source}: expected weights of one type, got {names}; pass dtype=…")
+    # Copies: otherwise they are the file itself, and whoever writes to it later changes the model.
+    own = {name: tensor.detach().to(dtype or tensor.dtype, copy=True) for name, tensor in weights.items()}
+    check_finite(own, source)
+    model.load_state_dict(own, strict=True, assign=True)
+    return model
+
+
+def config_json(config: AutoencoderKLConfig, indent: int | None = None) -> str:
+    """The configuration as diffusers' `config.json` has it."""
+    return json.dumps({"_class_name": "AutoencoderKL", **config.to_dict()}, indent=indent)
+
+
+def own_metadata(model: ModelMixin) -> dict[str, str]:
+    """The metadata of a safetensors file that is read without a `config.json` beside it."""
+    return {"format": "pt", "config": config_json(model.config)}
+
+
+def own_config(metadata: Mapping[str, Any]) -> AutoencoderKLConfig | None:
+    """The configuration in such metadata; None without one (other programs keep theirs under the same key)."""
+    try:
+        values = json.loads(metadata["config"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    ours = isinstance(values, dict) and values.get("_class_name") == "AutoencoderKL"
+    return AutoencoderKLConfig.from_dict(values) if ours else None
+
+
+def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` as they are written."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+
+
+def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write `weights` to `path` by way of `written_aside`.
+
+    Raises:
+        OSError: the disk is full, or gone.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with written_aside(path) as aside:
+            save_file(on_cpu(weights), aside, metadata=metadata)
+            with open(aside, "rb+") as file:
+                order_metadata(file)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 @contextmanager
@@ -100,27 +162,31 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: Path) -> None:
-    """Raise one `ValueError` that lists every missing, unknown and misshapen tensor."""
-    problems = [f"missing: {name} {tuple(expected[name].shape)}" for name in expected.keys() - weights.keys()]
-    problems += [f"unknown: {name} {tuple(weights[name].shape)}" for name in weights.keys() - expected.keys()]
-    problems += [
-        f"misshapen: {name}, expected {tuple(expected[name].shape)}, got {tuple(weights[name].shape)}"
-        for name in expected.keys() & weights.keys()
-        if expected[name].shape != weights[name].shape
-    ]
-    if problems:
-        lines = "\n  ".join(sorted(problems))
-        raise ValueError(f"{source}: the weights do not fit the configuration:\n  {lines}")
+def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise one `ValueError` that lists every missing, unknown and misshapen tensor (the first 20 of each kind)."""
+    problems = {
+        "missing": [f"{name} {tuple(expected[name].shape)}" for name in expected.keys() - weights.keys()],
+        "unknown": [f"{name} {tuple(weights[name].shape)}" for name in weights.keys() - expected.keys()],
+        "misshapen": [
+            f"{name}, expected {tuple(expected[name].shape)}, got {tuple(weights[name].shape)}"
+            for name in expected.keys() & weights.keys()
+            if expected[name].shape != weights[name].shape
+        ],
+    }
+    lines = [f"\n  {kind}: {line}" for kind, found in problems.items() for line in shortened(sorted(found))]
+    if lines:
+        raise ValueError(f"{source}: the weights do not fit the configuration (in diffusers' names):{''.join(lines)}")
 
 
-def _current_name(name: str) -> str:
-    """The name that a tensor has today: `…attentions.0.query.weight` is `…attentions.0.to_q.weight`."""
-    match = _OLD_ATTENTION_KEY.match(name)
-    return f"{match[1]}{_OLD_ATTENTION[match[2]]}{match[3]}" if match else name
+def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise a `ValueError` that names the tensors with NaN or infinite values."""
+    bad = sorted(f"{name} ({tensor.dtype})" for name, tensor in weights.items() if not tensor.isfinite().all())
+    if bad:
+        raise ValueError(f"{source}: expected finite weights, found NaN or infinity in {', '.join(shortened(bad))}")
 
 
-def _read_config(path: Path) -> AutoencoderKLConfig:
+def read_config(path: Path) -> AutoencoderKLConfig:
+    """The configuration in a `config.json`."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -130,21 +196,10 @@ def _read_config(path: Path) -> AutoencoderKLConfig:
     return AutoencoderKLConfig.from_dict(values)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            # Copies: otherwise they are the file itself, and whoever writes to it later changes the model.
-            return {name: tensor.clone() for name, tensor in load_file(path).items()}
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
-        raise ValueError(f"{path}: expected a file of tensors and nothing else ({reason})") from error
+        return SafetensorsFile(path)
+    weights = read_pickle(path)
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise ValueError(f"{path}: expected tensors by name, got something else ({type(weights).__name__})")
     return weights
@@ -153,6 +208,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _find(source: str | os.PathLike[str], subfolder: str, revision: str | None, *names: str) -> Path:
     """The first of the files `names` that `source` has, as a local path."""
     folder = Path(source) / subfolder
+    if Path(source).is_file():
+        raise ValueError(f"{source}: expected a folder, got a file; AutoencoderKL.from_single_file reads it")
     if folder.is_dir():
         for name in names:
             if (folder / name).is_file():

@@ -1,4 +1,4 @@
-"""The command line: `klvae train`, `klvae reconstruct`, `klvae doctor`.
+"""The command line: `klvae train`, `klvae reconstruct`, `klvae convert`, `klvae doctor`.
 
 Exit codes: 0 all went well, 1 some photograph or check did not, 2 wrong use or an error, 130 interrupted.
 """
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
@@ -42,6 +42,19 @@ class ReconstructOptions:
 
 
 @dataclass(frozen=True)
+class ConvertOptions:
+    """Write an autoencoder's weights as another program expects them."""
+
+    source: Positional[str]  # what to read: a file (.safetensors, .ckpt, …), a folder in diffusers' layout, or a Hub id
+    target: Positional[Path]  # what to write: a file name that ends in .safetensors, or without a suffix a folder
+    names: Literal["compvis", "diffusers"]  # how to name the weights; a folder has diffusers' names
+    scaling_factor: float | None = (
+        None  # of a single file that does not tell: 0.13025 for SDXL's, which has SD 1's network
+    )
+    norm_num_groups: int | None = None  # likewise, where it is not 32
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     """Check the environment line by line, and say what to do about each failure."""
 
@@ -61,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     commands: dict[str, Callable[..., object]] = {
         "train": TrainingConfig,
         "reconstruct": ReconstructOptions,
+        "convert": ConvertOptions,
         "doctor": DoctorOptions,
     }
     options = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="klvae", description=DESCRIPTION)
@@ -69,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
             return run_train(options)
         if isinstance(options, ReconstructOptions):
             return run_reconstruct(options)
+        if isinstance(options, ConvertOptions):
+            return run_convert(options)
         return run_doctor()
     except KeyboardInterrupt:
         print("klvae: interrupted", file=sys.stderr)
@@ -136,9 +152,43 @@ def run_reconstruct(options: ReconstructOptions) -> int:
     return 1 if failed else 0
 
 
+def run_convert(options: ConvertOptions) -> int:
+    """`klvae convert`: never writes over what is there."""
+    from klvae_edu.checkpoints import load_pretrained, save_pretrained
+    from klvae_edu.single_file import PICKLES, load_single_file, names_in, save_single_file
+
+    source, target = Path(options.source), options.target
+    if target.suffix not in ("", ".safetensors"):
+        raise ValueError(f"{target}: expected a file name that ends in .safetensors, or a folder's without a suffix")
+    if not target.suffix and options.names == "compvis":
+        raise ValueError(f"{target}: a folder has diffusers' names; for CompVis' names write {target}.safetensors")
+    if target.exists():
+        raise ValueError(f"{target}: in use, and nothing in it was changed; name another target, or move it away")
+    told: dict[str, Any] = {"scaling_factor": options.scaling_factor, "norm_num_groups": options.norm_num_groups}
+    told = {name: value for name, value in told.items() if value is not None}
+    if source.is_file():
+        vae, found = load_single_file(source, **told), names_in(source)
+    elif source.suffix in (".safetensors", *PICKLES):
+        raise FileNotFoundError(f"{source}: there is no such file")
+    else:
+        if told:
+            raise ValueError(f"{' and '.join(told)}: for a single file only; a folder has them in its config.json")
+        announce_hub(options.source)
+        vae, found = load_pretrained(options.source), "a folder in diffusers' layout"
+    if target.suffix:
+        save_single_file(vae, target, options.names)
+        written = f"{target}, {'CompVis' if options.names == 'compvis' else 'diffusers'}' names"
+    else:
+        save_pretrained(vae, target)
+        written = f"{target}, a folder in diffusers' layout"
+    size = f"f = {vae.downsample_factor}, {vae.config.latent_channels} latent channels"
+    print(f"{source}: {found}, {size}, {vae.num_parameters():,} parameters -> {written}")
+    return 0
+
+
 def announce_hub(model: str) -> None:
     """Say so when `model` is no folder: without a network the Hub is asked in vain for half a minute."""
-    if not Path(model).is_dir():
+    if not Path(model).exists():
         print(f"klvae: there is no folder {model}; asking the Hugging Face Hub for it", file=sys.stderr)
 
 

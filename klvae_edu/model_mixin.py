@@ -92,14 +92,14 @@ class ModelMixin(nn.Module):
         save_single_file(self, path, names)
 
     def save_state(self, stream: BinaryIO) -> None:
-        """Write weights and configuration to a binary stream; see `single_file.save_state`."""
-        from klvae_edu.single_file import save_state
+        """Write weights and configuration to a binary stream; see `streams.save_state`."""
+        from klvae_edu.streams import save_state
 
         save_state(self, stream)
 
     def load_state(self, stream: BinaryIO) -> None:
-        """Take the weights from a binary stream that `save_state` wrote; see `single_file.load_state`."""
-        from klvae_edu.single_file import load_state
+        """Take the weights from a binary stream that `save_state` wrote; see `streams.load_state`."""
+        from klvae_edu.streams import load_state
 
         load_state(self, stream)
 

@@ -26,7 +26,7 @@ def in_float32(stages: Sequence[nn.Module], x: Tensor) -> Tensor:
     """`x` through the stages, computed in float32 by float32 copies of their weights. The stages stay as they are.
 
     Raises:
-        ValueError: with gradient checkpointing in training, whose second forward pass would find the weights in float16.
+        ValueError: gradient checkpointing in training: its second forward pass would find the weights in float16.
     """
     blocks = [block for stage in stages for block in stage.modules() if getattr(block, "gradient_checkpointing", False)]
     if torch.is_grad_enabled() and any(weight.dtype == torch.float16 for b in blocks for weight in b.parameters()):

@@ -92,6 +92,31 @@ def test_weights_that_do_not_fit_are_listed_by_name_and_shape(saved: Path) -> No
     assert "misshapen: decoder.conv_out.bias, expected (3,), got (4,)" in message
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(saved: Path, value: float) -> None:
+    weights = load_file(saved / WEIGHTS_NAME)
+    for name in ("quant_conv.bias", "decoder.conv_in.weight"):
+        weights[name].view(-1)[2] = value
+    save_file(weights, saved / WEIGHTS_NAME)
+    with pytest.raises(ValueError, match=r"found NaN or infinity in decoder\.conv_in\.weight .*, quant_conv\.bias"):
+        AutoencoderKL.from_pretrained(saved)
+
+
+def test_two_tensors_for_one_name_are_refused(saved: Path) -> None:
+    name = "encoder.mid_block.attentions.0.to_q.bias"
+    weights = load_file(saved / WEIGHTS_NAME)
+    save_file({**weights, name.replace("to_q", "query"): torch.zeros(64)}, saved / WEIGHTS_NAME)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS_NAME}: two tensors are {name}"):
+        AutoencoderKL.from_pretrained(saved)
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused(saved: Path) -> None:
+    weights = load_file(saved / WEIGHTS_NAME)
+    save_file({**weights, "quant_conv.bias": weights["quant_conv.bias"].int()}, saved / WEIGHTS_NAME)
+    with pytest.raises(ValueError, match=r"expected weights of a floating-point type.*torch\.int32"):
+        AutoencoderKL.from_pretrained(saved, dtype=torch.float32)
+
+
 def test_a_truncated_weight_file_is_said_to_be_one(saved: Path) -> None:
     data = (saved / WEIGHTS_NAME).read_bytes()
     (saved / WEIGHTS_NAME).write_bytes(data[: len(data) // 2])
@@ -142,6 +167,17 @@ def test_a_folder_without_a_model_says_what_was_looked_for_and_what_is_there(tmp
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"config\.json.*notes\.txt"):
         AutoencoderKL.from_pretrained(tmp_path)
+
+
+def test_a_file_is_no_folder_and_the_error_says_what_reads_it(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"got a file; AutoencoderKL\.from_single_file reads it"):
+        AutoencoderKL.from_pretrained(saved / WEIGHTS_NAME)
+
+
+def test_the_same_model_is_written_to_the_same_bytes(tiny: AutoencoderKL, saved: Path, tmp_path: Path) -> None:
+    tiny.save_pretrained(tmp_path / "again")
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "./not-here", "a/b/c/d"])

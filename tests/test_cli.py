@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from klvae_edu import AutoencoderKL, cli, environment
+from klvae_edu.checkpoints import WEIGHTS_NAME
 from klvae_edu.cli import main
 from klvae_edu.data import photographs, save_image
 from klvae_edu.environment import PROCESS_SETTINGS, Check
@@ -49,7 +51,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert all(command in printed for command in ("train", "reconstruct", "doctor"))
+    assert all(command in printed for command in ("train", "reconstruct", "convert", "doctor"))
 
 
 def test_an_unknown_command_or_a_value_out_of_range_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +191,99 @@ def test_a_run_that_is_in_the_way_is_an_error_with_another_name_for_the_folder(
     assert "--out" in error_of(capsys)
 
 
+class TestConvert:
+    def test_writes_one_file_from_a_folder_and_a_folder_from_that_file(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file, folder = tmp_path / "vae.safetensors", tmp_path / "new" / "model"
+        assert main(["convert", str(model), str(file), "--names", "compvis"]) == 0
+        size = "f = 4, 4 latent channels, 954,567 parameters"
+        assert capsys.readouterr().out == (
+            f"{model}: a folder in diffusers' layout, {size} -> {file}, CompVis' names\n"
+        )
+        assert "encoder.down.0.block.0.norm1.weight" in load_file(file)
+
+        assert main(["convert", str(file), str(folder), "--names", "diffusers"]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == f"{file}: CompVis' names, {size} -> {folder}, a folder in diffusers' layout\n"
+        assert printed.err == ""
+        for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+            assert (folder / name).read_bytes() == (model / name).read_bytes()
+
+    def test_takes_the_autoencoder_out_of_a_whole_checkpoint(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        vae = AutoencoderKL(block_out_channels=(32, 32), layers_per_block=1)
+        vae.to_single_file(tmp_path / "vae.safetensors")
+        weights = {f"first_stage_model.{name}": t for name, t in load_file(tmp_path / "vae.safetensors").items()}
+        weights |= {"model.diffusion_model.out.weight": torch.zeros(1), "cond_stage_model.weight": torch.zeros(1)}
+        torch.save({"state_dict": weights}, tmp_path / "sd.ckpt")
+        target = tmp_path / "small.safetensors"
+        assert main(["convert", str(tmp_path / "sd.ckpt"), str(target), "--names", "diffusers"]) == 0
+        printed = capsys.readouterr().out
+        assert "sd.ckpt: CompVis' names under first_stage_model., f = 2, 4 latent channels, " in printed
+        assert printed.endswith(f" -> {target}, diffusers' names\n")
+        again = AutoencoderKL.from_single_file(target)
+        assert again.config == vae.config  # Stable Diffusion's scale, for what lay beside
+        assert load_file(target).keys() == vae.state_dict().keys()
+
+    def test_takes_on_its_command_line_what_a_single_file_does_not_tell(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        weights, source, target = load_file(model / WEIGHTS_NAME), tmp_path / "bare.safetensors", tmp_path / "folder"
+        save_file(weights, source)  # neither a configuration in it nor one beside it
+        told = ["--scaling-factor", "0.13025", "--norm-num-groups", "8"]
+        assert main(["convert", str(source), str(target), "--names", "diffusers", *told]) == 0
+        config = AutoencoderKL.from_pretrained(target).config
+        assert (config.scaling_factor, config.norm_num_groups) == (0.13025, 8)
+        assert main(["convert", str(model), str(tmp_path / "other"), "--names", "diffusers", *told]) == 2
+        assert "scaling_factor and norm_num_groups: for a single file only" in capsys.readouterr().err
+        assert not (tmp_path / "other").exists()
+
+    def test_does_not_write_over_anything(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "vae.safetensors").write_text("precious")
+        (tmp_path / "folder").mkdir()
+        for target in ("vae.safetensors", "folder"):
+            assert main(["convert", str(model), str(tmp_path / target), "--names", "diffusers"]) == 2
+            assert f"{target}: in use, and nothing in it was changed" in error_of(capsys)
+        assert (tmp_path / "vae.safetensors").read_text() == "precious"
+        assert not list((tmp_path / "folder").iterdir())
+
+    @pytest.mark.parametrize(
+        ("target", "names", "message"),
+        [
+            ("vae.ckpt", "diffusers", "vae.ckpt: expected a file name that ends in .safetensors, or a folder's"),
+            ("model", "compvis", "model: a folder has diffusers' names; for CompVis' names write"),
+        ],
+    )
+    def test_says_what_it_writes(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str, names: str, message: str
+    ) -> None:
+        assert main(["convert", str(model), str(tmp_path / target), "--names", names]) == 2
+        assert message in error_of(capsys)
+        assert not list(tmp_path.iterdir())
+
+    def test_says_what_is_wrong_with_a_file_and_does_not_ask_the_hub_for_it(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        target = str(tmp_path / "out.safetensors")
+        (tmp_path / "broken.ckpt").write_bytes(b"nothing")
+        for source, message in (("missing.safetensors", "there is no such file"), ("broken.ckpt", "damaged")):
+            assert main(["convert", str(tmp_path / source), target, "--names", "compvis"]) == 2
+            error = error_of(capsys)
+            assert source in error and message in error
+
+    def test_asks_the_hub_for_what_is_not_here_and_says_so(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["convert", "no/such-model", str(tmp_path / "model"), "--names", "diffusers"]) == 2
+        first, second = capsys.readouterr().err.splitlines()
+        assert first == "klvae: there is no folder no/such-model; asking the Hugging Face Hub for it"
+        assert second.startswith("klvae: 'no/such-model' is not a folder here")
+
+
 def test_the_doctor_finds_what_is_required_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
@@ -227,7 +322,14 @@ def test_the_doctor_succeeds_when_only_optional_things_are_missing(
 
 @pytest.mark.parametrize(
     ("arguments", "restarts"),
-    [(["train"], True), (["reconstruct", "a.jpg"], True), (["doctor"], False), (["--help"], False), ([], False)],
+    [
+        (["train"], True),
+        (["reconstruct", "a.jpg"], True),
+        (["convert", "a", "b"], False),
+        (["doctor"], False),
+        (["--help"], False),
+        ([], False),
+    ],
 )
 def test_only_commands_that_compute_start_anew_with_the_process_settings(
     arguments: list[str], restarts: bool, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,24 @@ def eight_heads_scale(model: AutoencoderKL) -> None:
             module.scale = (module.to_q.out_features / 8) ** -0.5
 
 
+def scale_by_pixels(model: AutoencoderKL) -> None:
+    """Hidden by any input whose map has as many pixels as channels."""
+    for half in (model.encoder, model.decoder):
+        half.mid_block.attentions[0].register_forward_pre_hook(
+            lambda module, inputs: setattr(module, "scale", inputs[0][0, 0].numel() ** -0.5)
+        )
+
+
+def height_and_width_exchanged(model: AutoencoderKL) -> None:
+    """The attention's result folded back the wrong way round: rows become columns."""
+    for half in (model.encoder, model.decoder):
+        half.mid_block.attentions[0].register_forward_hook(
+            lambda _module, inputs, out: (
+                inputs[0] + (out - inputs[0]).flatten(2).view(*out.shape[:2], *out.shape[:1:-1]).mT
+            )
+        )
+
+
 def swapped_norms(model: AutoencoderKL) -> None:
     for module in model.modules():
         if isinstance(module, ResnetBlock2D) and module.norm1.num_channels == module.norm2.num_channels:
@@ -82,6 +100,8 @@ MISTAKES: list[Callable[[AutoencoderKL], None]] = [
     padding_on_all_sides,
     missing_attention_scale,
     eight_heads_scale,
+    scale_by_pixels,
+    height_and_width_exchanged,
     swapped_norms,
     reversed_decoder,
     upsampling_before_the_blocks,

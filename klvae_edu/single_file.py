@@ -1,0 +1,174 @@
+"""One file with a whole autoencoder in it, or with one among other things, as Stable Diffusion's checkpoints have it.
+
+Read are safetensors and pickles, under CompVis' and diffusers' names, bare or under a prefix. Written are safetensors,
+with the configuration in their metadata.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from klvae_edu.checkpoints import (
+    CONFIG_NAME,
+    FREE_FIELDS,
+    build,
+    own_config,
+    own_metadata,
+    read_config,
+    write_safetensors,
+)
+from klvae_edu.config import PRESETS, AutoencoderKLConfig, check_field_names
+from klvae_edu.names import find_prefix, infer_config, name_style, to_compvis, to_diffusers
+from klvae_edu.weight_files import SafetensorsFile, read_pickle, shortened
+
+if TYPE_CHECKING:
+    from klvae_edu.autoencoder import AutoencoderKL
+    from klvae_edu.model_mixin import ModelMixin
+
+NAMES = ("compvis", "diffusers")
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+# What lies beside the autoencoder in a whole checkpoint tells which diffusion model's latents it makes.
+BESIDE = {
+    "conditioner.embedders.": "sdxl",
+    "model.diffusion_model.joint_blocks.": "sd3",
+    "model.diffusion_model.double_blocks.": "flux",
+    "double_blocks.": "flux",
+    "cond_stage_model.": "sd-v1",
+}
+
+
+def load_single_file(
+    path: str | os.PathLike[str], dtype: torch.dtype | None = None, ema: bool = False, **fields: Any
+) -> AutoencoderKL:
+    """Load the autoencoder that lies in one file.
+
+    The configuration is the file's own, if it was written here. Otherwise it is read off the tensors, and the scaling
+    off what else is in the file; where that leaves two possibilities, a warning says which. A file that diffusers
+    wrote (`diffusion_pytorch_model…`) has its `config.json` beside it.
+
+    Args:
+        path: `.safetensors`, or a pickle: `.ckpt`, `.pt`, `.pth`, `.bin`.
+        dtype: data type of the weights; None: as they lie in the file.
+        ema: take the averaged weights (`model_ema.…`) that CompVis' training keeps beside the others.
+        **fields: single fields of the configuration by name, such as norm_num_groups=8 or scaling_factor=0.13025.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no autoencoder in it, or not a whole one (the message lists the tensors by name and shape); a
+            damaged file; a pickle that asks for classes (nothing in it is executed); an unknown field.
+    """
+    check_field_names(fields)
+    path = Path(path)
+    tensors, metadata = _open(path)
+    try:
+        weights = to_diffusers(_chosen(tensors, find_prefix(tensors), ema))
+        config = own_config(metadata) or _config_beside(path)
+        config = replace(config, **fields) if config else _inferred(weights, tensors, fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return build(config, weights, path, dtype)
+
+
+def save_single_file(model: ModelMixin, path: str | os.PathLike[str], names: str = "compvis") -> None:
+    """Write `model` to one safetensors file, under CompVis' names (which other programs expect) or "diffusers"'.
+
+    Raises:
+        ValueError: another suffix than .safetensors, or unknown `names`.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: expected a file name that ends in .safetensors")
+    if names not in NAMES:
+        raise ValueError(f"names: expected {' or '.join(map(repr, NAMES))}, got {names!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = model.state_dict()
+    write_safetensors(to_compvis(weights) if names == "compvis" else weights, path, own_metadata(model))
+
+
+def names_in(path: str | os.PathLike[str]) -> str:
+    """Whose names the autoencoder's weights in a file have, and under which prefix, in words."""
+    tensors, _ = _open(Path(path))
+    prefix = find_prefix(tensors)
+    style = name_style(name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
+    return f"{style} under {prefix}" if prefix else style
+
+
+def _open(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    """The tensors of a file by name, read when they are asked for, and its metadata."""
+    if path.suffix not in (".safetensors", *PICKLES):
+        raise ValueError(f"{path}: expected a file name that ends in .safetensors or {', '.join(PICKLES)}")
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file, got a folder; AutoencoderKL.from_pretrained reads it")
+    if path.suffix == ".safetensors":
+        file = SafetensorsFile(path)
+        return file, file.metadata
+    found = read_pickle(path)
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):  # beside the training's counters
+        found = found["state_dict"]
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected tensors by name, got something else ({type(found).__name__})")
+    return {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}, {}
+
+
+def _chosen(tensors: Mapping[str, Tensor], prefix: str, ema: bool) -> dict[str, Tensor]:
+    """The autoencoder's tensors without the prefix, and without what only its training needs: loss and averages."""
+    names = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    plain = {name: full for name, full in names.items() if not name.startswith(("loss.", "model_ema."))}
+    if codebook := [name for name in plain if name.startswith("quantize.")]:
+        raise ValueError(f"a VQ model, whose latents are entries of a codebook ({codebook[0]}); expected a KL one")
+    if ema:
+        # CompVis' averages have the names without their dots: model_ema.encoderconv_inweight.
+        averages = {name.replace(".", ""): full for name, full in names.items() if name.startswith("model_ema.")}
+        plain = {name: averages.get("model_ema" + name.replace(".", ""), "") for name in plain}
+        if missing := [name for name, full in plain.items() if not full]:
+            raise ValueError(
+                "ema=True: expected averaged weights (model_ema.…) of the autoencoder, found none for "
+                f"{', '.join(shortened(missing))}"
+            )
+    return {name: tensors[full] for name, full in plain.items()}
+
+
+def _inferred(weights: Mapping[str, Tensor], names: Collection[str], fields: Mapping[str, Any]) -> AutoencoderKLConfig:
+    config = infer_config(weights, **fields)
+    scaling = _scaling(config, names, guess="scaling_factor" not in fields)
+    return replace(config, **{name: value for name, value in scaling.items() if name not in fields})
+
+
+def _scaling(config: AutoencoderKLConfig, names: Collection[str], guess: bool) -> dict[str, Any]:
+    """How latents are scaled, from what lies beside the autoencoder; with a warning, by what is likely."""
+    for beginning, preset in BESIDE.items():
+        if any(name.startswith(beginning) for name in names):
+            of_preset = PRESETS[preset].to_dict()
+            same = of_preset["latent_channels"] == config.latent_channels
+            return {name: of_preset[name] for name in FREE_FIELDS} if same else {}
+    network = replace(config, **{name: getattr(PRESETS["sd-v1"], name) for name in FREE_FIELDS})
+    if guess and network == PRESETS["sd-v1"]:
+        warnings.warn(
+            f"taken as Stable Diffusion 1's or 2's: scaling_factor={network.scaling_factor}. SDXL's autoencoder is the "
+            f"same network; for it, pass scaling_factor={PRESETS['sdxl'].scaling_factor}",
+            stacklevel=5,
+        )
+        return {"scaling_factor": network.scaling_factor}
+    if guess and config.latent_channels == 16 and not config.use_quant_conv:
+        known = " or ".join(
+            f"scaling_factor={PRESETS[preset].scaling_factor}, shift_factor={PRESETS[preset].shift_factor} ({whose})"
+            for preset, whose in (("sd3", "Stable Diffusion 3"), ("flux", "Flux"))
+        )
+        warnings.warn(f"16 latent channels, whose scaling is not in the file: pass {known}", stacklevel=5)
+    return {}
+
+
+def _config_beside(path: Path) -> AutoencoderKLConfig | None:
+    """The configuration in the `config.json` beside a file that diffusers wrote."""
+    config_file = path.with_name(CONFIG_NAME)
+    ours = path.name.startswith("diffusion_pytorch_model.") and config_file.is_file()
+    return read_config(config_file) if ours else None

@@ -1,0 +1,202 @@
+"""Files of tensors from others: what is taken out of them, what they cost, and that nothing in them is executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shlex
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from klvae_edu.weight_files import LONGEST_LIST, SafetensorsFile, order_metadata, read_pickle, shortened
+
+GIGABYTE = 1 << 30
+
+
+class Attack:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.path,))
+
+
+OLD_FORMAT = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
+
+
+@OLD_FORMAT
+def test_a_pickle_of_tensors_and_numbers_is_read(tmp_path: Path, zipped: bool) -> None:
+    content = {"state_dict": {"a": torch.arange(3.0)}, "step": 7, "names": ["x", None, (1.5, True)]}
+    torch.save(content, tmp_path / "w.ckpt", _use_new_zipfile_serialization=zipped)
+    found = read_pickle(tmp_path / "w.ckpt")
+    assert torch.equal(found["state_dict"].pop("a"), torch.arange(3.0))
+    assert found == {"state_dict": {}, "step": 7, "names": ["x", None, (1.5, True)]}
+
+
+@OLD_FORMAT
+def test_nothing_in_a_pickle_is_executed(tmp_path: Path, zipped: bool) -> None:
+    planted = tmp_path / "executed"
+    content = {"a": torch.zeros(1), "b": Attack(planted)}
+    torch.save(content, tmp_path / "w.ckpt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="tensors and nothing else, but it asks for"):
+        read_pickle(tmp_path / "w.ckpt")
+    assert not planted.exists()
+    torch.load(tmp_path / "w.ckpt", weights_only=False)
+    assert planted.exists()  # the attack is one
+
+
+def test_a_bare_pickle_is_no_way_around_it(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(pickle.dumps(Attack(tmp_path / "executed")))
+    with pytest.raises(ValueError, match="tensors and nothing else"):
+        read_pickle(tmp_path / "w.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@OLD_FORMAT
+def test_a_pickle_that_asks_for_classes_names_them_and_the_command_that_converts_it(
+    tmp_path: Path, zipped: bool
+) -> None:
+    """As training frameworks write them: callbacks and their settings beside the weights."""
+    path = tmp_path / "with spaces.ckpt"
+    weights = {"a": torch.arange(4.0).view(2, 2).T, "b": torch.ones(2)}
+    content = {"state_dict": weights, "lr": Fraction(1, 3)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError) as error:
+        read_pickle(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and "fractions.Fraction" in message
+    assert "\n" not in message and "weights_only=False" in message
+
+    command = shlex.split(message[message.index("python -c") :])
+    assert command[0] == "python"
+    subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True)
+    found = SafetensorsFile(tmp_path / "converted.safetensors")
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        name: tensor.tolist() for name, tensor in weights.items()
+    }
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04", b"\x80\x02", bytes(1000), b"\x80\x02}q\x01(X"])
+def test_what_is_no_pickle_of_tensors_is_said_to_be_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"w\.pt: expected a file of tensors and nothing else, and this one is damaged"
+    ):
+        read_pickle(tmp_path / "w.pt")
+
+
+@OLD_FORMAT
+def test_a_pickle_cut_off_or_altered_anywhere_is_a_value_error_or_still_whole(tmp_path: Path, zipped: bool) -> None:
+    torch.save({"a": torch.ones(50)}, tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "whole.pt").read_bytes()
+    damaged = [whole[:end] for end in range(0, len(whole), 37)]
+    damaged += [whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :] for at in range(0, len(whole), 7)]
+    refused = 0
+    for data in damaged:
+        (tmp_path / "w.pt").write_bytes(data)
+        try:
+            read_pickle(tmp_path / "w.pt")
+        except ValueError as error:
+            assert str(error).startswith(f"{tmp_path / 'w.pt'}: expected")
+            refused += 1
+    assert refused > len(damaged) // 4
+
+
+def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
+    for read in (read_pickle, SafetensorsFile):
+        with pytest.raises(FileNotFoundError, match=r"no\.file"):
+            read(tmp_path / "no.file")
+
+
+def test_a_safetensors_file_is_a_mapping_of_its_tensors(tmp_path: Path) -> None:
+    save_file({"b": torch.ones(2), "a": torch.zeros(1)}, tmp_path / "w.safetensors", metadata={"key": "value"})
+    file = SafetensorsFile(tmp_path / "w.safetensors")
+    assert sorted(file) == ["a", "b"] and len(file) == 2
+    assert "a" in file and "c" not in file and file.get("c") is None
+    assert torch.equal(file["b"], torch.ones(2))
+    assert file.metadata == {"key": "value"}
+    save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
+    assert SafetensorsFile(tmp_path / "w.safetensors").metadata == {}
+
+
+def test_a_tensor_of_a_type_that_pytorch_lacks_is_named(tmp_path: Path) -> None:
+    header = b'{"a": {"dtype": "F6_E2M3", "shape": [8], "data_offsets": [0, 6]}}'
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(6))
+    with pytest.raises(ValueError, match=r"a cannot be read \(.*F6_E2M3|not a whole safetensors file \(.*F6_E2M3"):
+        SafetensorsFile(tmp_path / "w.safetensors")["a"]
+
+
+def test_a_safetensors_file_cut_off_anywhere_is_said_to_be(tmp_path: Path) -> None:
+    whole = save({"a": torch.ones(20), "b": torch.ones(3)})
+    for end in range(0, len(whole), 5):
+        (tmp_path / "w.safetensors").write_bytes(whole[:end])
+        with pytest.raises(ValueError, match="not a whole safetensors file"):
+            SafetensorsFile(tmp_path / "w.safetensors")
+
+
+def sparse_safetensors(path: Path) -> None:
+    """A large tensor of zeros, of which the file system keeps nothing, before a small one."""
+    ends = (GIGABYTE, GIGABYTE + 4)
+    header = {
+        "large": {"dtype": "F32", "shape": [GIGABYTE // 4], "data_offsets": [0, ends[0]]},
+        "small": {"dtype": "F32", "shape": [1], "data_offsets": list(ends)},
+    }
+    data = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(data).to_bytes(8, "little") + data)
+        file.truncate(8 + len(data) + ends[1])
+
+
+def sparse_pickle(path: Path) -> None:
+    with torch.serialization.skip_data():
+        torch.save({"state_dict": {"large": torch.empty(GIGABYTE // 4), "small": torch.zeros(1)}}, path)
+
+
+TAKE_ONE = """
+import resource, sys
+from pathlib import Path
+from klvae_edu.weight_files import SafetensorsFile, read_pickle
+path = Path(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+weights = SafetensorsFile(path) if path.suffix == ".safetensors" else read_pickle(path)["state_dict"]
+assert len(weights) == 2 and weights["small"].clone().item() == 0
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux counts it")
+@pytest.mark.parametrize("write", [sparse_safetensors, sparse_pickle])
+def test_a_small_tensor_out_of_a_large_file_costs_little_memory(tmp_path: Path, write) -> None:
+    path = tmp_path / ("w.safetensors" if write is sparse_safetensors else "w.ckpt")
+    write(path)
+    assert os.stat(path).st_size > GIGABYTE
+    done = subprocess.run([sys.executable, "-c", TAKE_ONE, str(path)], check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 100  # MB
+
+
+def test_metadata_are_sorted_so_that_the_same_weights_make_the_same_file(tmp_path: Path) -> None:
+    path, files = tmp_path / "w.safetensors", set()
+    metadata = {"format": "pt", "config": '{"text": "é \\"quoted\\" \\n"}', "z": "", "a": "1"}
+    for _ in range(8):
+        save_file({"b": torch.ones(2), "a": torch.zeros(1)}, path, metadata=metadata)
+        with open(path, "rb+") as file:
+            order_metadata(file)
+        files.add(path.read_bytes())
+        assert SafetensorsFile(path).metadata == metadata
+        assert torch.equal(SafetensorsFile(path)["b"], torch.ones(2))
+    assert len(files) == 1
+
+
+def test_a_long_list_is_shortened_with_a_count() -> None:
+    lines = [str(number) for number in range(LONGEST_LIST)]
+    assert shortened(lines) == lines
+    assert shortened([*lines, "x", "y"]) == [*lines, "… and 2 more"]
