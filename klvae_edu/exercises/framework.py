@@ -75,7 +75,9 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     try:
         result = function(*arguments)
-    except NotImplementedError:
+    except NotImplementedError as error:
+        if _raised_in_pytorch(error):
+            raise
         raise Blank from None
     except Exception as error:
         if "cannot unpack non-iterable ellipsis" in str(error):
@@ -91,6 +93,14 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     if any(open_gaps):
         raise OpenGap("one of the results")
     return result
+
+
+def _raised_in_pytorch(error: BaseException) -> bool:
+    """Whether something that is not there was called, such as the forward of an nn.ModuleList: that is no blank."""
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).startswith("torch.")
 
 
 def explain(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from klvae_edu.attention import eager
 from klvae_edu.blocks import Attention, Downsample2D, Upsample2D
 from klvae_edu.encoder_decoder import Encoder
-from klvae_edu.exercises.framework import Exercise, call
+from klvae_edu.exercises.framework import Exercise, Judge, call, one_line
 from klvae_edu.exercises.judging import judge_function, probe
 from klvae_edu.exercises.modules import judge_module
 
@@ -71,6 +72,30 @@ class AttentionBlock(nn.Module):
         out = attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
         out = self.to_out[0](out)
         return x + out.transpose(1, 2).reshape(x.shape)
+
+
+# Some slips raise an exception that speaks of sizes, and not of the slip.
+
+_Slip = tuple[str, Any]  # what to say of it, and code that raises the same exception
+
+
+def _naming_slips(judge: Judge, slips: Sequence[_Slip], run: Callable[[Any], Any]) -> Judge:
+    """The judge; but where `run` raises the same for an attempt as for a slip, the slip is named."""
+
+    def explained(attempt: Any) -> str | None:
+        error = _error(run, attempt)
+        named = (message for message, code in slips if error and _error(run, code) == error)
+        return next(named, None) or judge(attempt)
+
+    return explained
+
+
+def _error(run: Callable[[Any], Any], code: Any) -> str | None:
+    try:
+        run(code)
+    except Exception as error:
+        return one_line(error)
+    return None
 
 
 # 04.1
@@ -221,6 +246,14 @@ UPSAMPLE_MISTAKES = (
     ),
 )
 
+_FLATTENED = "repeat_interleave without dim makes one long row of all numbers: repeat along dim=2, then along dim=3"
+UPSAMPLE_SLIPS: tuple[_Slip, ...] = (
+    (_FLATTENED, _convolved(lambda x: x.repeat_interleave(2))),
+    (_FLATTENED, lambda x, w, b: F.conv2d(x.repeat_interleave(2), w, b, padding=1)),
+    (_FLATTENED, lambda x, w, b: F.conv2d(x.repeat_interleave(2).repeat_interleave(2), w, b, padding=1)),
+    (_FLATTENED, lambda x, w, b: F.conv2d(x.repeat_interleave(4), w, b, padding=1)),
+)
+
 # 04.3
 
 _Count = Callable[[Layers], float]
@@ -258,6 +291,18 @@ FIELD_MISTAKES: tuple[tuple[str, _Count], ...] = (
     (
         "a layer's own stride is counted for its own kernel: it counts only for the layers after it",
         _counted(early=True),
+    ),
+    (
+        f"each layer is multiplied by its own stride alone: {_STRIDES}",
+        lambda layers: 1 + sum((kernel - 1) * stride for kernel, stride in layers),
+    ),
+    (
+        "the distance is doubled by every layer: it grows by the layer's stride, whatever that is",
+        _counted(step=lambda jump, stride: 2 * jump),
+    ),
+    (
+        "only the first layer is counted: does the return stand inside the loop?",
+        lambda layers: receptive_field(list(layers[:1])),
     ),
     (f"the strides are ignored: {_STRIDES}", _counted(lambda kernel, jump: kernel - 1)),
     (f"the strides are added: {_STRIDES}", _counted(step=lambda jump, stride: jump + stride)),
@@ -406,7 +451,7 @@ ATTENTION_MISTAKES = (
     ),
     (
         "these are the weights: with them, average the values, weights @ v",
-        lambda q, k, v: (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1),
+        lambda q, k, v: _attention_weights(q, k),
     ),
     ("every key has the same weight: compare it with the query", lambda q, k, v: v.mean(1, keepdim=True).expand_as(v)),
     (f"the values are added: {_ALONE}", lambda q, k, v: v + attention(q, k, v)),
@@ -421,6 +466,21 @@ ATTENTION_MISTAKES = (
         lambda q, k, v: attention(q.mT, k.mT, v.mT).mT,
     ),
 )
+
+_UNFIT = "two factors do not fit: the scores are q @ k.transpose(1, 2), the result is weights @ v, in this order"
+ATTENTION_SLIPS: tuple[_Slip, ...] = (
+    (
+        "k.T turns the batch around, too: exchange the last two axes only, q @ k.transpose(1, 2)",
+        lambda q, k, v: q @ k.T,
+    ),
+    (_UNFIT, lambda q, k, v: q @ k),
+    (_UNFIT, lambda q, k, v: v @ _attention_weights(q, k)),
+)
+
+
+def _attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+
 
 # 04.5
 
@@ -545,12 +605,39 @@ BLOCK_MISTAKES: tuple[tuple[str, Callable[..., nn.Module]], ...] = (
     (_BATCH, _block(attend=_attending(_over(0)))),
     ("8 heads: there is one, as wide as the map is deep", _block(attend=_in_heads)),
     ("to_q and to_k are exchanged", _block(attend=lambda q, k, v: attention(k, q, v))),
+    ("to_q makes the keys, too: they are made by to_k", _block(attend=lambda q, k, v: attention(q, q, v))),
+    ("to_k makes the values, too: they are made by to_v", _block(attend=lambda q, k, v: attention(q, k, k))),
+    ("to_q makes the values, too: they are made by to_v", _block(attend=lambda q, k, v: attention(q, k, q))),
     ("to_k and to_v are exchanged", _block(attend=lambda q, k, v: attention(q, v, k))),
     ("pixels of different images are compared: each image by itself", _block(attend=_of_all_images)),
 )
 
+BLOCK_SLIPS: tuple[_Slip, ...] = (
+    (
+        "to_out is a list, which cannot be called: its layer is self.to_out[0]",
+        _block(out=lambda block, x: block.to_out(x)),
+    ),
+    (
+        "nn.ModuleList takes a list of layers: write brackets, nn.ModuleList([nn.Linear(…)])",
+        _with_layers(to_out=lambda channels: nn.ModuleList(nn.Linear(channels, channels))),  # type: ignore[arg-type]
+    ),
+    (
+        "nn.GroupNorm takes the groups first, then the channels",
+        _with_layers(group_norm=lambda channels: nn.GroupNorm(channels, channels // 4, eps=1e-6)),
+    ),
+    (
+        "group_norm is applied to the tokens, where it takes the pixels for channels: normalise the map, then cut it",
+        _block(norm=lambda block, x: block.group_norm(x.flatten(2).mT), tokens=lambda x: x),
+    ),
+    (
+        "the tokens are (B, C, H·W): flatten(2) must be followed by transpose(1, 2), so that each has its C channels",
+        _block(tokens=lambda x: x.flatten(2)),
+    ),
+)
+
 _MAPS = ((2, 4, 6, 8), (3, 2, 7, 5), (1, 1, 4, 9))  # even, odd, and mixed
 _CONVOLUTIONS = [probe((b, c, h, w), (c, c, 3, 3), (c,)) for b, c, h, w in _MAPS]
+_TOKENS = [probe(*[shape] * 3) for shape in ((3, 7, 16), (2, 4, 8))]
 EXERCISES = (
     Exercise(
         id="04.1",
@@ -586,12 +673,16 @@ EXERCISES = (
             "repeat_interleave(2, dim=…) repeats along one axis. Which padding keeps the size?",
             "F.conv2d(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), weight, bias, padding=1)",
         ),
-        judge=judge_function(
-            upsample,
-            _CONVOLUTIONS,
-            UPSAMPLE_MISTAKES,
-            inputs=("x", "weight", "bias"),
-            gradients=("x", "weight", "bias"),
+        judge=_naming_slips(
+            judge_function(
+                upsample,
+                _CONVOLUTIONS,
+                UPSAMPLE_MISTAKES,
+                inputs=("x", "weight", "bias"),
+                gradients=("x", "weight", "bias"),
+            ),
+            UPSAMPLE_SLIPS,
+            run=lambda attempt: attempt(*copy.deepcopy(_CONVOLUTIONS[0])),
         ),
     ),
     Exercise(
@@ -622,12 +713,16 @@ EXERCISES = (
             "Divide the scores by √C, with C = q.shape[-1]. The weights of one query, a row, must sum to 1.",
             "torch.softmax(q @ k.transpose(1, 2) / C**0.5, dim=-1) @ v",
         ),
-        judge=judge_function(
-            attention,
-            [probe(*[shape] * 3) for shape in ((3, 7, 16), (2, 4, 8))],
-            ATTENTION_MISTAKES,
-            inputs=("q", "k", "v"),
-            gradients=("q", "k", "v"),
+        judge=_naming_slips(
+            judge_function(
+                attention,
+                _TOKENS,
+                ATTENTION_MISTAKES,
+                inputs=("q", "k", "v"),
+                gradients=("q", "k", "v"),
+            ),
+            ATTENTION_SLIPS,
+            run=lambda attempt: attempt(*copy.deepcopy(_TOKENS[0])),
         ),
     ),
     Exercise(
@@ -644,12 +739,16 @@ EXERCISES = (
             "GroupNorm(groups, channels, eps=1e-6); four nn.Linear(channels, channels), the last one in a list, "
             "nn.ModuleList([…]), and used as self.to_out[0](…).",
         ),
-        judge=judge_module(
-            AttentionBlock,
-            builds=[(8, 2), (16, 4)],
-            inputs=lambda channels, groups: probe((2, channels, 3, 5)),
-            mistakes=BLOCK_MISTAKES,
-            parts=("group_norm", "to_q", "to_k", "to_v", "to_out"),
+        judge=_naming_slips(
+            judge_module(
+                AttentionBlock,
+                builds=[(8, 2), (16, 4)],
+                inputs=lambda channels, groups: probe((2, channels, 3, 5)),
+                mistakes=BLOCK_MISTAKES,
+                parts=("group_norm", "to_q", "to_k", "to_v", "to_out"),
+            ),
+            BLOCK_SLIPS,
+            run=lambda attempt: attempt(8, 2)(*probe((2, 8, 3, 5))),
         ),
     ),
 )

@@ -4,7 +4,8 @@
 # {{badge}}
 #
 # Between the ResNet blocks of notebook 03 and a whole encoder, three parts are missing: one halves the map, one doubles it, and
-# one lets every pixel look at every other. You build all three, and measure what one latent pixel sees of its image.
+# one lets every pixel look at every other. You build all three, and measure what one *latent pixel*, a place on the encoder's
+# last map, sees of its image.
 #
 # **You will be able to**
 #
@@ -21,6 +22,7 @@
 
 # %%
 import copy
+from functools import partial
 
 import torch
 from torch import nn
@@ -128,11 +130,11 @@ print("zeros on all sides                  ", tuple(F.conv2d(odd, ones, stride=2
 
 # %% [markdown]
 # Nine pixels inside, six at an edge, four in the corner at the bottom right. Half of seven is rounded down, to H // 2. With
-# zeros on all sides it is rounded up: only odd sizes give that mistake away.
+# zeros on all sides it is rounded up. The numbers are wrong for every size, the shape for odd ones only.
 
 # %% [markdown]
-# Now break it. Here is the other downsampling, with parameters of the same names and shapes. Put it into a whole encoder: will
-# the weights load?
+# Now break it. Here is the other downsampling, with parameters of the same names and shapes. Put it into a whole encoder (of
+# `mini`, a small preset of this package): will the weights load?
 
 
 # %%
@@ -178,30 +180,34 @@ assert min(errors) == errors[7] < 0.2 and sorted(errors)[1] > 0.5
 # with any weights the notch would be there. And what remains of the error?
 
 # %%
-inner, right = moved[7][:, :, 8:-8, 8:-8], expected[:, :, 8:-8, 8:-8]
-print(f"relative error away from the border: {(inner - right).norm() / right.norm():.0%}")
+for margin in (4, 8, 14):
+    inner, right = (z[:, :, margin:-margin, margin:-margin] for z in (moved[7], expected))
+    print(f"relative error without the outer {margin:2} of 32: {(inner - right).norm() / right.norm():.0%}")
 
 # %% [markdown]
-# It sits at the border, where zeros come in from different sides.
+# Most of it sits at the border, where zeros come in from different sides. But a rest stays, even in the middle 4 × 4. Something
+# carries news of the border across the whole map: section 3 will find it.
 
 # %% [markdown]
 # ## 2. How is a map doubled without a pattern?
 #
-# The way back seems obvious: a *transposed* convolution with stride 2. It puts a copy of its kernel at every input pixel, two
-# pixels apart, and adds up what overlaps. Five ones, a kernel of three ones: what comes out?
+# The way back seems obvious: a *transposed* convolution with stride 2. It puts copies of its kernel two pixels apart, one for
+# each input pixel, and adds up what overlaps. Five ones, a kernel of three ones: what comes out? Do four help?
 
 # %%
 row = torch.ones(1, 1, 5)
-for width in (3, 4):
-    counts = F.conv_transpose1d(row, torch.ones(1, 1, width), stride=2)
-    print(f"transposed, {width} wide  ", counts[0, 0].int().tolist())
-counts = F.conv1d(row.repeat_interleave(2, dim=2), torch.ones(1, 1, 3), padding=1)
-print("repeated, then 3 wide", counts[0, 0].int().tolist())
+for weights in ([1, 1, 1], [1, 1, 1, 1], [1, 2, 3, 4]):
+    sums = F.conv_transpose1d(row, torch.tensor([[weights]]).float(), stride=2)
+    print("transposed", f"{weights!s:12}", sums[0, 0].int().tolist())
+sums = F.conv1d(row.repeat_interleave(2, dim=2), torch.tensor([[[1.0, 2.0, 3.0]]]), padding=1)
+print("repeated   [1, 2, 3]   ", sums[0, 0].int().tolist())
 
 # %% [markdown]
-# Three wide: every other pixel is counted twice. Four wide: twice everywhere, but neighbours are still counted with different
-# weights. Last line: each pixel is repeated (*nearest neighbour*), then convolved. Three everywhere, but for the border. Now in
-# two dimensions:
+# Three wide: every other pixel counts twice. Four wide: twice everywhere inside. Yet with other weights, pixels get 1 + 3 and
+# 2 + 4 in turn, and nothing makes such sums agree.
+#
+# Last line: each pixel is repeated (*nearest neighbour*), then convolved: all weights for all, but at the border. In two
+# dimensions:
 
 # %%
 square, kernel = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)
@@ -279,19 +285,20 @@ assert spreads[0] > 0.05 and spreads[1] < 1e-5
 
 # %%
 stretched = [[(x - x.mean((1, 2), keepdim=True)) / (2.5 * x.std()) for x in row] for row in pictures]
+stretched = [F.interpolate(torch.stack(row), scale_factor=3.0) for row in stretched]
 fig = image_grid(stretched, row_labels=["even", "slow"], column_titles=["transposed", "nearest"])
 show(
     fig,
-    alt="Left column: fine coloured chequers over both pictures. Right column: a flat square with a frame, and soft patches of colour.",
+    alt="Left column: fine coloured chequers over both pictures. Right column: a flat square with a frame; soft patches and stripes with a frame.",
 )
 
 # %% [markdown]
 # On the left, a pattern that nobody asked for. On the right, the even map stays even, but for a frame, where the padding's zeros
-# creep in; the slow map stays slow.
+# creep in. The slow map has the frame, too, and soft stripes, but no chequers.
 
 # %% [markdown]
-# The price: the convolution runs on the large map, four times as many multiplications. Does it need them all? Look at its
-# windows in a row of repeated pixels:
+# The price: the convolution runs on the large map, with four times as many multiplications as on the small one. Does it need
+# them all? Look at its windows in a row of repeated pixels:
 
 # %%
 print(torch.tensor([1, 1, 2, 2, 3, 3]).unfold(0, 3, 1).tolist())
@@ -316,8 +323,8 @@ print(x.grad[0, 0, :4].int().tolist())
 # %% [markdown]
 # ## 3. What does one latent pixel see?
 #
-# One 3×3 convolution sees three pixels in a row. How many do two see, one after the other? And if the first has a stride of
-# two? Measure it: the gradient of one output pixel is zero wherever it sees nothing.
+# What an output pixel depends on is its *receptive field*. For one 3×3 convolution, that is three pixels in a row. For two, one
+# after the other? And if the first has a stride of two? Measure it: outside, the gradient is zero.
 
 
 # %%
@@ -331,12 +338,12 @@ def seen(*strides):
 
 
 # %%
-for strides in [(1,), (1, 1), (1, 1, 1), (2, 1, 1), (2, 2, 1)]:
+for strides in [(1,), (1, 1), (2, 1), (2, 1, 1), (2, 2, 1)]:
     print("strides", strides, "see", seen(*strides))
 
 # %% [markdown]
 # Each kernel of k reaches k - 1 pixels further. But behind a stride of two, neighbours on the map are two input pixels apart, and
-# behind two such strides four. For layers 1, 2, … from input to output:
+# behind two such strides four. For layers 1, 2, … from input to output, the field is r pixels wide:
 #
 # $$r = 1 + \sum_l (k_l - 1) \prod_{i<l} s_i$$
 
@@ -367,37 +374,42 @@ def receptive_field(layers):
 receptive_field = check("04.3", receptive_field)
 
 # %%
-[receptive_field([(3, stride) for stride in strides]) for strides in [(1,), (1, 1), (1, 1, 1), (2, 1, 1), (2, 2, 1)]]
+[receptive_field([(3, stride) for stride in strides]) for strides in [(1,), (1, 1), (2, 1), (2, 1, 1), (2, 2, 1)]]
 
 # %% [markdown]
-# And Stable Diffusion's encoder? A latent pixel *stands for* eight image pixels in a row. How many does it *see*: 20, 100, more?
-# (On the `meta` device a model has shapes but no numbers, and is built in no time.)
+# And Stable Diffusion's encoder, the preset `sd-v1`? A latent pixel *stands for* eight image pixels in a row. How many does it
+# *see*: 20, 100, more? (On the `meta` device a model has shapes, but no numbers. The 1×1 shortcuts may stand in the row: for
+# them, k - 1 is 0.)
 
 # %%
 with torch.device("meta"):
     sd = AutoencoderKL.from_preset("sd-v1").encoder
 layers = [(layer.kernel_size[0], layer.stride[0]) for layer in sd.modules() if isinstance(layer, nn.Conv2d)]
-print(len(layers), "convolutions see", receptive_field(layers), "pixels in a row")
+field = receptive_field(layers)
+print(f"{len(layers)} convolutions see {field} pixels in a row, {field**2 / 256**2:.0%} of a picture of 256 × 256")
 print("of these, the 9 behind the last stride add", 8 * (receptive_field(layers[-9:]) - 1))
 
 # %% [markdown]
-# 217, nearly the whole of a 256 × 256 image, and two thirds of it at the bottom, where each step is eight pixels wide.
+# Two thirds are added at the bottom, where each step is eight pixels wide.
 #
-# Now measure it on a thinner model with the same layers: the gradient of the latent pixel (16, 16). Without norms at first, for
-# a reason that you will see.
+# Now measure it on a thinner model with the same layers: the gradient of the latent pixel (16, 16). At first, mean and spread in
+# each norm are held fixed, for a reason that you will see.
 
 
 # %%
-def without_norms(module):
-    for name, child in module.named_children():
-        setattr(module, name, nn.Identity() if isinstance(child, nn.GroupNorm) else without_norms(child))
-    return module
+def fixed(norm, x):
+    """GroupNorm as it is before training, but its mean and spread are mere numbers: no gradient goes through them."""
+    groups = x.unflatten(1, (norm.num_groups, -1))
+    variance, mean = torch.var_mean(groups.detach(), (2, 3, 4), correction=0, keepdim=True)
+    return ((groups - mean) / (variance + norm.eps).sqrt()).flatten(1, 2)
 
 
-def thin_encoder(attention):
+def thin_encoder(attention, norms):
     torch.manual_seed(0)
-    widths = (8, 8, 8, 8)
-    model = AutoencoderKL(block_out_channels=widths, norm_num_groups=4, mid_block_add_attention=attention)
+    model = AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, mid_block_add_attention=attention)
+    for layer in model.modules():
+        if isinstance(layer, nn.GroupNorm) and norms == "fixed":
+            layer.forward = partial(fixed, layer)
     return model.encoder.double()  # in float32, the faintest gradients would be lost
 
 
@@ -410,9 +422,9 @@ def what_one_latent_pixel_sees(encoder):
 
 
 seen_by = {
-    "convolutions": what_one_latent_pixel_sees(without_norms(thin_encoder(attention=False))),
-    "with attention": what_one_latent_pixel_sees(without_norms(thin_encoder(attention=True))),
-    "with norms": what_one_latent_pixel_sees(thin_encoder(attention=False)),
+    "convolutions": what_one_latent_pixel_sees(thin_encoder(attention=False, norms="fixed")),
+    "with attention": what_one_latent_pixel_sees(thin_encoder(attention=True, norms="fixed")),
+    "with norms": what_one_latent_pixel_sees(thin_encoder(attention=False, norms="as they are")),
 }
 
 # %% [markdown]
@@ -426,47 +438,49 @@ assert last - first + 1 == receptive_field(layers)
 
 # %% [markdown]
 # Counted and measured agree to the pixel, and the middle lies seven pixels beyond 8 · 16: that is section 1. Which pixels of
-# that square matter, and what does attention change, or a norm? Guess, then look:
+# that square matter? And what changes with attention, and what with norms (without attention) that are not held fixed?
 
 # %%
+titles = ["convolutions", "attention, norms fixed", "norms, no attention"]
 fig, axes = figure(1, 3, size=(9, 3.2))
-for ax, (name, gradient) in zip(axes, seen_by.items(), strict=True):
+for ax, title, gradient in zip(axes, titles, seen_by.values(), strict=True):
     strength = (gradient / gradient.max()).log10().where(gradient > 0, torch.nan)
     image = ax.imshow(strength, cmap="viridis", vmin=-8, vmax=0)
-    ax.set(title=name, xticks=[0, 135, 255], yticks=[0, 135, 255])
+    ax.set(title=title, xticks=[0, 135, 255], yticks=[0, 135, 255])
     ax.grid(False)
 fig.colorbar(image, ax=axes, label="log10 of the gradient", shrink=0.9)
 show(
     fig,
-    alt="A bright spot fading inside a square, white outside; the same on a dim, even floor; a spot on an uneven floor with the cat's eyes.",
+    alt="A bright spot and the cat's eyes, fading inside a square, white outside; twice the same on a dim floor that fills the picture.",
 )
 
 # %%
 for name, gradient in seen_by.items():
-    near = gradient[115:156, 115:156].sum() / gradient.sum()
+    half = gradient[135 - 54 : 135 + 55, 135 - 54 : 135 + 55].sum() / gradient.sum()
     far = 1 - gradient[first : last + 1, first : last + 1].sum() / gradient.sum()
-    print(f"{name:15} {near:3.0%} in the inner 41 × 41, {far.abs():.0%} outside the square of 217")
+    print(f"{name:15} {half:3.0%} in the inner half, 109 × 109; {far.abs():.0%} outside the square of 217")
 reached = [int(gradient.count_nonzero()) for gradient in seen_by.values()]
 assert reached == [217**2, 256**2, 256**2]
 
 # %% [markdown]
-# *Seeing is not looking.* Convolutions see 217 pixels, but nine tenths of the gradient fall into the inner 41: many paths lead
-# to the middle, few to the rim. That is the *effective* receptive field (Luo et al. 2016). Training changes it; here the weights
-# are random.
+# *Seeing is not looking.* Convolutions see 217 pixels, but nearly all of the gradient falls into the inner half, a quarter of the
+# area: many paths lead to the middle, few to the rim. That is the *effective* receptive field (Luo et al. 2016), here for random
+# weights.
 
 # %% [markdown]
-# White is exactly zero. Attention leaves no white: it asks everywhere. Nor do the norms: GroupNorm divides by the spread of the
-# *whole* map, in which the pixels far from the mean count most. Hence the cat's eyes.
+# White is exactly zero. Attention leaves none: it asks everywhere. Nor do norms: GroupNorm divides by the spread of the *whole*
+# map. (The cat's eyes shine in all three: what a SiLU lets through depends on its input.) That explains section 1: convolutions
+# reach no border from its middle 4 × 4.
 
 # %% [markdown]
-# So every block with a norm is global, if faintly. But all that comes from afar is one mean and one scale for a group of
-# channels. Attention can ask for more.
+# So norms reach as far as attention, and here they take more from outside. But what a norm brings from afar is one mean and one
+# spread, the same for all pixels of a group. In attention, each pixel asks for itself.
 
 # %% [markdown]
 # ## 4. How can one place ask another?
 #
-# A convolution weighs pixels by *where* they are, attention by *what* they are. Each token has a key (what I am), a value (what I
-# have to tell) and a query (what I look for). Which of these five tokens will the query find?
+# A convolution weighs pixels by *where* they are, attention by *what* they are. Each *token* (for us: a pixel with its channels)
+# has a key (what I am), a value (what I have to tell) and a query (what I look for). Which of five tokens will this query find?
 
 # %%
 keys = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
@@ -480,8 +494,9 @@ print("weights", [round(weight, 2) for weight in weights.tolist()], " sum", roun
 print("answer ", round((weights @ values).item(), 1))
 
 # %% [markdown]
-# Tokens 1 and 3 have the key that is looked for. They get nearly all the weight, and the answer is near 20, the average of
-# *their* values. For N queries, keys and values of C numbers each (Vaswani et al. 2017, section 3.2.1):
+# Tokens 1 and 3 have the key that is looked for. They get nearly all of the *attention weights* (no parameters: they are made
+# anew for every input), and the answer is near 20, the average of *their* values. For N queries, keys and values of C numbers
+# each (Vaswani et al. 2017, section 3.2.1):
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt C}\right) V$$
 
@@ -498,12 +513,12 @@ for channels in (4, 64, 512):
 
 # %% [markdown]
 # About √C, as the variances of C products add up. After exp, such differences become factors of billions, and one key gets
-# everything. What is then left of the gradient that should teach the queries a better aim?
+# everything. What is then left of the gradient at the scores, from which queries and keys learn?
 
 
 # %%
 def saturation(channels, scale):
-    """Of 256 queries on as many keys: the average largest weight, and the median size of the scores' gradient."""
+    """Of 256 queries on as many keys: the average largest weight, and the median of the gradients at their scores."""
     q, k, v = torch.randn(3, 256, channels, generator=torch.Generator().manual_seed(channels))
     scores = (q @ k.T * scale).requires_grad_()
     weights = torch.softmax(scores, dim=1)
@@ -517,27 +532,27 @@ scaled = [saturation(channels, channels**-0.5) for channels in widths]
 
 # %%
 fig, axes = figure(1, 2, size=(8, 3))
-for ax, column, title in zip(axes, (0, 1), ("largest of 256 weights", "median gradient of the scores"), strict=True):
+for ax, column, title in zip(axes, (0, 1), ("largest of 256 weights", "gradient at the scores, median"), strict=True):
     ax.semilogx(widths, [row[column] for row in plain], "o-", color=ORANGE, label="without scale")
     ax.semilogx(widths, [row[column] for row in scaled], "s-", color=BLUE, label="divided by √C")
     ax.set(title=title, xlabel="C", ylim=(0, None))
 axes[0].legend()
 show(
     fig,
-    alt="Over C: without a scale the largest weight climbs towards 1 and the gradient falls towards 0; divided by √C both stay level.",
+    alt="Over C: without a scale the largest weight climbs towards 1; the gradient rises up to C = 16, then falls to 0. With it both stay level.",
 )
 assert plain[-1][0] > 0.9 and plain[-1][1] < 0.01 * plain[0][1]
 assert scaled[-1][0] < 0.1 and scaled[-1][1] > 0.5 * scaled[0][1]
 
 # %% [markdown]
-# Without the scale, softmax becomes a hard choice as C grows, and a choice has no gradient. Divided by √C, scores have a spread of
-# one at any width, and every key keeps a chance.
+# Without the scale, softmax becomes a choice as C grows. While it still wavers between a few keys (C = 16), the gradient is even
+# larger; once it has chosen, next to nothing is left for most queries. Divided by √C, scores have a spread of one at any width.
 
 # %% [markdown]
 # {{exercise 04.4}}
 #
-# Write attention for a batch. Whose weights must sum to one: those of a query over all keys, or those of a key over all
-# queries?
+# Write attention for a batch; there, `k.T` becomes `k.transpose(1, 2)`. Whose weights must sum to one: those of a query over all
+# keys, or those of a key over all queries?
 
 
 # %%
@@ -585,8 +600,8 @@ print("reshape:           ", x.reshape(1, 4, 2)[0].tolist())
 # layer, back into a map, plus the input.
 
 # %% [markdown]
-# Stable Diffusion's has one head, as wide as the map is deep: 512 channels. How large is its scale, and how many parameters do
-# four linear layers with biases and a norm have?
+# Some networks split the channels into several *heads*, each with attention of its own. Stable Diffusion's block has one, with
+# all 512 channels. How large is its scale, and how many parameters do four linear layers with biases and a norm have?
 
 # %%
 print(f"scale {512**-0.5:.4f}, parameters {4 * (512 * 512 + 512) + 2 * 512:,}")
@@ -595,7 +610,7 @@ print(f"scale {512**-0.5:.4f}, parameters {4 * (512 * 512 + 512) + 2 * 512:,}")
 # {{exercise 04.5}}
 #
 # Build the block, with these names: `group_norm` (eps 1e-6), `to_q`, `to_k`, `to_v`, and `to_out`, an `nn.ModuleList` of one
-# linear layer. Diffusers keeps a dropout beside it: hence the list, and the key `to_out.0.weight`.
+# linear layer, which is used as `self.to_out[0]`. (Diffusers keeps a dropout beside it: hence the list.)
 
 
 # %%
@@ -653,32 +668,21 @@ for layer in (AttentionBlock(16, 4), nn.Conv2d(16, 16, 3, padding=1)):
 
 # %% [markdown]
 # It does not. To attention a map is a bag of pixels. It is the convolutions around it that know about places.
-#
-# In CompVis' files the four layers are 1×1 convolutions, in diffusers' linear ones. Does that make a difference?
-
-# %%
-linear, conv = nn.Linear(16, 16), nn.Conv2d(16, 16, 1)
-conv.load_state_dict({"weight": linear.weight[:, :, None, None], "bias": linear.bias})
-difference = conv(x).flatten(2).transpose(1, 2) - linear(x.flatten(2).transpose(1, 2))
-print(tuple(linear.weight.shape), tuple(conv.weight.shape), "max |Δ| < 1e-5:", bool(difference.abs().max() < 1e-5))
-
-# %% [markdown]
-# Only in the shape: the same numbers, with two empty axes more, which a converter of files adds or drops.
 
 # %% [markdown]
 # ## 6. What does it cost?
 #
-# Every pixel weighs every pixel: N = H·W tokens have N² weights. The block stands only at the bottom, on a 64 × 64 map for a
-# 512 × 512 image. How much memory would its weights fill at the top?
+# Every pixel weighs every pixel: N = H·W tokens have N² attention weights. The block stands only at the bottom, on a 64 × 64
+# map for a 512 × 512 image. How much memory would they fill at the top?
 
 # %%
 for side in (32, 64, 128, 512):
     tokens = side * side
-    print(f"map {side:3} × {side:3}   {tokens:7,} tokens   weights {4 * tokens**2 / 2**30:8.3g} GiB")
+    print(f"map {side:3} × {side:3}   {tokens:7,} tokens   attention weights {4 * tokens**2 / 2**30:8.3g} GiB")
 
 # %% [markdown]
-# Twice the side, sixteen times the weights: 256 GiB at the top, in single precision. At the bottom of a 512 × 512 image they
-# are a sixteenth of a gibibyte, of a 1024 × 1024 image a whole one. But must they all exist at once?
+# Twice the side, sixteen times the attention weights: 256 GiB at the top, in single precision. At the bottom of a 512 × 512
+# image they are a sixteenth of a gibibyte, of a 1024 × 1024 image a whole one. But must they all exist at once?
 
 # %%
 torch.manual_seed(0)
@@ -687,29 +691,17 @@ chunks = torch.cat([attention(some, k, v) for some in q.split(128, dim=1)], dim=
 print("max |Δ| < 1e-5:", bool((chunks - attention(q, k, v)).abs().max() < 1e-5))
 
 # %% [markdown]
-# No: each query is answered by itself. With 128 of 1,024 at a time, the weights take an eighth of the memory. Fast kernels go
-# over the keys in pieces, too, and never write the weights down (Dao et al. 2022, "FlashAttention").
-
-# %% [markdown]
-# The finished model lets you choose. Which of the three do you expect to give other numbers?
-
-# %%
-vae = AutoencoderKL.from_preset("mini", seed=0)
-results = {}
-for name in ("sdpa", "eager", "chunked"):
-    vae.set_attention_backend(name)
-    with torch.no_grad():
-        results[name] = vae.encoder(photo[:, :, :296, :448])
-print("max |Δ| < 1e-4:", all((z - results["eager"]).abs().max() < 1e-4 for z in results.values()))
-
-# %% [markdown]
-# None. `eager` is what you wrote, `chunked` the loop above, `sdpa` PyTorch's own and the default: one formula at three prices.
+# No: each query is answered by itself. With 128 of 1,024 at a time, they take an eighth of the memory. Fast kernels never write
+# them down (Dao et al. 2022, "FlashAttention").
+#
+# In the finished model, `vae.set_attention_backend("chunked")` chooses this loop, `"eager"` what you wrote, `"sdpa"` PyTorch's
+# call, the default.
 
 # %% [markdown]
 # ## 7. Who looks at whom?
 #
 # Take a photograph of 40 × 60 pixels, with its colours as tokens. In an untrained network queries and keys are random projections
-# of these. How many times 1/N will a query's largest weight be?
+# of these. How many times its share of 1/N will a query's favourite key get?
 
 # %%
 small = F.interpolate(photographs("held-out")["coffee"][None], size=(40, 60), mode="area")
@@ -725,59 +717,65 @@ def weights_of(q, k):
 torch.manual_seed(0)
 with torch.no_grad():
     untrained = weights_of(nn.Linear(3, 64)(colours), nn.Linear(3, 64)(colours))
-print(f"the median query's largest weight is {untrained.amax(1).median() * 2400:.1f} times 1/N")
+largest = 2400 * untrained.amax(1)
+print(f"{largest.median():.1f} times for the median query, {largest.quantile(0.9):.1f} or more for a tenth of them")
 
 # %% [markdown]
-# About twice its share: what a query gathers is not far from the average of all. Now make queries and keys by hand, so that each
-# pixel looks for its own colour. Would q = k = colour do? No: q · k grows with the *length* of k, and extreme colours would win.
+# Some queries are choosy, but for what is left to chance. Now make queries and keys by hand, so that each pixel looks for its own
+# colour. Would q = k = colour do? No: q · k grows with the *length* of k, and extreme colours would win.
 
 # %% [markdown]
 # One channel more mends it. With q = (c, 1) and k = (c', -½ |c'|²), the score is c · c' - ½ |c'|². That is -½ |c - c'|², up to a
-# number that is the same for all keys, and so nothing to softmax.
+# number that is the same for all keys. Softmax divides that out.
 
 # %%
 length = colours.pow(2).sum(-1, keepdim=True)
-q = 8 * torch.cat([colours, torch.ones_like(length)], dim=-1)  # 8: how choosy a query is
+q = 8 * torch.cat([colours, torch.ones_like(length)], dim=-1)  # 8: choosy (4, after √4)
 k = torch.cat([colours, -0.5 * length], dim=-1)
 handmade = weights_of(q, k)
 assert (handmade.argmax(1) == torch.arange(2400)).float().mean() > 0.99  # nothing is more like a pixel than itself
 
 # %% [markdown]
-# Three queries: a pixel on the rim of the cup, one on its saucer, one on the table. Which parts of the picture will each of
-# them find?
+# Three queries: a pixel on the rim of the cup, one on its saucer, one on the light wood at the left. Which parts of the picture
+# will each of them find? (In each map, white is the map's own largest weight.)
 
 
 # %%
 def one_query(row, column):
-    """The photograph with the query marked, and its weights in both cases, the largest of them white."""
+    """The photograph with a frame around the query, and its attention weights in both cases, the largest of them white."""
     marked = small[0].clone()
-    marked[:, row - 1 : row + 2, column - 1 : column + 2] = -1
-    marked[:, row, column] = 1
+    marked[:, row - 2 : row + 3, column - 2 : column + 3] = -1
+    marked[:, row - 1 : row + 2, column - 1 : column + 2] = small[0, :, row - 1 : row + 2, column - 1 : column + 2]
     grids = [weights[row * 60 + column].view(1, 40, 60) for weights in (untrained, handmade)]
     captions = ["", *(f"max {grid.max() * 2400:.1f} / N" for grid in grids)]
-    return [marked, *(2 * grid / grid.max() - 1 for grid in grids)], captions
+    images = [marked, *(2 * grid / grid.max() - 1 for grid in grids)]
+    return [F.interpolate(image[None], scale_factor=3.0)[0] for image in images], captions
 
 
-rows, captions = zip(*(one_query(*place) for place in [(10, 18), (26, 12), (20, 48)]), strict=True)
+rows, captions = zip(*(one_query(*place) for place in [(10, 18), (20, 44), (30, 3)]), strict=True)
 
 # %%
-columns, names = ["query", "untrained", "by colour"], ["rim", "saucer", "table"]
+columns, names = ["query", "untrained", "by colour"], ["rim", "saucer", "wood"]
 fig = image_grid(rows, row_labels=names, column_titles=columns, captions=captions)
 show(
     fig,
-    alt="A cup with a marked pixel on its rim, its saucer, the table. By colour these parts light up; untrained, large parts of everything do.",
+    alt="A cup with a framed pixel on its rim, its saucer, the wood. By colour, these light up; untrained, other things do, such as shadows.",
     format="jpeg",
 )
 
 # %% [markdown]
-# By colour, a pixel of the rim finds the whole rim, and the table its wood on both sides of the cup. But be careful: this is what
-# attention *can* do, with queries and keys made by hand. What a trained block looks for is another question.
+# By colour, the rim finds the whole rim, the saucer its lit parts on both sides. The wood finds light wood on the other side of
+# the cup, and the cup's inner wall as well: the colour is the same.
+
+# %% [markdown]
+# But be careful: this is what attention *can* do, with queries and keys made by hand. What a trained block looks for is another
+# question.
 
 # %% [markdown]
 # ## 8. Is it the same as the real one?
 #
-# Now the proof: your three parts and the finished ones, with the same random weights, in double precision, where nothing can
-# hide behind rounding. Which bound do you expect?
+# Now the proof: your three parts and the real ones, with the same random weights, in double precision, where nothing can hide
+# behind rounding. (In the place of a part that has not passed, `check` has put the finished one.)
 
 
 # %%
@@ -803,15 +801,15 @@ def largest_difference(down, up, block):
 
 
 # %% [markdown]
-# Your block takes over the finished one's weights by name. First against this package:
+# Your block takes over the real one's weights by name. First against this package:
 
 # %%
 finished = [randomised(part) for part in (Downsample2D(32), Upsample2D(32), Attention(32, groups=8))]
 print("klvae_edu: max |Δ| < 1e-10:", bool(largest_difference(*finished) < 1e-10))
 
 # %% [markdown]
-# Then against diffusers, where it is installed. Its attention block can do much more, so that it takes some arguments to make it
-# do just this:
+# Then against diffusers, where it is installed. There, `padding=0` stands for zeros on the right and at the bottom. Its attention
+# can do much more, so that it takes some arguments to make it do just this:
 
 # %%
 try:
@@ -833,7 +831,7 @@ except ImportError:
 # %% [markdown]
 # ## Summary
 #
-# 1. Downsampling pads right and bottom only; padding on both sides loads every weight and looks seven pixels beside.
+# 1. Downsampling pads right and bottom only; padding on both sides loads every weight and looks at other pixels.
 # 2. Nearest neighbour plus a convolution has no checkerboard; a transposed convolution has one, and so has every strided one's gradient.
 # 3. r = 1 + Σ (k - 1) · (product of the strides before): 217 pixels, of which those near the middle count most.
 # 4. Attention averages values by softmax(q kᵀ / √C) over the keys; it knows contents and no places.
@@ -841,21 +839,22 @@ except ImportError:
 #
 # ### Check yourself
 #
-# <details><summary>A model loads without an error, and its reconstructions are off by a few pixels. What do you look at first?</summary>
+# <details><summary>An encoder loads without an error, and its latents fit only a picture that is moved by seven pixels. What do you look at first?</summary>
 #
-# The padding of the downsampling. A symmetric one has the same parameters and, for even sides, the same shapes; what it sees
-# further up and left comes out further down and right, by seven pixels.
+# The padding of the downsampling. A symmetric one has the same parameters and, for even sides, the same shapes, and it looks
+# further up and left: by 1 + 2 + 4 pixels.
 # </details>
 #
 # <details><summary>Would a transposed convolution with a kernel of 4 have been good enough?</summary>
 #
-# Its overlap is even: each pixel gets contributions from the same number of inputs. But the four phases still use different
-# weights, and nothing makes their sums agree.
+# Its overlap is even: each pixel gets contributions from the same number of inputs. But even and odd places use different
+# weights, and nothing makes their sums agree: 4 and 6 in section 2.
 # </details>
 #
-# <details><summary>You leave out the scale 512^-0.5 in a trained model. What becomes of the weights?</summary>
+# <details><summary>You leave out the scale 512^-0.5 in a trained model. Does anything complain, and what becomes of the attention weights?</summary>
 #
-# Scores are 23 times as large, and softmax picks nearly one key for each query. The shapes are right, the result is another.
+# Nothing does: the shapes are right. But every score is √512 ≈ 23 times as large, which raises each attention weight to the 23rd
+# power before they are made to sum to one again: large ones grow, small ones vanish.
 # </details>
 #
 # **Next:** [05, the whole architecture](05_kl_f8_architecture.ipynb) puts the parts together: encoder, decoder, 83,653,863 parameters, and real weights.

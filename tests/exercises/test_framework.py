@@ -65,6 +65,11 @@ def test_the_finished_version_does_not_count_as_the_readers(capsys):
     assert "not attempted yet: this is the finished version" in capsys.readouterr().out.splitlines()[1]
 
 
+def test_a_not_implemented_error_of_pytorch_is_no_blank(capsys):
+    check("01.2", lambda mean, logvar, noise: torch.nn.ModuleList()(mean))  # a list has no forward
+    assert "not right yet: it raised NotImplementedError: Module [ModuleList]" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("attempt", [None, var_for_std])
 def test_strict_mode_raises_for_all_that_does_not_pass(monkeypatch, attempt):
     monkeypatch.setenv("KLVAE_EDU_STRICT", "1")

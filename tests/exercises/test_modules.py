@@ -220,6 +220,11 @@ def test_a_half_written_class_names_its_gaps(attempt, gaps):
     assert verdict(attempt) == Verdict(False, True, f"a gap `...` is still open {gaps}")
 
 
+def test_a_list_of_layers_that_is_called_is_no_gap():
+    called = changed(forward=lambda self, x: self.skip(x) + self.layers(F.relu(self.norm(x))))
+    assert verdict(called).message.startswith("it raised NotImplementedError: Module [ModuleList]")
+
+
 class NoModule:
     def __init__(self, in_channels, out_channels):
         self.norm = nn.GroupNorm(2, in_channels)
