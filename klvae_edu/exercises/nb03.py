@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klvae_edu.blocks import ResnetBlock2D
-from klvae_edu.exercises.framework import Exercise
+from klvae_edu.exercises.framework import Blank, Exercise, Judge, OpenGap, explain
 from klvae_edu.exercises.judging import Probe, judge_function, probe
 from klvae_edu.exercises.modules import judge_module
 
@@ -57,6 +57,21 @@ class ResnetBlock(nn.Module):
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         return self.conv_shortcut(x) + hidden
+
+
+def _explained(judge: Judge, causes: dict[str, str]) -> Judge:
+    """A judge that says what usually lies behind an exception, by words of its message."""
+
+    def judge_and_explain(attempt: Any) -> str | None:
+        try:
+            complaint = judge(attempt)
+        except (Blank, OpenGap):
+            raise
+        except Exception as error:
+            complaint = explain(error)
+        return next((cause for words, cause in causes.items() if words in (complaint or "")), complaint)
+
+    return judge_and_explain
 
 
 # 03.1
@@ -122,7 +137,7 @@ def _fixed_eps(fixed: float) -> Callable[..., Tensor]:
     return lambda x, g, w, b, eps=0.0: F.group_norm(x, g, w, b, fixed)
 
 
-_PER_CHANNEL = "it has a value for every channel: give it the shape (C, 1, 1)"
+_PER_CHANNEL = "a value belongs to a channel, so give the shape (C, 1, 1)"
 GROUP_NORM_MISTAKES = (
     (
         "this is batch norm: every image has statistics of its own, and channels of a group share theirs",
@@ -156,6 +171,23 @@ GROUP_NORM_MISTAKES = (
     (
         "the groups are interleaved (channels 0, G, 2·G, …): a group is a run of neighbouring channels",
         _over(_in_groups_of, 1, 3, 4),
+    ),
+    (
+        "reshape(groups, -1) cuts the whole batch into groups, across images: keep a row for each image and group",
+        _over(lambda x, groups: (groups, -1), 1),
+    ),
+    (
+        "groups must be the dimension after the batch: as the last one it takes every G-th value of an image",
+        _over(lambda x, groups: (x.shape[0], -1, groups), 1),
+    ),
+    (
+        "every pixel has statistics of its own, and the groups are interleaved: a group is a run of neighbouring "
+        "channels, over the whole map",
+        _over(_in_groups_of, 1),
+    ),
+    (
+        "the statistics are over the groups: each group has its own, so average over what follows, dimension 2",
+        _over(lambda x, groups: (x.shape[0], groups, -1), 1),
     ),
     (
         "groups is taken for the number of channels in a group: it is the number of groups",
@@ -227,6 +259,11 @@ GROUP_NORM_MISTAKES = (
 )
 
 
+_NORM_CAUSES = {  # the first probe has two groups, and nothing else of size two
+    "the size of tensor b (2) at": "mean or var has lost a dimension, and does not fit the values: use keepdim=True",
+}
+
+
 def _norm_probe(
     batch: int, channels: int, size: tuple[int, int], groups: int, *eps: float, flat: bool = False
 ) -> Probe:
@@ -281,6 +318,11 @@ def _back_without_permutation(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).reshape(x.shape[0], -1, *x.shape[2:])
 
 
+def _in_without_permutation(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(x.reshape(x.shape[0], *x.shape[2:], x.shape[1]), weight, bias)
+
+
+_TORN = "reshape does not move the channels to the end, it tears the pixels apart: permute or transpose first"
 _MIXES_SPACE = "the matrix belongs to the channels, dimension 1"
 POINTWISE_MISTAKES = (
     ("the matrix is transposed: its rows belong to the outputs, (out, in)", _mixed("io,bihw->bohw")),
@@ -313,9 +355,20 @@ POINTWISE_MISTAKES = (
         lambda x, w, b: F.linear(x.permute(0, 3, 2, 1), w, b).permute(0, 3, 1, 2),
     ),
     (
-        "reshape does not move the channels to the end, it tears the pixels apart: permute or transpose first",
-        _without_permutation,
+        "the channels are last in the result, and height and width exchanged: undo what moved the channels",
+        lambda x, w, b: F.linear(x.transpose(1, 3), w, b),
     ),
+    (
+        "permute by the same numbers does not undo a permute: from (B, H, W, out), permute(0, 3, 1, 2) leads back",
+        lambda x, w, b: F.linear(x.permute(0, 2, 3, 1), w, b).permute(0, 2, 3, 1),
+    ),
+    (
+        "the matrix is transposed, and the channels are last in the result: look at both",
+        lambda x, w, b: x.permute(0, 2, 3, 1) @ w + b,
+    ),
+    (_TORN, _without_permutation),
+    (_TORN, lambda x, w, b: _in_without_permutation(x, w, b).permute(0, 3, 1, 2)),
+    (_TORN, _in_without_permutation),
     (
         "reshape does not bring the channels back to dimension 1, it tears the pixels apart: permute or transpose",
         _back_without_permutation,
@@ -378,6 +431,7 @@ def _activated_by(act: Any) -> type[ResnetBlock]:
 
 _PRE = "the order is norm, SiLU, convolution"
 _FROM_X = "it starts from x itself"
+_X_ITSELF = "x does not fit where the widths differ: conv_shortcut(x) is what is added, in both cases"
 RESNET_MISTAKES = (
     # by their layers
     (
@@ -460,6 +514,30 @@ RESNET_MISTAKES = (
         _block(lambda s, x: s.conv_shortcut(x) + F.silu(s.conv2(s.norm2(F.silu(s.conv1(s.norm1(x))))))),
     ),
     (
+        f"the activation stands before norm1: {_PRE}",
+        _block(lambda s, x: s.conv_shortcut(x) + s.conv2(F.silu(s.norm2(s.conv1(s.norm1(F.silu(x))))))),
+    ),
+    (
+        f"the activation stands before norm2: {_PRE}",
+        _block(lambda s, x: s.conv_shortcut(x) + s.conv2(s.norm2(F.silu(s.conv1(F.silu(s.norm1(x))))))),
+    ),
+    (
+        f"the activation stands after conv1, before norm2, and is missing before conv1: {_PRE}",
+        _block(lambda s, x: s.conv_shortcut(x) + s.conv2(s.norm2(F.silu(s.conv1(s.norm1(x)))))),
+    ),
+    (
+        f"the norms stand after the convolutions, and one SiLU is missing: {_PRE}",
+        _block(lambda s, x: s.conv_shortcut(x) + s.norm2(s.conv2(F.silu(s.norm1(s.conv1(x)))))),
+    ),
+    (
+        f"this is convolution, SiLU, norm: {_PRE}",
+        _block(lambda s, x: s.conv_shortcut(x) + s.norm2(F.silu(s.conv2(s.norm1(F.silu(s.conv1(x))))))),
+    ),
+    (
+        f"this is SiLU, convolution, norm: {_PRE}",
+        _block(lambda s, x: s.conv_shortcut(x) + s.norm2(s.conv2(F.silu(s.norm1(s.conv1(F.silu(x))))))),
+    ),
+    (
         f"the norms stand after the convolutions: {_PRE}",
         _block(lambda s, x: s.conv_shortcut(x) + F.silu(s.norm2(s.conv2(F.silu(s.norm1(s.conv1(x))))))),
     ),
@@ -483,6 +561,14 @@ RESNET_MISTAKES = (
     (
         f"the shortcut takes SiLU of the input: {_FROM_X}",
         _block(lambda s, x: s.conv_shortcut(F.silu(x)) + _branch(s, x)),
+    ),
+    (
+        "the second half takes x, and what conv1 put out is lost: it goes on with hidden",
+        _block(lambda s, x: s.conv_shortcut(x) + s.conv2(F.silu(s.norm2(x)))),
+    ),
+    (
+        f"the shortcut takes the output of the branch: {_FROM_X}",
+        _block(lambda s, x: (h := _branch(s, x)) + s.conv_shortcut(h)),
     ),
     (
         "x is added before conv2: first the whole branch, then the sum",
@@ -511,6 +597,13 @@ RESNET_MISTAKES = (
     ("norm1 is not used", _block(lambda s, x: s.conv_shortcut(x) + s.conv2(F.silu(s.norm2(s.conv1(F.silu(x))))))),
 )
 
+_RESNET_CAUSES = {
+    "must be divisible by num_groups": "nn.GroupNorm(groups, channels, eps=1e-6): the argument groups stands first",
+    "'NoneType' object is not callable": "conv_shortcut is None, which cannot be called: nn.Identity() hands x on",
+    "tensor a (8) must match the size of tensor b (16)": _X_ITSELF,
+    "tensor a (16) must match the size of tensor b (8)": _X_ITSELF,
+}
+
 EXERCISES = (
     Exercise(
         id="03.1",
@@ -525,17 +618,20 @@ EXERCISES = (
             "mean and var take the dimension, keepdim=True, and var also unbiased=False. eps is added to the variance.",
             "Reshape back to (B, C, H, W) first; weight[:, None, None] then gives each channel its own factor.",
         ),
-        judge=judge_function(
-            group_norm,
-            [
-                _norm_probe(3, 8, (8, 8), 2, 1e-6),
-                _norm_probe(2, 6, (3, 5), 3, 1e-6, flat=True),
-                _norm_probe(2, 6, (4, 3), 3, 0.1),
-                _norm_probe(2, 6, (2, 5), 2, flat=True),
-            ],
-            GROUP_NORM_MISTAKES,
-            inputs=("x", "groups", "weight", "bias", "eps"),
-            gradients=("x", "weight", "bias"),
+        judge=_explained(
+            judge_function(
+                group_norm,
+                [
+                    _norm_probe(3, 8, (8, 8), 2, 1e-6),
+                    _norm_probe(2, 6, (3, 5), 3, 1e-6, flat=True),
+                    _norm_probe(2, 6, (4, 3), 3, 0.1),
+                    _norm_probe(2, 6, (2, 5), 2, flat=True),
+                ],
+                GROUP_NORM_MISTAKES,
+                inputs=("x", "groups", "weight", "bias", "eps"),
+                gradients=("x", "weight", "bias"),
+            ),
+            _NORM_CAUSES,
         ),
     ),
     Exercise(
@@ -586,12 +682,15 @@ EXERCISES = (
             "nn.GroupNorm(groups, channels, eps=1e-6); a 3x3 convolution with padding=1 keeps the size of the map.",
             "In forward: norm, SiLU, conv, twice. Then conv_shortcut(x) plus the result, and nothing after the sum.",
         ),
-        judge=judge_module(
-            ResnetBlock,
-            [(8, 8, 4), (8, 16, 4)],
-            lambda in_channels, out_channels, groups: probe((2, in_channels, 6, 5)),
-            RESNET_MISTAKES,
-            parts=("norm1", "conv1", "norm2", "conv2", "conv_shortcut"),
+        judge=_explained(
+            judge_module(
+                ResnetBlock,
+                [(8, 8, 4), (8, 16, 4)],
+                lambda in_channels, out_channels, groups: probe((2, in_channels, 6, 5)),
+                RESNET_MISTAKES,
+                parts=("norm1", "conv1", "norm2", "conv2", "conv_shortcut"),
+            ),
+            _RESNET_CAUSES,
         ),
     ),
 )

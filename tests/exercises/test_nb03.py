@@ -11,7 +11,7 @@ from answers import assert_blank, assert_passes, assert_rejected, mistakes, verd
 from torch import nn
 
 from klvae_edu.blocks import ResnetBlock2D
-from klvae_edu.exercises import EXERCISES, nb03
+from klvae_edu.exercises import nb03
 
 
 def raises(*args):
@@ -63,6 +63,46 @@ def standardised(values, dims, eps=0.0, **options):
 
 def affine(x, weight, bias):
     return x * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
+
+
+def norm_across_images(x, groups, weight, bias, eps=1e-6):
+    return affine(standardised(x.reshape(groups, -1), 1, eps, unbiased=False).reshape(x.shape), weight, bias)
+
+
+def norm_with_groups_last(x, groups, weight, bias, eps=1e-6):
+    values = x.reshape(x.shape[0], -1, groups)
+    return affine(standardised(values, 1, eps, unbiased=False).reshape(x.shape), weight, bias)
+
+
+def norm_by_strides(x, groups, weight, bias, eps=1e-6):
+    y = torch.empty_like(x)
+    for group in range(groups):
+        y[:, group::groups] = standardised(x[:, group::groups], (1, 2, 3), eps, unbiased=False)
+    return affine(y, weight, bias)
+
+
+def norm_by_strides_per_pixel(x, groups, weight, bias, eps=1e-6):
+    y = torch.empty_like(x)
+    for group in range(groups):
+        y[:, group::groups] = standardised(x[:, group::groups], 1, eps, unbiased=False)
+    return affine(y, weight, bias)
+
+
+def norm_over_the_groups(x, groups, weight, bias, eps=1e-6):
+    values = x.reshape(x.shape[0], groups, -1)
+    return affine(standardised(values, 1, eps, unbiased=False).view_as(x), weight, bias)
+
+
+def norm_without_keepdim(x, groups, weight, bias, eps=1e-6):
+    values = x.reshape(x.shape[0], groups, -1)
+    mean, var = values.mean(2), values.var(2, unbiased=False)
+    return affine(((values - mean) / torch.sqrt(var + eps)).reshape(x.shape), weight, bias)
+
+
+def norm_without_keepdim_in_five_dimensions(x, groups, weight, bias, eps=1e-6):
+    values = x.unflatten(1, (groups, -1))
+    mean, var = values.mean((2, 3, 4), keepdim=True), values.var((2, 3, 4), unbiased=False)
+    return affine(((values - mean) / torch.sqrt(var + eps)).reshape(x.shape), weight, bias)
 
 
 def norm_half(x, groups, weight, bias, eps=1e-6):
@@ -250,11 +290,18 @@ def norm_of_pytorch(x, groups, weight, bias, eps=1e-6):
         ("fixed at 1e-6", norm_with_a_fixed_eps),
         ("divided by the variance", norm_by_variance),
         ("mean is not subtracted", norm_without_mean),
+        ("across images", norm_across_images),
+        ("dimension after the batch", norm_with_groups_last),
+        ("the groups are interleaved", norm_by_strides),
+        ("every pixel has statistics of its own, and the groups are interleaved", norm_by_strides_per_pixel),
+        ("over the groups", norm_over_the_groups),
+        ("use keepdim=True", norm_without_keepdim),
+        ("use keepdim=True", norm_without_keepdim_in_five_dimensions),
         ("interleaved", norm_interleaved),
         ("number of channels in a group", norm_in_groups_of),
         ("weight and bias are missing", norm_without_affine),
         ("bias is missing", norm_without_bias),
-        ("along the width", norm_with_affine_along_the_width),
+        ("run along the width: a value belongs to a channel", norm_with_affine_along_the_width),
         ("before the normalisation", norm_with_affine_first),
         ("exchanged", norm_with_exchanged_affine),
         ("for a whole group", norm_with_one_weight_for_a_group),
@@ -417,6 +464,29 @@ def pointwise_by_reshape(x, weight, bias):
     return F.linear(x.reshape(b, h * w, c), weight, bias).reshape(b, len(weight), h, w)
 
 
+def pointwise_by_reshape_there_only(x, weight, bias):
+    b, c, h, w = x.shape
+    return F.linear(x.reshape(b, h, w, c), weight, bias).permute(0, 3, 1, 2)
+
+
+def pointwise_by_reshape_and_not_back(x, weight, bias):
+    b, c, h, w = x.shape
+    return x.view(b, h, w, c) @ weight.t() + bias
+
+
+def pointwise_swapped_and_not_back(x, weight, bias):
+    return F.linear(x.swapaxes(1, 3), weight, bias)
+
+
+def pointwise_permuted_twice_alike(x, weight, bias):
+    there = (0, 2, 3, 1)
+    return (x.permute(there) @ weight.T + bias).permute(there)
+
+
+def pointwise_transposed_and_not_back(x, weight, bias):
+    return x.movedim(1, -1) @ weight + bias
+
+
 def pointwise_back_by_reshape(x, weight, bias):
     b, _, h, w = x.shape
     return F.linear(x.flatten(2).transpose(1, 2), weight, bias).reshape(b, len(weight), h, w)
@@ -474,6 +544,11 @@ def pointwise_in_double(x, weight, bias):
         ("mixes the images", pointwise_over_the_batch),
         ("channels are last", pointwise_with_channels_last),
         ("reshape does not move the channels to the end", pointwise_by_reshape),
+        ("reshape does not move the channels to the end", pointwise_by_reshape_there_only),
+        ("reshape does not move the channels to the end", pointwise_by_reshape_and_not_back),
+        ("channels are last in the result, and height and width exchanged", pointwise_swapped_and_not_back),
+        ("does not undo a permute", pointwise_permuted_twice_alike),
+        ("the matrix is transposed, and the channels are last", pointwise_transposed_and_not_back),
         ("reshape does not bring the channels back", pointwise_back_by_reshape),
         ("height and width are exchanged", pointwise_with_sides_exchanged),
         ("bias is added before the matrix", pointwise_with_bias_first),
@@ -697,6 +772,85 @@ class ActivationBeforeNorm(Right):
         return self.shortcut(x) + self.conv2(self.norm2(self.act(h)))
 
 
+class FirstActivationBeforeNorm(Right):
+    def forward(self, x):
+        h = self.conv1(self.norm1(self.act(x)))
+        return self.shortcut(x) + self.conv2(self.act(self.norm2(h)))
+
+
+class SecondActivationBeforeNorm(Right):
+    def forward(self, x):
+        h = self.act(self.conv1(self.act(self.norm1(x))))
+        return self.shortcut(x) + self.conv2(self.norm2(h))
+
+
+class ActivationBetweenTheHalves(Right):
+    def forward(self, x):
+        h = self.act(self.conv1(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(self.norm2(h))
+
+
+class ConvNormActivation(Right):
+    def forward(self, x):
+        h = self.act(self.norm1(self.conv1(x)))
+        h = self.act(self.norm2(self.conv2(h)))
+        return self.shortcut(x) + h
+
+
+class ConvNormActivationConvNorm(Right):
+    def forward(self, x):
+        h = self.act(self.norm1(self.conv1(x)))
+        return self.shortcut(x) + self.norm2(self.conv2(h))
+
+
+class ConvActivationNorm(Right):
+    def forward(self, x):
+        h = self.norm1(self.act(self.conv1(x)))
+        return self.shortcut(x) + self.norm2(self.act(self.conv2(h)))
+
+
+class ActivationConvNorm(Right):
+    def forward(self, x):
+        h = self.norm1(self.conv1(self.act(x)))
+        return self.norm2(self.conv2(self.act(h))) + self.shortcut(x)
+
+
+class SecondHalfFromX(Right):
+    def forward(self, x):
+        hidden = self.conv1(self.act(self.norm1(x)))
+        hidden = self.conv2(self.act(self.norm2(x)))
+        return self.shortcut(x) + hidden
+
+
+class BranchAddedToItself(Right):
+    def forward(self, x):
+        x = self.conv1(self.act(self.norm1(x)))
+        x = self.conv2(self.act(self.norm2(x)))
+        return self.shortcut(x) + x
+
+
+class XItselfAlways(Right):
+    def forward(self, x):
+        hidden = self.conv1(self.act(self.norm1(x)))
+        hidden = self.conv2(self.act(self.norm2(hidden)))
+        return hidden + x
+
+
+class NoneIsCalled(Right):
+    def __init__(self, in_channels, out_channels, groups):
+        super().__init__(in_channels, out_channels, groups)
+        self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def shortcut(self, x):
+        return self.conv_shortcut(x)
+
+
+class GroupsOfTheBook(Right):
+    def __init__(self, in_channels, out_channels, groups):
+        super().__init__(in_channels, out_channels, groups)
+        self.norm1 = nn.GroupNorm(32, in_channels, eps=1e-6)
+
+
 class ActivationAfterConv(Right):
     def forward(self, x):
         h = self.act(self.conv1(self.norm1(x)))
@@ -831,7 +985,8 @@ def test_a_half_written_block_names_the_open_gap(keyword, answer):
         ("norm1 has eps 1e-05, expected 1e-06", EpsLeftAlone),
         ("norm2 has eps 1e-05, expected 1e-06", EpsLeftAloneInTheSecondNorm),
         ("norm1 has num_groups 1, expected 4", GroupsIgnored),
-        ("num_channels (4) must be divisible by num_groups (8)", ChannelsBeforeGroups),
+        ("the argument groups stands first", ChannelsBeforeGroups),
+        ("the argument groups stands first", GroupsOfTheBook),
         ("norm2 has in_channels", SecondNormTooNarrow),
         ("conv1 keeps the width", WidenedLate),
         ("conv_shortcut is missing", NoShortcutLayer),
@@ -849,6 +1004,17 @@ def test_a_half_written_block_names_the_open_gap(keyword, answer):
         ("SiLU before conv2 is missing", SecondActivationForgotten),
         ("the activation is ReLU", Relu),
         ("before the norm", ActivationBeforeNorm),
+        ("before norm1", FirstActivationBeforeNorm),
+        ("before norm2", SecondActivationBeforeNorm),
+        ("is missing before conv1", ActivationBetweenTheHalves),
+        ("the norms stand after the convolutions", ConvNormActivation),
+        ("the norms stand after the convolutions, and one SiLU is missing", ConvNormActivationConvNorm),
+        ("this is convolution, SiLU, norm", ConvActivationNorm),
+        ("this is SiLU, convolution, norm", ActivationConvNorm),
+        ("the second half takes x", SecondHalfFromX),
+        ("the shortcut takes the output of the branch", BranchAddedToItself),
+        ("x does not fit where the widths differ", XItselfAlways),
+        ("conv_shortcut is None", NoneIsCalled),
         ("after the convolution", ActivationAfterConv),
         ("SiLU after the sum", ActivationAfterSum),
         ("shortcut takes the normalised input", ShortcutFromTheNorm),
