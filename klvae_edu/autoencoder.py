@@ -167,6 +167,7 @@ class AutoencoderKL(ModelMixin):
             return stages[1](stages[0](x))
 
         def in_tiles(x: Tensor) -> Tensor:
+            self.tiling.check(self.downsample_factor)
             tile, overlap = (pixels // self.downsample_factor for pixels in (self.tiling.size, self.tiling.overlap))
             return tiled(whole, x, tile, overlap, units, norms=self if self.tiling.global_norm else None)
 
@@ -228,15 +229,17 @@ class AutoencoderKL(ModelMixin):
 
         Args:
             use_tiling: False turns it off.
-            size, overlap: in pixels, multiples of f; see `klvae_edu.tiling.Tiling`, which has the defaults.
-            global_norm: normalise all tiles by the statistics of the whole map, at twice the time.
+            size, overlap: in pixels, multiples of f; None: 288 and 64, and of tiles below 256 a quarter overlaps.
+            global_norm: measure GroupNorm's statistics over all tiles first: nearer to the whole, in twice the time.
 
         Raises:
             ValueError: sizes that are no multiples of f, or an overlap as large as the tile.
         """
-        given = {name: value for name, value in {"size": size, "overlap": overlap}.items() if value is not None}
-        tiling = Tiling(**given, global_norm=global_norm)
-        tiling.check(self.downsample_factor)
+        factor, size = self.downsample_factor, Tiling.size if size is None else size
+        if overlap is None:  # a quarter of small tiles
+            overlap = min(Tiling.overlap, int(size) // 4 // factor * factor)
+        tiling = Tiling(size, overlap, global_norm)
+        tiling.check(factor)
         self.tiling, self.use_tiling = tiling, use_tiling
 
     def disable_tiling(self) -> None:

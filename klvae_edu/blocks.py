@@ -113,12 +113,17 @@ class Attention(nn.Module):
 class DownEncoderBlock2D(nn.Module):
     """One level of the encoder: ResNet blocks, then, except in the last level, half the size."""
 
+    attention = False
+
     def __init__(
         self, in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str, add_downsample: bool
     ) -> None:
         super().__init__()
-        self.resnets = _resnets(in_channels, out_channels, num_layers, groups, act_fn)
-        self.attentions = nn.ModuleList(nn.Identity() for _ in self.resnets)
+        resnets = _resnets(in_channels, out_channels, num_layers, groups, act_fn)
+        self.attentions = nn.ModuleList(
+            Attention(out_channels, groups) if self.attention else nn.Identity() for _ in resnets
+        )
+        self.resnets = resnets  # after the attentions, for diffusers' order of the parameters
         self.downsamplers = nn.ModuleList([Downsample2D(out_channels)] if add_downsample else [])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,11 +137,7 @@ class DownEncoderBlock2D(nn.Module):
 class AttnDownEncoderBlock2D(DownEncoderBlock2D):
     """A level of the encoder with attention after every ResNet block (in the LDM paper's KL-f16 and KL-f32)."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str, add_downsample: bool
-    ) -> None:
-        super().__init__(in_channels, out_channels, num_layers, groups, act_fn, add_downsample)
-        self.attentions = nn.ModuleList(Attention(out_channels, groups) for _ in self.resnets)
+    attention = True
 
 
 class UNetMidBlock2D(nn.Module):
@@ -144,8 +145,9 @@ class UNetMidBlock2D(nn.Module):
 
     def __init__(self, channels: int, groups: int, act_fn: str, add_attention: bool = True) -> None:
         super().__init__()
-        self.resnets = _resnets(channels, channels, 2, groups, act_fn)
+        resnets = _resnets(channels, channels, 2, groups, act_fn)
         self.attentions = nn.ModuleList([Attention(channels, groups) if add_attention else nn.Identity()])
+        self.resnets = resnets
 
     def forward(self, x: Tensor) -> Tensor:
         x = run(self.resnets[0], x)
@@ -157,12 +159,17 @@ class UNetMidBlock2D(nn.Module):
 class UpDecoderBlock2D(nn.Module):
     """One level of the decoder: ResNet blocks, then, except in the last level, twice the size."""
 
+    attention = False
+
     def __init__(
         self, in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str, add_upsample: bool
     ) -> None:
         super().__init__()
-        self.resnets = _resnets(in_channels, out_channels, num_layers, groups, act_fn)
-        self.attentions = nn.ModuleList(nn.Identity() for _ in self.resnets)
+        resnets = _resnets(in_channels, out_channels, num_layers, groups, act_fn)
+        self.attentions = nn.ModuleList(
+            Attention(out_channels, groups) if self.attention else nn.Identity() for _ in resnets
+        )
+        self.resnets = resnets  # after the attentions, for diffusers' order of the parameters
         self.upsamplers = nn.ModuleList([Upsample2D(out_channels)] if add_upsample else [])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,11 +183,7 @@ class UpDecoderBlock2D(nn.Module):
 class AttnUpDecoderBlock2D(UpDecoderBlock2D):
     """A level of the decoder with attention after every ResNet block."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str, add_upsample: bool
-    ) -> None:
-        super().__init__(in_channels, out_channels, num_layers, groups, act_fn, add_upsample)
-        self.attentions = nn.ModuleList(Attention(out_channels, groups) for _ in self.resnets)
+    attention = True
 
 
 def _resnets(in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str) -> nn.ModuleList:

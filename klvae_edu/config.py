@@ -7,6 +7,7 @@ widths come from CompVis' `models/first_stage_models/kl-f8/config.yaml` (`ch: 12
 from __future__ import annotations
 
 import difflib
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -64,6 +65,7 @@ class AutoencoderKLConfig:
         self._check_block_types("up_block_types", UP_BLOCK_TYPES)
         if self.act_fn not in ACTIVATIONS:
             raise ValueError(f"act_fn: expected one of {ACTIVATIONS}, got {self.act_fn!r}")
+        self._check_switches()
         self._check_latent_scale()
 
     def _check_counts(self) -> None:
@@ -89,6 +91,8 @@ class AutoencoderKLConfig:
 
     def _check_block_types(self, name: str, known: tuple[str, ...]) -> None:
         types, levels = getattr(self, name), len(self.block_out_channels)
+        if not isinstance(types, tuple):
+            raise ValueError(f"{name}: expected {levels} block types, one per level, got {types!r}")
         if len(types) != levels:
             raise ValueError(
                 f"{name}: expected {levels}, one per entry of block_out_channels, got {len(types)}: {types}"
@@ -97,9 +101,18 @@ class AutoencoderKLConfig:
             if block_type not in known:
                 raise ValueError(f"{name}: expected {' or '.join(known)}, got {block_type!r}")
 
+    def _check_switches(self) -> None:
+        for name in ("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
+            value = getattr(self, name)
+            if value not in (True, False):
+                raise ValueError(f"{name}: expected true or false, got {value!r}")
+
     def _check_latent_scale(self) -> None:
-        factor = self.scaling_factor
-        if factor is not None and not (isinstance(factor, (int, float)) and factor > 0):
+        for name in ("scaling_factor", "shift_factor"):
+            value = getattr(self, name)
+            if value is not None and not _is_finite(value):
+                raise ValueError(f"{name}: expected a finite number or None, got {value!r}")
+        if self.scaling_factor is not None and self.scaling_factor <= 0:
             raise ValueError(f"scaling_factor: expected a positive number or None, got {self.scaling_factor!r}")
         if (self.latents_mean is None) != (self.latents_std is None):
             raise ValueError("latents_mean and latents_std: expected both or neither, got one of them")
@@ -107,7 +120,8 @@ class AutoencoderKLConfig:
             raise ValueError("shift_factor and latents_mean: expected at most one of them, got both")
         for name in ("latents_mean", "latents_std"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, tuple) or len(value) != self.latent_channels):
+            right = isinstance(value, tuple) and len(value) == self.latent_channels and all(map(_is_finite, value))
+            if value is not None and not right:
                 raise ValueError(f"{name}: expected {self.latent_channels} numbers (latent_channels), got {value!r}")
         if self.latents_std is not None and not all(std > 0 for std in self.latents_std):
             raise ValueError(f"latents_std: expected positive numbers, got {self.latents_std}")
@@ -145,6 +159,10 @@ class AutoencoderKLConfig:
     def to_dict(self) -> dict[str, Any]:
         """Every field by its name, as `config.json` holds it (tuples become lists there)."""
         return asdict(self)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_field_names(names: Mapping[str, Any]) -> None:

@@ -48,8 +48,8 @@ class Decoder(nn.Module):
         super().__init__()
         widths, groups, act_fn = config.block_out_channels[::-1], config.norm_num_groups, config.act_fn
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.up_blocks = nn.ModuleList()  # before the mid block, for diffusers' order of the parameters
         self.mid_block = UNetMidBlock2D(widths[0], groups, act_fn, config.mid_block_add_attention)
-        self.up_blocks = nn.ModuleList()
         width = widths[0]
         for level, (block_type, out) in enumerate(zip(config.up_block_types or (), widths, strict=True)):
             last = level == len(widths) - 1

@@ -19,7 +19,7 @@ def check_tensor(what: str, x: object, channels: int, dtype: torch.dtype, at_lea
     if x.ndim != 4 or x.shape[1] != channels or min(x.shape[-2:]) < at_least:
         raise ValueError(f"{expected}; {got}")
     converted = {torch.float32, torch.float16, torch.bfloat16}
-    if x.dtype != dtype and not (x.dtype in converted and torch.is_autocast_enabled(x.device.type)):
+    if x.dtype != dtype and not ({x.dtype, dtype} <= converted and torch.is_autocast_enabled(x.device.type)):
         raise ValueError(f"{expected}; {got}")
 
 

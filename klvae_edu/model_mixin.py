@@ -44,10 +44,13 @@ class ModelMixin(nn.Module):
         """Copy a vector such as `get_parameters` returns into the parameters.
 
         Raises:
-            ValueError: not (num_parameters(),). The model is left as it was.
+            ValueError: not (num_parameters(),) real numbers. The model is left as it was.
         """
-        if vector.shape != (self.num_parameters(),):
-            raise ValueError(f"expected a vector of shape ({self.num_parameters()},), got {tuple(vector.shape)}")
+        expected = f"expected a Tensor of shape ({self.num_parameters()},) with floating-point numbers"
+        if not isinstance(vector, Tensor):
+            raise ValueError(f"{expected}, got {type(vector).__name__}")
+        if vector.shape != (self.num_parameters(),) or not vector.is_floating_point():
+            raise ValueError(f"{expected}, got {tuple(vector.shape)} in {vector.dtype}")
         parameters = list(self.parameters())
         with torch.no_grad():
             for parameter, values in zip(parameters, torch.split(vector, [p.numel() for p in parameters]), strict=True):

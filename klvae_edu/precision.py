@@ -7,33 +7,49 @@ float32's range, is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+LAYERS = (F.conv2d, F.linear, F.group_norm)  # all that have weights
 
 
 def in_half(x: Tensor, weights: torch.dtype) -> bool:
     """Whether a computation on `x` would be done in float16."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device) == torch.float16
-    return weights == torch.float16
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return weights == torch.float16 or (autocast and torch.get_autocast_dtype(device) == torch.float16)
+
+
+class _WeightsInFloat32(TorchFunctionMode):
+    """Converts the weights of each layer as it runs: the model itself is not touched, and threads may share it."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in LAYERS:
+            args = [value.float() if isinstance(value, Tensor) else value for value in args]
+            kwargs = {k: value.float() if isinstance(value, Tensor) else value for k, value in (kwargs or {}).items()}
+        return function(*args, **(kwargs or {}))
 
 
 def in_float32(stages: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """`x` through the stages, computed in float32 by float32 copies of their weights. The stages stay as they are.
+    """`x` through the stages in float32, whatever the type of their weights, and whatever autocast says.
 
     Raises:
-        ValueError: gradient checkpointing in training: its second forward pass would find the weights in float16.
+        ValueError: gradient checkpointing in training: its second forward pass would find the weights as they are.
     """
     blocks = [block for stage in stages for block in stage.modules() if getattr(block, "gradient_checkpointing", False)]
-    if torch.is_grad_enabled() and any(weight.dtype == torch.float16 for b in blocks for weight in b.parameters()):
-        raise ValueError("gradient checkpointing: expected weights in float32 or bfloat16 for training, got float16")
-    with torch.autocast(x.device.type, enabled=False):
+    types = {weight.dtype for block in blocks for weight in block.parameters()}
+    if torch.is_grad_enabled() and types - {torch.float32}:
+        found = ", ".join(sorted(map(str, types)))
+        raise ValueError(f"gradient checkpointing with force_upcast: expected weights in float32, got {found}")
+    with torch.autocast(x.device.type, enabled=False), _WeightsInFloat32():
         x = x.float()
         for stage in stages:
-            weights = {name: weight.float() for name, weight in stage.named_parameters()}
-            x = functional_call(stage, weights, (x,))
+            x = stage(x)
     return x

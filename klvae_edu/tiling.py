@@ -9,6 +9,7 @@ Built in notebook 12.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Tiling:
 
     size: int = 288  # side of a tile; four of them cover 512x512 with the overlap below
     overlap: int = 64  # pixels that neighbouring tiles share, at least
-    global_norm: bool = False  # a first pass measures GroupNorm's statistics over all tiles, a second one uses them
+    global_norm: bool = False  # GroupNorm's statistics over all tiles: nearer to the whole, in twice the time
 
     def check(self, factor: int) -> None:
         """Raise a `ValueError` when the sizes do not fit a model that downsamples by `factor`."""
@@ -63,10 +64,15 @@ def tiled(
         x: (B, C, H_in, W_in).
         tile: side of a tile. The last tile of a row is moved back to end with the map, not made smaller.
         overlap: cells that two neighbours share, at least.
-        norms: the module whose GroupNorms are to use statistics of all tiles (at twice the time).
+        norms: the module whose GroupNorms are to use statistics of all tiles. A first pass measures them, a second one
+            uses them. That is nearer to the whole, not equal to it: while it measures, the first pass still normalises
+            each tile by its own statistics, and attention keeps to its tile.
 
     Returns:
         (B, D, H_out, W_out). A map that fits into one tile comes out exactly as `function` gives it.
+
+    Raises:
+        ValueError: `norms` with gradient checkpointing in training, whose second forward pass is not within the tiles.
     """
     rows = placements(x.shape[-2] // units[0], tile, overlap, units[1])
     columns = placements(x.shape[-1] // units[0], tile, overlap, units[1])
@@ -88,9 +94,10 @@ def tiled(
 
     if norms is None or len(rows) * len(columns) == 1:
         return blended()
+    if torch.is_grad_enabled() and any(getattr(module, "gradient_checkpointing", False) for module in norms.modules()):
+        raise ValueError("tiles with global_norm: expected no gradient checkpointing in training, but it is enabled")
     with global_statistics(norms) as statistics:
-        with torch.no_grad():
-            blended()
+        blended()
         statistics.measuring = False
         return blended()
 
@@ -127,11 +134,14 @@ class GlobalStatistics:
 
     def __init__(self) -> None:
         self.measuring = True
+        self.thread = threading.get_ident()
         self.moments: dict[nn.Module, list[tuple[Tensor, Tensor, int]]] = {}
 
     def hook(self, norm: nn.GroupNorm, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         """While measuring, note the statistics of one tile; then, normalise it by those of all: (B, C, H, W)."""
-        groups = inputs[0].reshape(len(output), norm.num_groups, -1)  # (B, groups, values of a group)
+        if threading.get_ident() != self.thread:  # another one, which works on another image with the same model
+            return output
+        groups = inputs[0].reshape(len(output), norm.num_groups, output.shape[1:].numel() // norm.num_groups)
         if self.measuring:
             variance, mean = torch.var_mean(groups.to(_at_least_float32(groups)), dim=2, correction=0)
             self.moments.setdefault(norm, []).append((mean, variance, groups.shape[2]))

@@ -49,6 +49,13 @@ def test_a_config_is_frozen_and_can_be_compared_and_hashed() -> None:
         ({"up_block_types": ("UpBlock2D",) * 4}, ["up_block_types", "UpBlock2D", "UpDecoderBlock2D"]),
         ({"scaling_factor": 0.0}, ["scaling_factor", "0.0"]),
         ({"scaling_factor": "0.1"}, ["scaling_factor", "'0.1'"]),
+        ({"scaling_factor": float("inf")}, ["scaling_factor", "finite", "inf"]),
+        ({"shift_factor": "a"}, ["shift_factor", "'a'"]),
+        ({"shift_factor": 0.1, "latents_mean": (0.0,) * 4, "latents_std": (1.0,) * 4}, ["shift_factor", "both"]),
+        ({"latents_mean": ("a",) * 4, "latents_std": (1.0,) * 4}, ["latents_mean", "4 numbers", "'a'"]),
+        ({"down_block_types": 5}, ["down_block_types", "5"]),
+        ({"force_upcast": "false"}, ["force_upcast", "'false'"]),
+        ({"use_quant_conv": None}, ["use_quant_conv", "None"]),
         ({"latents_mean": 1, "latents_std": 1}, ["latents_mean", "4 numbers", "1"]),
         ({"latents_mean": (0.0,) * 4}, ["latents_mean", "latents_std"]),
         ({"latents_mean": (0.0,) * 3, "latents_std": (1.0,) * 3}, ["latents_mean", "4 numbers", "(0.0, 0.0, 0.0)"]),
@@ -70,7 +77,7 @@ def test_a_mistyped_field_is_an_error_that_offers_the_nearest_name() -> None:
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="sd-v1, kl-f8, mini, tiny"):
+    with pytest.raises(ValueError, match="sd-v1, sdxl, sd3, flux, kl-f4, kl-f8, kl-f16, kl-f32, mini, tiny"):
         AutoencoderKLConfig.from_preset("sdxxl")
 
 
@@ -95,3 +102,36 @@ def test_a_configuration_survives_json() -> None:
 @pytest.mark.parametrize("preset", ["mini", "tiny"])
 def test_small_presets_have_no_scaling_factor_until_one_is_computed(preset: str) -> None:
     assert AutoencoderKLConfig.from_preset(preset).scaling_factor is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "factor", "channels", "scale", "shift"),
+    [
+        ("sd-v1", 8, 4, 0.18215, None),
+        ("sdxl", 8, 4, 0.13025, None),
+        ("sd3", 8, 16, 1.5305, 0.0609),
+        ("flux", 8, 16, 0.3611, 0.1159),
+        ("kl-f4", 4, 3, None, None),
+        ("kl-f8", 8, 4, 0.18215, None),
+        ("kl-f16", 16, 16, None, None),
+        ("kl-f32", 32, 64, None, None),
+    ],
+)
+def test_the_published_family(
+    preset: str, factor: int, channels: int, scale: float | None, shift: float | None
+) -> None:
+    config = AutoencoderKLConfig.from_preset(preset)
+    assert config.downsample_factor == factor
+    assert config.latent_channels == channels
+    assert (config.scaling_factor, config.shift_factor) == (scale, shift)
+    assert config.use_quant_conv == config.use_post_quant_conv == (preset not in ("sd3", "flux"))
+
+
+def test_the_papers_models_have_attention_where_the_map_is_16_pixels_or_smaller() -> None:
+    """At the 256 pixels they were made for: one level of KL-f16, two of KL-f32, at the same sizes in both halves."""
+    for preset, levels in (("kl-f4", 0), ("kl-f8", 0), ("kl-f16", 1), ("kl-f32", 2)):
+        config = AutoencoderKLConfig.from_preset(preset)
+        down = [block.startswith("Attn") for block in config.down_block_types]
+        assert down == [config.sample_size >> level <= 16 for level in range(len(down))]
+        assert sum(down) == levels
+        assert [block.startswith("Attn") for block in config.up_block_types] == down[::-1]

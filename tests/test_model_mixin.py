@@ -46,10 +46,16 @@ def test_a_vector_of_another_length_is_refused_and_nothing_is_changed(
     tiny: AutoencoderKL, shape: tuple[int, ...]
 ) -> None:
     before = tiny.get_parameters()
-    with pytest.raises(ValueError, match=r"\(954567,\), got") as error:
+    with pytest.raises(ValueError, match=r"\(954567,\) with floating-point numbers, got") as error:
         tiny.set_parameters(torch.zeros(shape))
     assert str(shape) in str(error.value)
     assert torch.equal(tiny.get_parameters(), before)
+
+
+@pytest.mark.parametrize("vector", [None, [0.0], torch.zeros(954_567, dtype=torch.int64)], ids=["none", "list", "int"])
+def test_what_is_no_vector_of_real_numbers_is_refused(tiny: AutoencoderKL, vector: object) -> None:
+    with pytest.raises(ValueError, match="expected a Tensor"):
+        tiny.set_parameters(vector)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "kl-f4"])

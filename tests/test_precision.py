@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -109,7 +112,38 @@ def test_tiles_and_slices_are_upcast_too() -> None:
 def test_checkpointing_with_half_weights_is_refused_in_words() -> None:
     vae = model(force_upcast=True).half()
     vae.enable_gradient_checkpointing()
-    with pytest.raises(ValueError, match="float32 or bfloat16"):
+    with pytest.raises(ValueError, match=r"expected weights in float32, got torch\.float16"):
         vae(image().half())
     with torch.no_grad():
         assert vae(image().half()).sample.isfinite().all()
+
+
+@pytest.mark.parametrize("weights", [torch.float16, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16])
+def test_every_pair_of_weights_and_autocast_gives_finite_numbers(weights: torch.dtype, autocast: torch.dtype) -> None:
+    vae = model(force_upcast=True).to(weights)
+    with torch.no_grad(), torch.autocast("cpu", autocast):
+        assert vae(image().to(weights)).sample.isfinite().all()
+
+
+def test_threads_may_share_a_model_in_half() -> None:
+    vae = model(force_upcast=True).half()
+    z = torch.ones(1, 4, 8, 8, dtype=torch.float16)
+
+    def work(_: int) -> Tensor:
+        with torch.no_grad():
+            return vae.decode(z).sample
+
+    expected = work(0)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(found, expected) for found in pool.map(work, range(16)))
+    assert {parameter.dtype for parameter in vae.parameters()} == {torch.float16}
+
+
+def test_weights_that_are_offloaded_between_layers_are_upcast() -> None:
+    vae = model(force_upcast=True).half()
+    z = torch.ones(1, 4, 8, 8, dtype=torch.float16)
+    with torch.no_grad():
+        expected = vae.decode(z).sample
+        cpu_offload(vae, execution_device=torch.device("cpu"))
+        assert torch.equal(vae.decode(z).sample, expected)

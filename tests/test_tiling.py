@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from reference import randomise
@@ -238,6 +241,19 @@ def test_tiles_that_do_not_fit_the_model_are_refused(vae: AutoencoderKL, setting
     assert vae.tiling == before and not vae.use_tiling
 
 
+def test_small_tiles_overlap_by_a_quarter_unless_told_otherwise(vae: AutoencoderKL) -> None:
+    for size, overlap in ((288, 64), (256, 64), (64, 16), (32, 8), (4, 0)):
+        vae.enable_tiling(size=size)
+        assert (vae.tiling.size, vae.tiling.overlap) == (size, overlap)
+    vae.disable_tiling()
+
+
+def test_tiles_smaller_than_one_latent_pixel_are_refused_when_used() -> None:
+    model = AutoencoderKL(block_out_channels=(8,) * 10, layers_per_block=1, norm_num_groups=4)  # f = 512
+    with pytest.raises(ValueError, match="tile size: expected a multiple of 512"):
+        model.tiled_decode(torch.zeros(1, 4, 2, 2))
+
+
 def test_the_default_tiles_fit_every_preset() -> None:
     for factor in (2, 4, 8, 16, 32):
         Tiling().check(factor)
@@ -290,6 +306,54 @@ def test_global_statistics_bring_the_tiles_of_an_image_closer_to_the_whole() -> 
             model.enable_tiling(size=96, overlap=32, global_norm=global_norm)
             errors.append(float((model.encode(x).latent_dist.parameters - whole).norm() / whole.norm()))
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_gradient_through_global_statistics_is_the_functions_own() -> None:
+    """The statistics depend on the image, too: a directional derivative tells."""
+    model = Normed().double()
+    x, direction = random(1, 4, 12, 12), random(1, 4, 12, 12).roll(1, -1)
+
+    def total(x: Tensor) -> Tensor:
+        return (tiled(model, x, 8, 4, norms=model) ** 3).sum()
+
+    (gradient,) = torch.autograd.grad(total(x.requires_grad_()), x)
+    step = 1e-6 * direction
+    with torch.no_grad():
+        expected = (total(x + step) - total(x - step)) / 2e-6
+    torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-6, atol=0)
+
+
+def test_global_statistics_and_checkpointing_exclude_each_other_in_training() -> None:
+    model = AutoencoderKL(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
+    model.enable_tiling(size=16, overlap=4, global_norm=True)
+    model.enable_gradient_checkpointing()
+    with pytest.raises(ValueError, match="global_norm: expected no gradient checkpointing"):
+        model.decode(torch.zeros(1, 4, 16, 16))
+    with torch.no_grad():
+        assert model.decode(torch.zeros(1, 4, 16, 16)).sample.isfinite().all()
+
+
+def test_threads_that_share_a_model_keep_their_statistics_apart() -> None:
+    model = AutoencoderKL(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4).eval()
+    model.enable_tiling(size=16, overlap=4, global_norm=True)
+    latents = [scale * random(1, 4, 16, 16, dtype=torch.float32) for scale in (0.1, 1.0, 10.0, 100.0)]
+
+    def decoded(z: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model.decode(z).sample
+
+    expected = [decoded(z) for z in latents]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for found, right in zip(pool.map(decoded, latents), expected, strict=True):
+                assert torch.equal(found, right)
+
+
+def test_an_empty_batch_has_no_statistics_and_comes_out_empty() -> None:
+    model = Normed()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mean of no values
+        assert tiled(model, torch.zeros(0, 4, 16, 16), 8, 0, norms=model).shape == (0, 4, 16, 16)
 
 
 # ---- Seams -----------------------------------------------------------------------------------------------------------

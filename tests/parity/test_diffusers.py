@@ -46,6 +46,13 @@ def test_every_preset_agrees_block_by_block_with_gradients(preset: str, dtype: t
         assert relative(seen[0][name], seen[1][name]) < TOLERANCE[dtype], name
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_parameters_have_diffusers_order(preset: str) -> None:
+    """So that an optimiser's state, a list of averages or a flat vector from there fits here."""
+    ours, reference = pair_of(narrow(preset), torch.float32)
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in reference.named_parameters()]
+
+
 def watch(model: torch.nn.Module) -> dict[str, Tensor]:
     """Where the outputs of every block, and of every layer outside of one, will be found after a forward pass."""
     outputs: dict[str, Tensor] = {}
