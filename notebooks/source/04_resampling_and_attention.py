@@ -44,6 +44,7 @@ BLUE, ORANGE, GREY = *PALETTE[:2], "0.6"
 
 # %%
 pixels = torch.tensor([[[1, 2, 3, 4, 5, 6]]])
+# unfold(2, 3, 2) cuts axis 2 into windows of three, in steps of two
 print("a zero on the right ", F.pad(pixels, (0, 1)).unfold(2, 3, 2)[0, 0].tolist())
 print("a zero on both sides", F.pad(pixels, (1, 1)).unfold(2, 3, 2)[0, 0].tolist())
 
@@ -255,7 +256,7 @@ upsample = check("04.2", upsample)
 
 # %% [markdown]
 # Three doublings in a row with random weights, as at the start of a training. What do they make of a map that is the same
-# everywhere, and of one that changes slowly? Only the way of doubling differs, not the weights.
+# everywhere, and of one that changes slowly? Both ways of doubling get the same random numbers as weights.
 
 
 # %%
@@ -293,7 +294,7 @@ show(
 )
 
 # %% [markdown]
-# On the left, a pattern that nobody asked for. On the right, the even map stays even, but for a frame, where the padding's zeros
+# (Each picture is stretched to its own contrast.) On the left, a pattern that nobody asked for. On the right, the even map stays even, but for a frame, where the padding's zeros
 # creep in. The slow map has the frame, too, and soft stripes, but no chequers.
 
 # %% [markdown]
@@ -301,14 +302,16 @@ show(
 # them all? Look at its windows in a row of repeated pixels:
 
 # %%
-print(torch.tensor([1, 1, 2, 2, 3, 3]).unfold(0, 3, 1).tolist())
+windows = torch.tensor([1, 1, 2, 2, 3, 3]).unfold(0, 3, 1)
+print(windows.tolist())
+print("from one result to the next:", (windows * torch.tensor([1, 2, 3])).sum(1).diff().tolist())
 
 # %% [markdown]
-# Two different pixels in a window, in two dimensions four: four weights could do the work of nine. Notebook 12 makes it faster
-# that way.
+# Two different pixels in a window, in two dimensions four: four weights could do the work of nine (notebook 12). And on this
+# slope, the kernel 1, 2, 3 makes steps of 2 and 4: only on flat maps is the pattern quite gone.
 
 # %% [markdown]
-# So the checkerboard is gone? Run backwards, a convolution with stride 2 *is* a transposed convolution. Guess the gradient of
+# And in the encoder? Run backwards, a convolution with stride 2 *is* a transposed convolution. Guess the gradient of
 # the sum over your `downsample`:
 
 # %%
@@ -317,7 +320,7 @@ downsample(x, ones, zero).sum().backward()
 print(x.grad[0, 0, :4].int().tolist())
 
 # %% [markdown]
-# There it is again: some pixels count four times as much as their neighbours. Nearest neighbour saves the pictures of the
+# There it is again: some pixels count four times as much as their diagonal neighbours. Nearest neighbour saves the pictures of the
 # decoder; the gradient that flows back through the encoder is still uneven (Odena et al. point this out, too).
 
 # %% [markdown]
@@ -438,7 +441,7 @@ assert last - first + 1 == receptive_field(layers)
 
 # %% [markdown]
 # Counted and measured agree to the pixel, and the middle lies seven pixels beyond 8 · 16: that is section 1. Which pixels of
-# that square matter? And what changes with attention, and what with norms (without attention) that are not held fixed?
+# that square matter? What changes with attention, the norms still fixed? And what with norms as they are, without attention?
 
 # %%
 titles = ["convolutions", "attention, norms fixed", "norms, no attention"]
@@ -447,6 +450,7 @@ for ax, title, gradient in zip(axes, titles, seen_by.values(), strict=True):
     strength = (gradient / gradient.max()).log10().where(gradient > 0, torch.nan)
     image = ax.imshow(strength, cmap="viridis", vmin=-8, vmax=0)
     ax.set(title=title, xticks=[0, 135, 255], yticks=[0, 135, 255])
+    ax.spines[:].set_visible(True)  # the photograph's edge
     ax.grid(False)
 fig.colorbar(image, ax=axes, label="log10 of the gradient", shrink=0.9)
 show(
@@ -469,8 +473,8 @@ assert reached == [217**2, 256**2, 256**2]
 
 # %% [markdown]
 # White is exactly zero. Attention leaves none: it asks everywhere. Nor do norms: GroupNorm divides by the spread of the *whole*
-# map. (The cat's eyes shine in all three: what a SiLU lets through depends on its input.) That explains section 1: convolutions
-# reach no border from its middle 4 × 4.
+# map. (The cat's eyes shine in all three: what a SiLU lets through depends on its input.) Either can
+# have brought the border's news to section 1's middle 4 × 4, which is out of the convolutions' reach.
 
 # %% [markdown]
 # So norms reach as far as attention, and here they take more from outside. But what a norm brings from afar is one mean and one
@@ -513,7 +517,7 @@ for channels in (4, 64, 512):
 
 # %% [markdown]
 # About √C, as the variances of C products add up. After exp, such differences become factors of billions, and one key gets
-# everything. What is then left of the gradient at the scores, from which queries and keys learn?
+# nearly everything. What is then left of an output's gradient at the scores, from which queries and keys learn?
 
 
 # %%
@@ -832,7 +836,7 @@ except ImportError:
 # ## Summary
 #
 # 1. Downsampling pads right and bottom only; padding on both sides loads every weight and looks at other pixels.
-# 2. Nearest neighbour plus a convolution has no checkerboard; a transposed convolution has one, and so has every strided one's gradient.
+# 2. Nearest neighbour plus a convolution leaves flat maps flat; a transposed convolution chequers them, and so does every strided one's gradient.
 # 3. r = 1 + Σ (k - 1) · (product of the strides before): 217 pixels, of which those near the middle count most.
 # 4. Attention averages values by softmax(q kᵀ / √C) over the keys; it knows contents and no places.
 # 5. Its N² weights are why it stands at the smallest map; they need not all be written down.
