@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from klvae_edu import autoencoder, encoder_decoder, names
 from klvae_edu.blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
 from klvae_edu.config import AutoencoderKLConfig
-from klvae_edu.exercises.framework import Exercise, Judge, OpenGap, call
+from klvae_edu.exercises.framework import Blank, Exercise, Judge, OpenGap, call, explain
 from klvae_edu.exercises.judging import Probe, judge_parts, probe
 from klvae_edu.exercises.modules import ModuleMistake, judge_module
 from klvae_edu.gaussian import DiagonalGaussianDistribution
@@ -159,16 +160,32 @@ def _judge_plain(
         if not callable(attempt):
             return f"expected the function itself, got its result or another object ({type(attempt).__name__})"
         for arguments in probes:
-            result, expected = _plain(call(attempt, *arguments)), _plain(reference(*arguments))
+            result, expected = _outcome(attempt, arguments), _plain(reference(*arguments))
             if result == expected:
                 continue
             for message, code in mistakes:
-                if result == _plain(code(*arguments)):
+                if result == _outcome(code, arguments):
                     return message
-            return describe(result, expected, arguments)
+            return result.message if isinstance(result, _Raised) else describe(result, expected, arguments)
         return None
 
     return judge
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """In the place of a result: what is said of an exception."""
+
+    message: str
+
+
+def _outcome(function: Callable[..., Any], arguments: Probe) -> Any:
+    try:
+        return _plain(call(function, *arguments))
+    except (Blank, OpenGap):
+        raise
+    except Exception as error:
+        return _Raised(explain(error))
 
 
 def _plain(value: Any) -> Any:
@@ -228,7 +245,9 @@ def _of_widths(change: Callable[[Widths], Widths]) -> Callable[..., Walk]:
     return walk
 
 
+_FOUR_LEVELS = "the rule fits four levels only: the last level is len(block_out_channels) - 1, whatever their number"
 WALK_MISTAKES: tuple[PlainMistake, ...] = (
+    (_FOUR_LEVELS, _halving(lambda level, last: level < 3)),
     (
         "every level halves the side: the last one keeps it, n levels halve n - 1 times",
         _halving(lambda level, last: True),
@@ -252,6 +271,10 @@ WALK_MISTAKES: tuple[PlainMistake, ...] = (
     (
         "the end has latent_channels: the encoder puts out a mean and a log-variance for each, twice as many",
         _changed(lambda walk: [*walk[:-1], (walk[-1][0] // 2, walk[-1][1])]),
+    ),
+    (
+        "the end has 8 channels whatever latent_channels is: it has twice as many as the latent",
+        _changed(lambda walk: [*walk[:-1], (8, walk[-1][1])]),
     ),
     ("the end is missing: conv_out turns the last width into 2 · latent_channels", _changed(lambda walk: walk[:-1])),
     ("the start is missing: conv_in changes the channels and keeps the side", _changed(lambda walk: walk[1:])),
@@ -311,19 +334,24 @@ def _describe_walk(result: Any, expected: Any, arguments: Probe) -> str:
 
 # 05.2 and 05.3
 
+# The first has equal widths: layers in a wrong order run, and are known by their results. It has Stable Diffusion's
+# number of levels and the others have not, but none has its latent: numbers that are right for it alone are found out.
 _CONFIGS = (
-    AutoencoderKLConfig(block_out_channels=(8, 16, 24), layers_per_block=1, norm_num_groups=4, latent_channels=2),
+    AutoencoderKLConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=5),
+    AutoencoderKLConfig(block_out_channels=(8, 16, 24), layers_per_block=1, norm_num_groups=4, latent_channels=3),
     AutoencoderKLConfig(block_out_channels=(4, 8), layers_per_block=2, norm_num_groups=2, latent_channels=3),
 )
 _BUILDS = tuple((config,) for config in _CONFIGS)
 
 
 def _image(config: AutoencoderKLConfig) -> Probe:
-    return probe((2, 3, 16, 24))
+    """Not square, and at the mid block of any config it has another number of pixels than of channels."""
+    return probe((2, 3, 24, 40))
 
 
 def _latent(config: AutoencoderKLConfig) -> Probe:
-    return probe((2, config.latent_channels, 4, 6))
+    """Likewise: 15 pixels at the mid block."""
+    return probe((2, config.latent_channels, 3, 5))
 
 
 def _with(of: type[nn.Module], **methods: Callable[..., Any]) -> type[nn.Module]:
@@ -374,28 +402,40 @@ def _but_last_two(level: int, last: int) -> bool:
     return level < last - 1
 
 
-def _conv(of: type[nn.Module], name: str, *, into: float = 1, out: float = 1, kernel: int = 3) -> type[nn.Module]:
-    """With another convolution: its channels times `into` and `out`, another kernel."""
+def _conv(of: type[nn.Module], name: str, channels: Callable[[int, int], tuple[int, int]]) -> type[nn.Module]:
+    """With another convolution: its channels, in and out, as `channels` makes them of the right ones."""
 
     def change(module: Any, config: AutoencoderKLConfig) -> None:
-        conv = getattr(module, name)
-        before, after = int(into * conv.in_channels), int(out * conv.out_channels)
-        setattr(module, name, nn.Conv2d(before, after, kernel, padding=kernel // 2))
+        right = getattr(module, name)
+        before, after = channels(right.in_channels, right.out_channels)
+        setattr(module, name, nn.Conv2d(before, after, right.kernel_size, padding=right.padding))
 
     return _made(of, change)
 
 
+Stages = Sequence[nn.Module]
+
+
 def _through(
-    module: Any, x: Tensor, mid: bool = True, norm: bool = True, act: Callable[[Any], Any] | None = F.silu
+    module: Any,
+    x: Tensor,
+    stages: Callable[[Stages, nn.Module], Stages] | None = None,
+    norm: bool = True,
+    act: Callable[[Any], Any] | None = F.silu,
 ) -> Any:
-    """Encoder or decoder up to its conv_out, with parts left out."""
-    middle = module.mid_block if mid else nn.Identity()
+    """Encoder or decoder up to its conv_out, with other `stages`, made of the levels and the mid block, or less."""
+    encodes = isinstance(module, Encoder)
+    levels, mid = (*(module.down_blocks if encodes else module.up_blocks),), module.mid_block
     x = module.conv_in(x)
-    stages = (*module.down_blocks, middle) if isinstance(module, Encoder) else (middle, *module.up_blocks)
-    for stage in stages:
+    for stage in stages(levels, mid) if stages else (*levels, mid) if encodes else (mid, *levels):
         x = stage(x)
     x = module.conv_norm_out(x) if norm else x
     return act(x) if act else x
+
+
+def _staged(of: type[nn.Module], stages: Callable[[Stages, nn.Module], Stages]) -> type[nn.Module]:
+    """The finished class with other stages between conv_in and conv_norm_out."""
+    return _ran(of, lambda m, x: m.conv_out(_through(m, x, stages)))
 
 
 def _common_mistakes(of: type[nn.Module]) -> tuple[ModuleMistake, ...]:
@@ -403,7 +443,11 @@ def _common_mistakes(of: type[nn.Module]) -> tuple[ModuleMistake, ...]:
     return (
         (
             "the mid block is made and not used: it stands where the map is smallest",
-            _ran(of, lambda m, x: m.conv_out(_through(m, x, mid=False))),
+            _staged(of, lambda levels, mid: levels),
+        ),
+        (
+            "the levels are made and not used: in the loop, assign what each one returns, x = level(x)",
+            _staged(of, lambda levels, mid: (mid,)),
         ),
         (
             "conv_norm_out is made and not used: norm, SiLU, then conv_out",
@@ -439,6 +483,7 @@ def _turned_round(of: type[nn.Module]) -> type[nn.Module]:
 
 
 ENCODER_MISTAKES: tuple[ModuleMistake, ...] = (
+    (_FOUR_LEVELS, _levels(Encoder, lambda level, last: level < 3)),
     (
         "every level halves the map: the last one does not (add_downsample=False)",
         _levels(Encoder, lambda level, last: True),
@@ -476,7 +521,19 @@ ENCODER_MISTAKES: tuple[ModuleMistake, ...] = (
     ),
     (
         "conv_out makes latent_channels: the posterior needs a mean and a log-variance, twice as many",
-        _conv(Encoder, "conv_out", out=0.5),
+        _conv(Encoder, "conv_out", lambda before, after: (before, after // 2)),
+    ),
+    (
+        "conv_out makes 8 channels whatever the config says: 2 * config.latent_channels",
+        _conv(Encoder, "conv_out", lambda before, after: (before, 8)),
+    ),
+    (
+        "the mid block stands before the levels: it comes after them, where the map is smallest",
+        _staged(Encoder, lambda levels, mid: (mid, *levels)),
+    ),
+    (
+        "the levels run backwards: they are kept in the order in which the image passes them",
+        _staged(Encoder, lambda levels, mid: (*levels[::-1], mid)),
     ),
     *_common_mistakes(Encoder),
     (
@@ -494,19 +551,23 @@ ENCODER_MISTAKES: tuple[ModuleMistake, ...] = (
 )
 
 
-def _doubling_first(decoder: Any, z: Tensor) -> Tensor:
-    """As early as the channels allow it: after the first ResNet block, which changes them."""
-    z = decoder.mid_block(decoder.conv_in(z))
-    for level in decoder.up_blocks:
-        first, *others = level.resnets
-        for part in (first, *level.upsamplers, *others):
-            z = part(z)
-    return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(z)))
+def _doubling_after(blocks: int) -> type[nn.Module]:
+    """With each level's upsampling after that many ResNet blocks."""
+
+    def forward(decoder: Any, z: Tensor) -> Any:
+        z = decoder.mid_block(decoder.conv_in(z))
+        for level in decoder.up_blocks:
+            for part in (*level.resnets[:blocks], *level.upsamplers, *level.resnets[blocks:]):
+                z = part(z)
+        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(z)))
+
+    return _ran(Decoder, forward)
 
 
 _NO_TANH = "a tanh at the end: Stable Diffusion's decoder has none, and was trained without"
 _NO_CLAMP = "the result is clamped: return what conv_out gives, whoever shows it clamps"
 DECODER_MISTAKES: tuple[ModuleMistake, ...] = (
+    (_FOUR_LEVELS, _levels(Decoder, lambda level, last: level < 3)),
     (
         "the widths are not reversed: the decoder begins with the last one, at the smallest map",
         _turned_round(Decoder),
@@ -544,12 +605,27 @@ DECODER_MISTAKES: tuple[ModuleMistake, ...] = (
     ),
     (
         "conv_in takes 2 · latent_channels: a latent is decoded, not a mean and a log-variance",
-        _conv(Decoder, "conv_in", into=2),
+        _conv(Decoder, "conv_in", lambda before, after: (2 * before, after)),
+    ),
+    (
+        "conv_in takes 4 channels whatever the config says: config.latent_channels",
+        _conv(Decoder, "conv_in", lambda before, after: (4, after)),
+    ),
+    (
+        "the mid block stands after the levels: it comes before them, where the map is smallest",
+        _staged(Decoder, lambda levels, mid: (*levels, mid)),
+    ),
+    (
+        "the levels run backwards: they are kept in the order in which the latent passes them",
+        _staged(Decoder, lambda levels, mid: (mid, *levels[::-1])),
     ),
     *_common_mistakes(Decoder),
-    (
-        "the map is doubled too early: in a level the upsampling comes after all ResNet blocks",
-        _ran(Decoder, _doubling_first),
+    *(
+        (
+            "the map is doubled too early: in a level the upsampling comes after all ResNet blocks",
+            _doubling_after(blocks),
+        )
+        for blocks in (0, 1)
     ),
     (_NO_TANH, _ran(Decoder, lambda m, z: Decoder.forward(m, z).tanh())),
     (
@@ -580,15 +656,27 @@ AUTOENCODER_MISTAKES: dict[str, tuple[ModuleMistake, ...]] = {
     "encode": (
         (
             "quant_conv has latent_channels: it mixes mean and log-variance, 2 · latent_channels",
-            _conv(Autoencoder, "quant_conv", into=0.5, out=0.5, kernel=1),
+            _conv(Autoencoder, "quant_conv", lambda before, after: (before // 2, after // 2)),
         ),
         (
             "quant_conv halves the channels: it maps 2 · latent_channels to as many",
-            _conv(Autoencoder, "quant_conv", out=0.5, kernel=1),
+            _conv(Autoencoder, "quant_conv", lambda before, after: (before, after // 2)),
         ),
         (
             "post_quant_conv has 2 · latent_channels: it works on a latent",
-            _conv(Autoencoder, "post_quant_conv", into=2, out=2, kernel=1),
+            _conv(Autoencoder, "post_quant_conv", lambda before, after: (2 * before, 2 * after)),
+        ),
+        *(
+            (
+                "the 1×1 convolutions have 8 and 4 channels whatever the config says: "
+                "2 * config.latent_channels and config.latent_channels",
+                code,
+            )
+            for code in (
+                _conv(_conv(Autoencoder, "quant_conv", lambda *_: (8, 8)), "post_quant_conv", lambda *_: (4, 4)),
+                _conv(Autoencoder, "quant_conv", lambda *_: (8, 8)),
+                _conv(Autoencoder, "post_quant_conv", lambda *_: (4, 4)),
+            )
         ),
         (
             "quant_conv is made and not used: it comes after the encoder",
@@ -657,7 +745,11 @@ def _judge_encode(cls: Any) -> str | None:
 def _judge_forward(cls: Any) -> str | None:
     complaint = _FORWARD(cls)
     if complaint and "draws random numbers" in complaint:
-        return "it decodes a sample, so that each call gives another picture: decode the posterior's mode"
+        return "it decodes a sample, so that each call gives another picture: decode the posterior's mode()"
+    if decoded := re.search(r"conv2d\(\).* got \((\w+),", complaint or ""):
+        if decoded[1] == "method":
+            return "it decodes the method itself: call it, mode()"
+        return f"it decodes a {decoded[1]}: decode the posterior's mode(), a latent"
     return complaint
 
 
@@ -687,6 +779,13 @@ def _reversing_up_blocks(name: str, levels: int) -> str:
     return _by_parts()(name.replace("up_blocks.", "up."), levels)
 
 
+def _looking_for_up_anywhere(name: str, levels: int) -> str:
+    parts = name.split(".")
+    if "up" in name:
+        parts[2] = str(levels - 1 - int(parts[2]))
+    return ".".join(diffusers_name(part, levels) for part in parts)
+
+
 NAME_MISTAKES: tuple[PlainMistake, ...] = (
     (
         "the decoder's levels are counted from the wrong end: CompVis' decoder.up.0 is the largest map, "
@@ -701,6 +800,10 @@ NAME_MISTAKES: tuple[PlainMistake, ...] = (
     (
         "a current name's level is reversed: only CompVis' decoder.up counts from the largest map",
         _reversing_up_blocks,
+    ),
+    (
+        "'up' is looked for in the whole name, and found in group_norm: ask whether the second part is 'up'",
+        _looking_for_up_anywhere,
     ),
     (
         "it works for four levels only: count from the end with the argument levels",
@@ -788,7 +891,7 @@ EXERCISES = (
         reference=shape_walk,
         in_package=(encoder_decoder.Encoder,),
         hints=(
-            "conv_in and conv_out change the channels and keep the side; a level does both.",
+            "conv_in and conv_out keep the side. A level may change the channels, the side, both or neither.",
             "Level i puts out block_out_channels[i]. Which is the only level that does not halve the side?",
             "For every level but the last: side //= 2. The last entry is (2 * latent_channels, side).",
         ),
@@ -871,7 +974,7 @@ EXERCISES = (
         hints=(
             'name.split(".") gives the parts; ".".join(parts) puts them together again.',
             "new.get(part, part) is the new name of a part if there is one, else the part itself.",
-            "If the name begins with decoder.up, the third part is the level: str(levels - 1 - int(parts[2])).",
+            "Where the first two parts are decoder and up, the third is the level: str(levels - 1 - int(parts[2])).",
         ),
         judge=_judge_plain(diffusers_name, _NAMES, NAME_MISTAKES, _describe_name),
     ),

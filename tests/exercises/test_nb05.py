@@ -59,6 +59,17 @@ def test_the_finished_translation_is_the_packages():
         }
 
 
+@pytest.mark.parametrize("probe", [nb05._image, nb05._latent])
+def test_no_probe_has_a_symmetry_that_hides_a_mistake(probe):
+    for config in nb05._CONFIGS:
+        (tensor,) = probe(config)
+        height, width = tensor.shape[-2:]
+        factor = config.downsample_factor if tensor.shape[1] == 3 and probe is nb05._image else 1
+        assert height != width and height % factor == width % factor == 0
+        assert (height // factor) * (width // factor) not in config.block_out_channels
+        assert tensor.shape[0] not in (config.latent_channels, 2 * config.latent_channels)
+
+
 @pytest.mark.parametrize("method", nb05.AUTOENCODER_MISTAKES)
 def test_every_known_mistake_of_a_method_is_told_from_the_truth_and_from_the_others(method):
     for message, code in nb05.AUTOENCODER_MISTAKES[method]:
@@ -102,6 +113,15 @@ def walk_with_four_halvings(block_out_channels, latent_channels, side):
         walk.append((width, side))
     walk.append((2 * latent_channels, side))
     return walk
+
+
+def walk_for_four_levels(block_out_channels, latent_channels, side):
+    walk = [(block_out_channels[0], side)]
+    for level, width in enumerate(block_out_channels):
+        if level < 3:
+            side //= 2
+        walk.append((width, side))
+    return [*walk, (2 * latent_channels, side)]
 
 
 def walk_without_halving(block_out_channels, latent_channels, side):
@@ -230,6 +250,7 @@ def test_a_blank_walk_is_not_attempted(answer):
         ("gap `...` is still open", walk_half),
         ("gap `...` is still open", walk_half_inside),
         ("every level halves", walk_with_four_halvings),
+        ("fits four levels only", walk_for_four_levels),
         ("no level halves", walk_without_halving),
         ("the other way round", walk_halved_before),
         ("the other way round", walk_appended_before_halving),
@@ -247,7 +268,7 @@ def test_a_blank_walk_is_not_attempted(answer):
         ("the mid block is listed", walk_with_mid_block),
         ("divided by 4", walk_by_pixels),
         ("it raised ValueError: not enough values to unpack", walk_of_stable_diffusion_only),
-        ("after conv_out it has (8, 32), expected (6, 32)", walk_with_eight_channels),
+        ("8 channels whatever latent_channels is", walk_with_eight_channels),
         ("expected a list of (channels, side), got dict", walk_as_a_dictionary),
     ],
 )
@@ -375,6 +396,48 @@ class EncoderWithFourHalvings(EncoderRight):
     last_halves = True
 
 
+class EncoderOfFourLevels(EncoderRight):
+    """Asks whether level < 3."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        levels = []
+        for level, (before, after) in enumerate(pairwise((config.block_out_channels[0], *config.block_out_channels))):
+            layers, groups = config.layers_per_block, config.norm_num_groups
+            levels += [DownEncoderBlock2D(before, after, layers, groups, "silu", add_downsample=level < 3)]
+        self.down_blocks = nn.Sequential(*levels)
+
+
+class EncoderOfEightChannels(EncoderRight):
+    def __init__(self, config):
+        super().__init__(config)
+        self.conv_out = nn.Conv2d(config.block_out_channels[-1], 8, 3, padding=1)
+
+
+class EncoderMidFirst(EncoderRight):
+    def forward(self, x):
+        x = self.mid_block(self.conv_in(x))
+        for level in self.down_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class EncoderLevelsBackwards(EncoderRight):
+    def forward(self, x):
+        x = self.conv_in(x)
+        for level in self.down_blocks[::-1]:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class EncoderNotAssigning(EncoderRight):
+    def forward(self, x):
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
 class EncoderHalvingLate(EncoderRight):
     last_halves = first_keeps = True
 
@@ -497,7 +560,12 @@ def test_a_blank_encoder_is_not_attempted():
         ("every level halves the map", EncoderWithFourHalvings),
         ("the other way round", EncoderHalvingLate),
         ("that is the decoder", EncoderAsDeepAsTheDecoder),
+        ("fits four levels only", EncoderOfFourLevels),
         ("a mean and a log-variance", EncoderOfMeans),
+        ("8 channels whatever the config says", EncoderOfEightChannels),
+        ("the mid block stands before the levels", EncoderMidFirst),
+        ("the levels run backwards", EncoderLevelsBackwards),
+        ("x = level(x)", EncoderNotAssigning),
         ("conv_norm_out has eps 1e-05, expected 1e-06", EncoderWithDefaultEps),
         ("the mid block is made and not used", EncoderWithoutMid),
         ("it has no mid_block", EncoderMidNotMade),
@@ -593,6 +661,16 @@ class DecoderWithFourDoublings(DecoderRight):
     doubles = staticmethod(lambda level, last: True)
 
 
+class DecoderOfFourLevels(DecoderRight):
+    doubles = staticmethod(lambda level, last: level < 3)
+
+
+class DecoderOfFourChannels(DecoderRight):
+    def __init__(self, config):
+        super().__init__(config)
+        self.conv_in = nn.Conv2d(4, config.block_out_channels[-1], 3, padding=1)
+
+
 class DecoderDoublingLate(DecoderRight):
     doubles = staticmethod(lambda level, last: level > 0)
 
@@ -650,6 +728,24 @@ class DecoderUpsamplingFirst(DecoderRight):
         return self.conv_out(F.silu(self.conv_norm_out(z)))
 
 
+class DecoderUpsamplingBeforeAnyBlock(DecoderRight):
+    def forward(self, z):
+        z = self.mid_block(self.conv_in(z))
+        for level in self.up_blocks:
+            for upsampler in level.upsamplers:
+                z = upsampler(z)
+            z = nn.Sequential(*level.resnets)(z)
+        return self.conv_out(F.silu(self.conv_norm_out(z)))
+
+
+class DecoderNotAssigning(DecoderRight):
+    def forward(self, z):
+        z = self.mid_block(self.conv_in(z))
+        for level in self.up_blocks:
+            level(z)
+        return self.conv_out(F.silu(self.conv_norm_out(z)))
+
+
 class DecoderMidLast(DecoderRight):
     def forward(self, z):
         z = self.conv_in(z)
@@ -686,8 +782,12 @@ def test_a_blank_decoder_is_not_attempted():
         ("the mid block is made and not used", DecoderWithoutMid),
         ("SiLU between conv_norm_out and conv_out is missing", DecoderWithoutSiLU),
         ("the map is doubled too early", DecoderUpsamplingFirst),
-        ("it raised RuntimeError", DecoderMidLast),
-        ("it raised RuntimeError", DecoderLevelsBackwards),
+        ("the map is doubled too early", DecoderUpsamplingBeforeAnyBlock),
+        ("the mid block stands after the levels", DecoderMidLast),
+        ("the levels run backwards", DecoderLevelsBackwards),
+        ("x = level(x)", DecoderNotAssigning),
+        ("fits four levels only", DecoderOfFourLevels),
+        ("4 channels whatever the config says", DecoderOfFourChannels),
     ],
 )
 def test_a_wrong_decoder_is_named(keyword, answer):
@@ -853,6 +953,34 @@ class AutoencoderSampling(AutoencoderRight):
         return self.decode(self.encode(x).sample())
 
 
+class AutoencoderWithoutBrackets(AutoencoderRight):
+    def forward(self, x):
+        return self.decode(self.encode(x).mode)
+
+
+class AutoencoderWithoutBracketsBypassing(AutoencoderWithOwnGaussian):
+    def forward(self, x):
+        posterior = self.encode(x)
+        return self.decoder(self.post_quant_conv(posterior.mode))
+
+
+class AutoencoderDecodingThePosterior(AutoencoderRight):
+    def forward(self, x):
+        return self.decode(self.encode(x))
+
+
+class AutoencoderOfEightAndFour(AutoencoderRight):
+    def __init__(self, config):
+        super().__init__(config)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
+
+
+class AutoencoderOfEight(AutoencoderRight):
+    def __init__(self, config):
+        super().__init__(config)
+        self.quant_conv = nn.Conv2d(8, 8, 1)
+
+
 class AutoencoderOfCompVis(AutoencoderRight):
     def forward(self, x):
         posterior = self.encode(x)
@@ -903,6 +1031,11 @@ def test_a_blank_autoencoder_is_not_attempted():
         ("decode: post_quant_conv is made and not used", AutoencoderPostQuantConvUnused),
         ("decode: a tanh at the end", AutoencoderTanh),
         ("forward: it decodes a sample", AutoencoderSampling),
+        ("forward: it decodes the method itself: call it, mode()", AutoencoderWithoutBrackets),
+        ("forward: it decodes the method itself: call it, mode()", AutoencoderWithoutBracketsBypassing),
+        ("forward: it decodes a DiagonalGaussianDistribution", AutoencoderDecodingThePosterior),
+        ("8 and 4 channels whatever the config says", AutoencoderOfEightAndFour),
+        ("8 and 4 channels whatever the config says", AutoencoderOfEight),
         ("forward: expected a Tensor, got tuple", AutoencoderOfCompVis),
         ("forward: it returns the latent", AutoencoderStoppingAtTheLatent),
         ("forward: post_quant_conv is left out", AutoencoderBypassingDecode),
@@ -1057,6 +1190,20 @@ def name_for_compvis_only(name, levels):
     return ".".join(NEW.get(part, part) for part in parts)
 
 
+def name_with_up_anywhere(name, levels):
+    parts = name.split(".")
+    if "up" in name:
+        parts[2] = str(levels - 1 - int(parts[2]))
+    return ".".join(NEW.get(part, part) for part in parts)
+
+
+def name_with_decoder_up_at_the_beginning(name, levels):
+    parts = name.split(".")
+    if name.startswith("decoder.up"):
+        parts[2] = str(levels - 1 - int(parts[2]))
+    return ".".join(NEW.get(part, part) for part in parts)
+
+
 def test_a_blank_translation_is_not_attempted():
     assert_blank("05.5", name_blank)
 
@@ -1084,6 +1231,8 @@ def test_a_blank_translation_is_not_attempted():
         ("expected the name as one text, got tuple", name_as_parts),
         ("it raised TypeError", name_by_int),
         ("a current name's level is reversed", name_for_compvis_only),
+        ("a current name's level is reversed", name_with_decoder_up_at_the_beginning),
+        ("ask whether the second part is 'up'", name_with_up_anywhere),
     ],
 )
 def test_a_wrong_translation_is_named(keyword, answer):
