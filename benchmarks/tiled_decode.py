@@ -54,22 +54,19 @@ def peak_memory(way: str, side: int) -> int:
 
 
 @torch.no_grad()
-def times(side: int, rounds: int) -> dict[str, list[float]]:
+def times_and_seams(side: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     vae, z = model("whole"), latent(side)
+    lines = seam_lines(side // 8, TILE // 8, OVERLAP // 8, unit=8)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    seams: dict[str, float] = {}
     for _ in range(rounds):
         for way, settings in WAYS.items():
             vae.enable_tiling(way != "whole", size=TILE, overlap=OVERLAP, **settings)
             start = time.perf_counter()
-            vae.decode(z)
+            image = vae.decode(z).sample
             seconds[way].append(time.perf_counter() - start)
-    return seconds
-
-
-@torch.no_grad()
-def seams(side: int) -> dict[str, float]:
-    lines = seam_lines(side // 8, TILE // 8, OVERLAP // 8, unit=8)
-    return {way: seam_metric(model(way).decode(latent(side)).sample, lines, lines) for way in WAYS}
+            seams[way] = seam_metric(image, lines, lines)
+    return seconds, seams
 
 
 def measured_elsewhere(way: str, side: int) -> int:
@@ -94,7 +91,7 @@ def main() -> None:
         parser.error(f"--side: expected more than one tile of {TILE} pixels, got {side}")
     sizes = {f"{way}, {side}": measured_elsewhere(way, side) for way in WAYS}
     sizes[f"tiled, {side * 3 // 2}"] = measured_elsewhere("tiled", side * 3 // 2)
-    seconds = times(side, options.rounds)
+    seconds, seams = times_and_seams(side, options.rounds)
     ratios = {way: [one / whole for one, whole in zip(seconds[way], seconds["whole"], strict=True)] for way in WAYS}
     report = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}",
@@ -108,7 +105,7 @@ def main() -> None:
             way: [round(value, 3) for value in (median(values), min(values), max(values))]
             for way, values in ratios.items()
         },
-        "seam metric": {way: round(value, 3) for way, value in seams(side).items()},
+        "seam metric": {way: round(value, 3) for way, value in seams.items()},
     }
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

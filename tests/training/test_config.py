@@ -49,7 +49,7 @@ def test_a_field_out_of_its_range_is_an_error_that_names_it_and_its_value(field:
 
 
 def test_the_presets_to_choose_from_are_listed() -> None:
-    with pytest.raises(ValueError, match="one of sd-v1, sdxl, .*, mini, tiny, got .large."):
+    with pytest.raises(ValueError, match=r"one of sd-v1, sdxl, .*, mini, tiny, got .large."):
         TrainingConfig(preset="large")
 
 
