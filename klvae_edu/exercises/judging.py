@@ -1,8 +1,9 @@
 """How an answer is judged.
 
 An attempt is run on a few probes (small random inputs) beside the finished version. When the results differ, they are
-compared with those of known mistakes, so that the verdict can name the mistake; an answer that matches none of them is
-told where it differs. Only results count, not how they were reached; but the caller's tensors must stay as they are.
+compared with those of known mistakes, so that the verdict can name the mistake, and so is the exception of an attempt
+that raises one; an answer that matches none of them is told where it differs. Only results count, not how they were
+reached; but the caller's tensors must stay as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klvae_edu.exercises.framework import Blank, Judge, OpenGap, call, explain
+from klvae_edu.exercises.framework import Blank, Judge, OpenGap, call, explain, one_line
 
 Probe = tuple[Any, ...]  # the arguments of one call
 Mistake = tuple[str, Callable[..., Any]]  # what to say of a mistake people make, and code that makes it
@@ -34,7 +35,7 @@ def judge_function(
     Args:
         reference: the finished version.
         probes: arguments to call it with. They must tell the mistakes from the truth and from each other.
-        mistakes: tried in this order.
+        mistakes: tried in this order. They are recognised by their results, or by what they raise on the first probe.
         inputs: what to call the arguments, in their order.
         outputs: what to call the results.
         gradients: those of the inputs that the result must carry a gradient to.
@@ -45,7 +46,7 @@ def judge_function(
             return f"expected the function itself, got its result or another object ({type(attempt).__name__})"
         results = [_outcome(attempt, probe) for probe in probes]
         if isinstance(results[0], Exception):
-            return explain(results[0])
+            return name_error(results[0], mistakes, lambda code: call(code, *copy.deepcopy(probes[0])))
         expected = [_outcome(reference, probe) for probe in probes]
         if same(results[0], results[0]) and not same(_outcome(attempt, probes[0], seed=1), results[0]):
             instead = ": use the argument `noise`" if "noise" in inputs else ""
@@ -91,6 +92,17 @@ def judge_parts(parts: Mapping[str, Judge], given: Sequence[str] = ()) -> Judge:
         return complaints[0] if complaints else None
 
     return judge
+
+
+def name_error(error: Exception, mistakes: Sequence[Mistake], run: Callable[[Callable[..., Any]], Any]) -> str:
+    """The mistake that raises the same when it is `run` as the attempt was, or else what the exception says."""
+    for message, code in mistakes:
+        try:
+            run(code)
+        except Exception as other:
+            if one_line(other) == one_line(error):
+                return message
+    return explain(error)
 
 
 def probe(*shapes: tuple[int, ...], scale: float = 1.0) -> Probe:

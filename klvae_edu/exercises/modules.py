@@ -7,6 +7,7 @@ How the submodules are written and used does not matter: only names, shapes, res
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from klvae_edu.exercises.framework import Blank, Judge, OpenGap, call, explain
-from klvae_edu.exercises.judging import Probe, judge_function, same
+from klvae_edu.exercises.judging import Probe, judge_function, name_error, same
 
 Build = Callable[..., nn.Module]
 ModuleMistake = tuple[str, Build]  # what to say of a mistake people make, and a class that makes it
@@ -38,7 +39,7 @@ def judge_module(
         builds: arguments of the constructor, one tuple for each object to build.
         inputs: arguments of `forward`, one tuple for each build, or a function of the build's arguments that makes it.
         mistakes: tried in this order. They are recognised by their parameters or, where these are right, by their
-            results. Most are subclasses of the reference.
+            results, or by what they raise. Most are subclasses of the reference.
         parts: the submodules that the text asks for, by name.
         given: those of them that the skeleton hands out.
     """
@@ -50,7 +51,10 @@ def judge_module(
             return f"it is no module, and its parameters would not be found: write class {attempt.__name__}(nn.Module)"
         probes = [inputs(*build) for build in builds] if callable(inputs) else inputs
         _require_all_gaps_filled(attempt, builds[0], probes[0], set(parts) - set(given))
-        modules = [_build(attempt, build) for build in builds]
+        try:
+            modules = [_build(attempt, build) for build in builds]
+        except Exception as error:
+            return name_error(error, mistakes, lambda code: [code(*build) for build in builds])
         finished = [_randomised(reference, build) for build in builds]
         complaint = _judge_parameters(modules, finished, mistakes, builds)
         if complaint:
@@ -127,8 +131,9 @@ def _judge_parameters(
     if found == right:
         return None
     for message, code in mistakes:
-        if [_shapes(code(*build)) for build in builds] == found:
-            return message
+        with contextlib.suppress(Exception):  # some cannot even be built
+            if [_shapes(code(*build)) for build in builds] == found:
+                return message
     wrong = [a == b for a, b in zip(found, right, strict=True)].index(False)
     complaint = _describe_parameters(modules[wrong], finished[wrong])
     return f"{complaint}{_with(type(finished[wrong]), builds[wrong])}"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klvae_edu.blocks import ResnetBlock2D
-from klvae_edu.exercises.framework import Blank, Exercise, Judge, OpenGap, explain
+from klvae_edu.exercises.framework import Exercise
 from klvae_edu.exercises.judging import Probe, judge_function, probe
 from klvae_edu.exercises.modules import judge_module
 
@@ -59,21 +59,6 @@ class ResnetBlock(nn.Module):
         return self.conv_shortcut(x) + hidden
 
 
-def _explained(judge: Judge, causes: dict[str, str]) -> Judge:
-    """A judge that says what usually lies behind an exception, by words of its message."""
-
-    def judge_and_explain(attempt: Any) -> str | None:
-        try:
-            complaint = judge(attempt)
-        except (Blank, OpenGap):
-            raise
-        except Exception as error:
-            complaint = explain(error)
-        return next((cause for words, cause in causes.items() if words in (complaint or "")), complaint)
-
-    return judge_and_explain
-
-
 # 03.1
 
 
@@ -90,7 +75,10 @@ def _affine(standardise: Callable[[Tensor, int, float], Tensor]) -> Callable[...
     return norm
 
 
-def _over(view: Callable[[Tensor, int], tuple[int, ...]], *dims: int) -> Callable[..., Tensor]:
+_View = Callable[[Tensor, int], tuple[int, ...]]  # a shape for x in so many groups
+
+
+def _over(view: _View, *dims: int) -> Callable[..., Tensor]:
     """Statistics over some dimensions of x, seen in another shape."""
 
     def standardise(x: Tensor, groups: int, eps: float) -> Tensor:
@@ -105,8 +93,20 @@ def _as_it_is(x: Tensor, groups: int) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
+def _in_rows(x: Tensor, groups: int) -> tuple[int, ...]:
+    return (x.shape[0], groups, -1)
+
+
 def _in_groups(x: Tensor, groups: int) -> tuple[int, ...]:
     return (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+
+
+def _in_groups_of_rows(x: Tensor, groups: int) -> tuple[int, ...]:
+    return (x.shape[0], groups, x.shape[1] // groups, -1)
+
+
+def _in_rows_of_all(x: Tensor, groups: int) -> tuple[int, ...]:
+    return (x.shape[0] * groups, -1)
 
 
 def _in_groups_of(x: Tensor, groups: int) -> tuple[int, ...]:
@@ -124,6 +124,16 @@ def _from_statistics(formula: Callable[[Tensor, Tensor, Tensor, float], Tensor])
     return _affine(standardise)
 
 
+def _misfit(values_as: _View, statistics_of: _View, dims: tuple[int, ...], keepdim: bool) -> Callable[..., Tensor]:
+    """Values in one shape, less the mean of x in another: the two do not fit."""
+
+    def standardise(x: Tensor, groups: int, eps: float) -> Tensor:
+        mean = x.reshape(statistics_of(x, groups)).mean(dims, keepdim)
+        return (x.reshape(values_as(x, groups)) - mean).reshape(x.shape)
+
+    return _affine(standardise)
+
+
 def _then(affine: Callable[[Tensor, int, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
     """Another use of weight and bias, after the right standardisation."""
 
@@ -137,6 +147,7 @@ def _fixed_eps(fixed: float) -> Callable[..., Tensor]:
     return lambda x, g, w, b, eps=0.0: F.group_norm(x, g, w, b, fixed)
 
 
+_KEEPDIM = "mean or var has lost a dimension, and does not fit the values: use keepdim=True"
 _PER_CHANNEL = "a value belongs to a channel, so give the shape (C, 1, 1)"
 GROUP_NORM_MISTAKES = (
     (
@@ -187,7 +198,7 @@ GROUP_NORM_MISTAKES = (
     ),
     (
         "the statistics are over the groups: each group has its own, so average over what follows, dimension 2",
-        _over(lambda x, groups: (x.shape[0], groups, -1), 1),
+        _over(_in_rows, 1),
     ),
     (
         "groups is taken for the number of channels in a group: it is the number of groups",
@@ -256,12 +267,29 @@ GROUP_NORM_MISTAKES = (
         "weight and bias act before the normalisation, which takes them away again: they come after it",
         lambda x, g, w, b, eps=1e-6: F.group_norm(x * _per_channel(w) + _per_channel(b), g, eps=eps),
     ),
+    # by their exceptions
+    *(
+        (_KEEPDIM, _misfit(view, view, dims, keepdim=False))
+        for view, dims in (
+            (_in_rows, (2,)),
+            (_in_groups, (2, 3, 4)),
+            (_in_groups_of_rows, (2, 3)),
+            (_in_rows_of_all, (1,)),
+        )
+    ),
+    (_KEEPDIM, lambda x, g, w, b, eps=1e-6: (first := x.chunk(g, dim=1)[0]) - first.mean((1, 2, 3))),
+    *(
+        (
+            "mean or var does not fit x, for it belongs to the reshaped values: normalise these, then reshape back",
+            _misfit(_as_it_is, view, dims, keepdim),
+        )
+        for view, dims, keepdim in (
+            (_in_rows, (2,), False),
+            (_in_rows, (2,), True),
+            (_in_groups, (2, 3, 4), True),
+        )
+    ),
 )
-
-
-_NORM_CAUSES = {  # the first probe has two groups, and nothing else of size two
-    "the size of tensor b (2) at": "mean or var has lost a dimension, and does not fit the values: use keepdim=True",
-}
 
 
 def _norm_probe(
@@ -400,7 +428,7 @@ def _block(forward: Callable[[Any, Tensor], Tensor]) -> type[ResnetBlock]:
     return Wrong
 
 
-def _made(**layers: Callable[[int, int, int], nn.Module]) -> type[ResnetBlock]:
+def _made(**layers: Callable[[int, int, int], nn.Module | None]) -> type[ResnetBlock]:
     """Some layers made in another way."""
 
     class Wrong(ResnetBlock):
@@ -413,7 +441,7 @@ def _made(**layers: Callable[[int, int, int], nn.Module]) -> type[ResnetBlock]:
 
 
 def _shortcut(size: int = 1, bias: bool = True) -> Callable[[int, int, int], nn.Module]:
-    return lambda i, o, g: nn.Identity() if i == o else nn.Conv2d(i, o, size, bias=bias)
+    return lambda i, o, g: nn.Identity() if i == o else nn.Conv2d(i, o, size, padding=size // 2, bias=bias)
 
 
 def _branch(block: Any, x: Tensor, before_conv1: Any = F.silu, before_conv2: Any = F.silu) -> Any:
@@ -431,6 +459,7 @@ def _activated_by(act: Any) -> type[ResnetBlock]:
 
 _PRE = "the order is norm, SiLU, convolution"
 _FROM_X = "it starts from x itself"
+_GROUPS_FIRST = "nn.GroupNorm(groups, channels, eps=1e-6): the argument groups stands first"
 _X_ITSELF = "x does not fit where the widths differ: conv_shortcut(x) is what is added, in both cases"
 RESNET_MISTAKES = (
     # by their layers
@@ -454,14 +483,14 @@ RESNET_MISTAKES = (
     (
         "conv1 keeps the width and conv2 changes it: here conv1 changes it, and norm2 and conv2 have out_channels",
         _made(
-            conv1=lambda i, o, g: nn.Conv2d(i, i, 3),
+            conv1=lambda i, o, g: nn.Conv2d(i, i, 3, padding=1),
             norm2=lambda i, o, g: nn.GroupNorm(g, i),
-            conv2=lambda i, o, g: nn.Conv2d(i, o, 3),
+            conv2=lambda i, o, g: nn.Conv2d(i, o, 3, padding=1),
         ),
     ),
     (
         "conv2 expects in_channels: it comes after conv1, whose output has out_channels",
-        _made(conv2=lambda i, o, g: nn.Conv2d(i, o, 3)),
+        _made(conv2=lambda i, o, g: nn.Conv2d(i, o, 3, padding=1)),
     ),
     (
         f"norm1 has out_channels, as if it came after conv1: {_PRE}, so that norm1 sees x",
@@ -470,14 +499,15 @@ RESNET_MISTAKES = (
     (
         "the convolutions have no bias: every convolution here has one",
         _made(
-            conv1=lambda i, o, g: nn.Conv2d(i, o, 3, bias=False), conv2=lambda i, o, g: nn.Conv2d(o, o, 3, bias=False)
+            conv1=lambda i, o, g: nn.Conv2d(i, o, 3, padding=1, bias=False),
+            conv2=lambda i, o, g: nn.Conv2d(o, o, 3, padding=1, bias=False),
         ),
     ),
     (
         "no convolution has a bias: every convolution here has one",
         _made(
-            conv1=lambda i, o, g: nn.Conv2d(i, o, 3, bias=False),
-            conv2=lambda i, o, g: nn.Conv2d(o, o, 3, bias=False),
+            conv1=lambda i, o, g: nn.Conv2d(i, o, 3, padding=1, bias=False),
+            conv2=lambda i, o, g: nn.Conv2d(o, o, 3, padding=1, bias=False),
             conv_shortcut=_shortcut(bias=False),
         ),
     ),
@@ -595,14 +625,16 @@ RESNET_MISTAKES = (
     ),
     ("norm2 is not used", _block(lambda s, x: s.conv_shortcut(x) + s.conv2(F.silu(s.conv1(F.silu(s.norm1(x))))))),
     ("norm1 is not used", _block(lambda s, x: s.conv_shortcut(x) + s.conv2(F.silu(s.norm2(s.conv1(F.silu(x))))))),
+    # by their exceptions
+    (_GROUPS_FIRST, _made(norm1=lambda i, o, g: nn.GroupNorm(i, g))),
+    (_GROUPS_FIRST, _made(norm1=lambda i, o, g: nn.GroupNorm(32, i))),
+    (
+        "conv_shortcut is None, which cannot be called: nn.Identity() hands x on",
+        _made(conv_shortcut=lambda i, o, g: None if i == o else nn.Conv2d(i, o, 1)),
+    ),
+    (_X_ITSELF, _block(lambda s, x: x + _branch(s, x))),
+    (_X_ITSELF, _block(lambda s, x: _branch(s, x) + x)),
 )
-
-_RESNET_CAUSES = {
-    "must be divisible by num_groups": "nn.GroupNorm(groups, channels, eps=1e-6): the argument groups stands first",
-    "'NoneType' object is not callable": "conv_shortcut is None, which cannot be called: nn.Identity() hands x on",
-    "tensor a (8) must match the size of tensor b (16)": _X_ITSELF,
-    "tensor a (16) must match the size of tensor b (8)": _X_ITSELF,
-}
 
 EXERCISES = (
     Exercise(
@@ -618,20 +650,17 @@ EXERCISES = (
             "mean and var take the dimension, keepdim=True, and var also unbiased=False. eps is added to the variance.",
             "Reshape back to (B, C, H, W) first; weight[:, None, None] then gives each channel its own factor.",
         ),
-        judge=_explained(
-            judge_function(
-                group_norm,
-                [
-                    _norm_probe(3, 8, (8, 8), 2, 1e-6),
-                    _norm_probe(2, 6, (3, 5), 3, 1e-6, flat=True),
-                    _norm_probe(2, 6, (4, 3), 3, 0.1),
-                    _norm_probe(2, 6, (2, 5), 2, flat=True),
-                ],
-                GROUP_NORM_MISTAKES,
-                inputs=("x", "groups", "weight", "bias", "eps"),
-                gradients=("x", "weight", "bias"),
-            ),
-            _NORM_CAUSES,
+        judge=judge_function(
+            group_norm,
+            [
+                _norm_probe(3, 8, (8, 8), 2, 1e-6),
+                _norm_probe(2, 6, (3, 5), 3, 1e-6, flat=True),
+                _norm_probe(2, 6, (4, 3), 3, 0.1),
+                _norm_probe(2, 6, (2, 5), 2, flat=True),
+            ],
+            GROUP_NORM_MISTAKES,
+            inputs=("x", "groups", "weight", "bias", "eps"),
+            gradients=("x", "weight", "bias"),
         ),
     ),
     Exercise(
@@ -682,15 +711,12 @@ EXERCISES = (
             "nn.GroupNorm(groups, channels, eps=1e-6); a 3x3 convolution with padding=1 keeps the size of the map.",
             "In forward: norm, SiLU, conv, twice. Then conv_shortcut(x) plus the result, and nothing after the sum.",
         ),
-        judge=_explained(
-            judge_module(
-                ResnetBlock,
-                [(8, 8, 4), (8, 16, 4)],
-                lambda in_channels, out_channels, groups: probe((2, in_channels, 6, 5)),
-                RESNET_MISTAKES,
-                parts=("norm1", "conv1", "norm2", "conv2", "conv_shortcut"),
-            ),
-            _RESNET_CAUSES,
+        judge=judge_module(
+            ResnetBlock,
+            [(8, 8, 4), (8, 16, 4)],
+            lambda in_channels, out_channels, groups: probe((2, in_channels, 6, 5)),
+            RESNET_MISTAKES,
+            parts=("norm1", "conv1", "norm2", "conv2", "conv_shortcut"),
         ),
     ),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from klvae_edu.attention import eager
 from klvae_edu.blocks import Attention, Downsample2D, Upsample2D
 from klvae_edu.encoder_decoder import Encoder
-from klvae_edu.exercises.framework import Exercise, Judge, call, one_line
+from klvae_edu.exercises.framework import Exercise, call
 from klvae_edu.exercises.judging import judge_function, probe
 from klvae_edu.exercises.modules import judge_module
 
@@ -74,30 +73,6 @@ class AttentionBlock(nn.Module):
         return x + out.transpose(1, 2).reshape(x.shape)
 
 
-# Some slips raise an exception that speaks of sizes, and not of the slip.
-
-_Slip = tuple[str, Any]  # what to say of it, and code that raises the same exception
-
-
-def _naming_slips(judge: Judge, slips: Sequence[_Slip], run: Callable[[Any], Any]) -> Judge:
-    """The judge; but where `run` raises the same for an attempt as for a slip, the slip is named."""
-
-    def explained(attempt: Any) -> str | None:
-        error = _error(run, attempt)
-        named = (message for message, code in slips if error and _error(run, code) == error)
-        return next(named, None) or judge(attempt)
-
-    return explained
-
-
-def _error(run: Callable[[Any], Any], code: Any) -> str | None:
-    try:
-        run(code)
-    except Exception as error:
-        return one_line(error)
-    return None
-
-
 # 04.1
 
 _Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -120,6 +95,7 @@ DOWNSAMPLE_MISTAKES = (
     (f"padded on the right only: {_ONE_EACH}", _padded(0, 1, 0, 0)),
     (f"padded at the bottom only: {_ONE_EACH}", _padded(0, 0, 0, 1)),
     (f"padded on the left and on the right only: {_ONE_EACH}", _padded(1, 1, 0, 0)),
+    (f"padded at the top and at the bottom only: {_ONE_EACH}", _padded(0, 0, 1, 1)),
     ("no padding: the last row and column have no window, and the map comes out too small", _padded(0, 0, 0, 0)),
     ("two columns and rows of zeros are padded: one of each is enough", _padded(0, 2, 0, 2)),
     ("padded twice: after F.pad the convolution takes padding=0", _padded(0, 1, 0, 1, padding=1)),
@@ -190,6 +166,7 @@ def _transposed(padding: int, output_padding: int, swap: bool) -> _Layer:
 
 _REPEAT = "nearest neighbour repeats each pixel, with no values in between"
 _BESIDE = "each pixel is to be repeated beside itself, as repeat_interleave does"
+_FLATTENED = "repeat_interleave without dim makes one long row of all numbers: repeat along dim=2, then along dim=3"
 _PADDING = "the convolution pads one row and column of zeros on every side, padding=1"
 UPSAMPLE_MISTAKES = (
     *((f"interpolated (bilinear): {_REPEAT}", _smooth("bilinear", align)) for align in (False, True)),
@@ -244,10 +221,7 @@ UPSAMPLE_MISTAKES = (
         "the kernel is turned by 180°: F.conv2d takes the weight as it is",
         lambda x, w, b: upsample(x, w.flip(2, 3), b),
     ),
-)
-
-_FLATTENED = "repeat_interleave without dim makes one long row of all numbers: repeat along dim=2, then along dim=3"
-UPSAMPLE_SLIPS: tuple[_Slip, ...] = (
+    # by their exceptions
     (_FLATTENED, _convolved(lambda x: x.repeat_interleave(2))),
     (_FLATTENED, lambda x, w, b: F.conv2d(x.repeat_interleave(2), w, b, padding=1)),
     (_FLATTENED, lambda x, w, b: F.conv2d(x.repeat_interleave(2).repeat_interleave(2), w, b, padding=1)),
@@ -275,6 +249,13 @@ def _counted(
         return field
 
     return count
+
+
+def _by_whole_strides(layers: Layers) -> float:
+    field = 1
+    for kernel, stride in layers:
+        field = field * stride + kernel - 1
+    return field
 
 
 _STRIDES = "the strides of all layers before a layer multiply to the distance between its input pixels"
@@ -332,6 +313,18 @@ FIELD_MISTAKES: tuple[tuple[str, _Count], ...] = (
     (
         "the kernels are summed: each adds only k - 1, in steps as large as its map's",
         lambda layers: sum(k for k, _ in layers),
+    ),
+    (
+        "what a layer adds takes the place of the field: add it to the field, with +=",
+        lambda layers: receptive_field(list(layers)) - receptive_field(list(layers[:-1])),
+    ),
+    *(
+        (
+            "field * stride + kernel - 1 is too long: n pixels are n - 1 strides apart, so that it is "
+            "(field - 1) * stride + kernel, from output to input",
+            code,
+        )
+        for code in (_by_whole_strides, lambda layers: _by_whole_strides(layers[::-1]))
     ),
     ("the last layer is left out", lambda layers: receptive_field(list(layers[:-1]))),
     ("the first layer is left out", lambda layers: receptive_field(list(layers[1:]))),
@@ -401,9 +394,14 @@ def _of_all_images(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention(*together).view_as(q)
 
 
+def _attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+
+
 _KEYS = "a query's weights over all keys must sum to 1, which is softmax over the last axis, dim=-1"
 _SCALE = "the scores are divided by √C, with C the length of a query"
 _ALONE = "here nothing is added, the block will do that"
+_UNFIT = "two factors do not fit: the scores are q @ k.transpose(1, 2), the result is weights @ v, in this order"
 _QUERIES = f"softmax over the queries: {_KEYS}"
 _BATCH = f"softmax over the batch, which F.softmax without dim takes, too: {_KEYS}"
 ATTENTION_MISTAKES = (
@@ -421,6 +419,10 @@ ATTENTION_MISTAKES = (
     (
         f"divided by √(C / 8), as for one of 8 heads: there is one head, and {_SCALE}",
         _attending(scale=lambda channels: (channels / 8) ** -0.5),
+    ),
+    (
+        f"divided by √512, whatever the length of a query: {_SCALE}, q.shape[-1]",
+        _attending(scale=lambda channels: 512**-0.5),
     ),
     ("8 heads: there is one, as wide as a query is long", _in_heads),
     (
@@ -465,10 +467,7 @@ ATTENTION_MISTAKES = (
         "channels are compared with channels: compare tokens, which are dimension 1",
         lambda q, k, v: attention(q.mT, k.mT, v.mT).mT,
     ),
-)
-
-_UNFIT = "two factors do not fit: the scores are q @ k.transpose(1, 2), the result is weights @ v, in this order"
-ATTENTION_SLIPS: tuple[_Slip, ...] = (
+    # by their exceptions
     (
         "k.T turns the batch around, too: exchange the last two axes only, q @ k.transpose(1, 2)",
         lambda q, k, v: q @ k.T,
@@ -476,11 +475,6 @@ ATTENTION_SLIPS: tuple[_Slip, ...] = (
     (_UNFIT, lambda q, k, v: q @ k),
     (_UNFIT, lambda q, k, v: v @ _attention_weights(q, k)),
 )
-
-
-def _attention_weights(q: Tensor, k: Tensor) -> Tensor:
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-
 
 # 04.5
 
@@ -533,6 +527,11 @@ class _ValuesWithoutNorm(AttentionBlock):
 
 def _as_it_is(block: Any, x: Tensor) -> Tensor:
     return x
+
+
+def _to_out(block: Any, image: Tensor) -> Tensor:
+    tokens: Tensor = block.to_out[0](image.flatten(2).mT)
+    return tokens.mT.reshape(image.shape)
 
 
 def _wrongly_cut(x: Tensor) -> Tensor:
@@ -591,10 +590,18 @@ BLOCK_MISTAKES: tuple[tuple[str, Callable[..., nn.Module]], ...] = (
     ("to_out is not used: it comes after the attention", _block(out=_as_it_is)),
     (
         "to_out is applied to the sum with the input: apply it to the attention's result alone",
-        _block(
-            out=_as_it_is,
-            total=lambda block, x, gathered: block.to_out[0]((x + gathered).flatten(2).mT).mT.reshape(x.shape),
-        ),
+        _block(out=_as_it_is, total=lambda block, x, gathered: _to_out(block, x + gathered)),
+    ),
+    *(
+        (
+            "the tokens are added before to_out: apply it to the attention's result alone, then add the input",
+            _block(out=_as_it_is, total=total),
+        )
+        for total in (
+            lambda block, x, gathered: x + _to_out(block, block.group_norm(x) + gathered),
+            lambda block, x, gathered: _to_out(block, block.group_norm(x) + gathered),
+            lambda block, x, gathered: x + _to_out(block, x + gathered),
+        )
     ),
     (
         "the sum is divided by √2: it is taken as it is",
@@ -608,11 +615,18 @@ BLOCK_MISTAKES: tuple[tuple[str, Callable[..., nn.Module]], ...] = (
     ("to_q makes the keys, too: they are made by to_k", _block(attend=lambda q, k, v: attention(q, q, v))),
     ("to_k makes the values, too: they are made by to_v", _block(attend=lambda q, k, v: attention(q, k, k))),
     ("to_q makes the values, too: they are made by to_v", _block(attend=lambda q, k, v: attention(q, k, q))),
+    ("to_k makes the queries, too: they are made by to_q", _block(attend=lambda q, k, v: attention(k, k, v))),
+    *(
+        ("one layer makes queries, keys and values: to_q, to_k and to_v are three, each with its own weights", code)
+        for code in (
+            _block(attend=lambda q, k, v: attention(q, q, q)),
+            _block(attend=lambda q, k, v: attention(k, k, k)),
+            _block(attend=lambda q, k, v: attention(v, v, v)),  # also one Linear by three names, which is loaded last
+        )
+    ),
     ("to_k and to_v are exchanged", _block(attend=lambda q, k, v: attention(q, v, k))),
     ("pixels of different images are compared: each image by itself", _block(attend=_of_all_images)),
-)
-
-BLOCK_SLIPS: tuple[_Slip, ...] = (
+    # by their exceptions
     (
         "to_out is a list, which cannot be called: its layer is self.to_out[0]",
         _block(out=lambda block, x: block.to_out(x)),
@@ -621,9 +635,12 @@ BLOCK_SLIPS: tuple[_Slip, ...] = (
         "nn.ModuleList takes a list of layers: write brackets, nn.ModuleList([nn.Linear(…)])",
         _with_layers(to_out=lambda channels: nn.ModuleList(nn.Linear(channels, channels))),  # type: ignore[arg-type]
     ),
-    (
-        "nn.GroupNorm takes the groups first, then the channels",
-        _with_layers(group_norm=lambda channels: nn.GroupNorm(channels, channels // 4, eps=1e-6)),
+    *(
+        ("nn.GroupNorm(groups, channels, eps=1e-6): the argument groups stands first", _with_layers(group_norm=norm))
+        for norm in (
+            lambda channels: nn.GroupNorm(channels, channels // 4, eps=1e-6),
+            lambda channels: nn.GroupNorm(32, channels, eps=1e-6),
+        )
     ),
     (
         "group_norm is applied to the tokens, where it takes the pixels for channels: normalise the map, then cut it",
@@ -673,16 +690,12 @@ EXERCISES = (
             "repeat_interleave(2, dim=…) repeats along one axis. Which padding keeps the size?",
             "F.conv2d(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), weight, bias, padding=1)",
         ),
-        judge=_naming_slips(
-            judge_function(
-                upsample,
-                _CONVOLUTIONS,
-                UPSAMPLE_MISTAKES,
-                inputs=("x", "weight", "bias"),
-                gradients=("x", "weight", "bias"),
-            ),
-            UPSAMPLE_SLIPS,
-            run=lambda attempt: attempt(*copy.deepcopy(_CONVOLUTIONS[0])),
+        judge=judge_function(
+            upsample,
+            _CONVOLUTIONS,
+            UPSAMPLE_MISTAKES,
+            inputs=("x", "weight", "bias"),
+            gradients=("x", "weight", "bias"),
         ),
     ),
     Exercise(
@@ -713,16 +726,12 @@ EXERCISES = (
             "Divide the scores by √C, with C = q.shape[-1]. The weights of one query, a row, must sum to 1.",
             "torch.softmax(q @ k.transpose(1, 2) / C**0.5, dim=-1) @ v",
         ),
-        judge=_naming_slips(
-            judge_function(
-                attention,
-                _TOKENS,
-                ATTENTION_MISTAKES,
-                inputs=("q", "k", "v"),
-                gradients=("q", "k", "v"),
-            ),
-            ATTENTION_SLIPS,
-            run=lambda attempt: attempt(*copy.deepcopy(_TOKENS[0])),
+        judge=judge_function(
+            attention,
+            _TOKENS,
+            ATTENTION_MISTAKES,
+            inputs=("q", "k", "v"),
+            gradients=("q", "k", "v"),
         ),
     ),
     Exercise(
@@ -739,16 +748,12 @@ EXERCISES = (
             "GroupNorm(groups, channels, eps=1e-6); four nn.Linear(channels, channels), the last one in a list, "
             "nn.ModuleList([…]), and used as self.to_out[0](…).",
         ),
-        judge=_naming_slips(
-            judge_module(
-                AttentionBlock,
-                builds=[(8, 2), (16, 4)],
-                inputs=lambda channels, groups: probe((2, channels, 3, 5)),
-                mistakes=BLOCK_MISTAKES,
-                parts=("group_norm", "to_q", "to_k", "to_v", "to_out"),
-            ),
-            BLOCK_SLIPS,
-            run=lambda attempt: attempt(8, 2)(*probe((2, 8, 3, 5))),
+        judge=judge_module(
+            AttentionBlock,
+            builds=[(8, 2), (16, 4)],
+            inputs=lambda channels, groups: probe((2, channels, 3, 5)),
+            mistakes=BLOCK_MISTAKES,
+            parts=("group_norm", "to_q", "to_k", "to_v", "to_out"),
         ),
     ),
 )

@@ -56,7 +56,7 @@ depth = sum(isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3) for part 
 print(f"{blocks} ResNet blocks, {depth} convolutions of 3×3, one after the other")
 
 # %% [markdown]
-# Suppose each of them makes its numbers a little larger or smaller, always by the same factor. What is left of a 1 at the
+# (Two in each block; the rest stand at both ends and where the map is resized.) Suppose each of them makes its numbers a little larger or smaller, always by the same factor. What is left of a 1 at the
 # end? Five factors:
 
 # %%
@@ -203,7 +203,7 @@ show(
 )
 
 # %% [markdown]
-# With few images, exchanging the neighbours changes the result by half of its size. In use, batch norm takes running averages
+# With few images, exchanging the neighbours changes about half of the result. In use, batch norm takes running averages
 # instead: one function in training, another one later. Group norm (Wu & He 2018) does not look at the neighbours at all. The grey band in numbers:
 
 # %%
@@ -237,8 +237,8 @@ print(f"mean {mean:.0f}, variance {var:.0f} ->", [round(value, 2) for value in n
 # %%
 ordinary, flat = values, 0.5 + 0.0005 * values
 for name, values_ in {"ordinary": ordinary, "nearly flat": flat}.items():
-    spreads = [F.group_norm(values_[None, None], 1, eps=eps).std(correction=0) for eps in (1e-6, 1e-5)]
-    print(f"{name:<12} spread afterwards: {spreads[0]:.2f} with 1e-6, {spreads[1]:.2f} with 1e-5")
+    right, wrong = (F.group_norm(values_[None, None], 1, eps=eps).std(correction=0) for eps in (1e-6, 1e-5))
+    print(f"{name:<12} spread afterwards: {right:.2f} with 1e-6, {wrong:.2f} with 1e-5")
 
 # %% [markdown]
 # On ordinary maps, nowhere. On a nearly flat one the wrong ε takes away nearly half of the contrast. Think of a picture of one colour, or a channel with little
@@ -409,9 +409,10 @@ print(whose("03.2", silu), "silu = F.silu")
 slopes = torch.tensor([0.3, -0.2, 0.1, -0.3, 0.2])
 print(f"product of the slopes     {slopes.prod():.5f}")
 print(f"product of 1 + the slopes {(1 + slopes).prod():.2f}")
+print(f"all of them positive      {(1 + slopes.abs()).prod():.2f}")
 
 # %% [markdown]
-# 1 is a good number to multiply by. Now with real layers. Each `Piece` is norm, SiLU and convolution, twice. Norm and shortcut can be
+# Slopes of both signs nearly cancel around 1; of one sign, they would not. So only a measurement can tell. Now with real layers. Each `Piece` is norm, SiLU and convolution, twice. Norm and shortcut can be
 # left out, so that we see who does what:
 
 
@@ -474,7 +475,8 @@ show(
 
 # %% [markdown]
 # Read it from the right, as the gradient travels. With neither it is gone after a few pieces. The norm saves the way forward, but on the way
-# back the gradient *grows*, up to the last step. With the shortcut it stays. How much, compared with the start?
+# back the gradient *grows*, up to the last step: a norm divides the slopes, too, by the spread it found. With the shortcut it stays. How
+# much, compared with the start?
 
 # %%
 assert 0 < gradients["neither"][0] < 1e-30
@@ -562,7 +564,7 @@ print(f"the branch adds {share:.2f} of the input's spread")
 print(f"variances add up: after 32 blocks about √(1 + 32 · {share:.2f}²) = {(1 + 32 * share**2) ** 0.5:.1f}")
 
 # %% [markdown]
-# The block is near, the branch nowhere. Some networks start closer still, with the last convolution at zero: then a block *is* the identity, and the gradient
+# Block and input are nearly the same; the branch alone has nothing to do with it. Some networks start closer still, with the last convolution at zero: then a block *is* the identity, and the gradient
 # is the same at every depth. Neither CompVis' autoencoder does that, nor that of *diffusers*, Hugging Face's library. (Try it: `fresh.conv2.weight.data.zero_()`, bias as
 # well.)
 

@@ -140,6 +140,17 @@ def test_an_exception_is_told_in_one_line_with_its_type():
     assert message.startswith("it raised KeyError: ") and "\n" not in message
 
 
+def test_an_exception_that_a_mistake_raises_as_well_names_the_mistake():
+    mistakes = [("two of them", lambda x: x + x[0, :2]), ("a wrong shape", lambda x: x.reshape(5)), ("no sum", len)]
+    judge = judge_function(lambda x: x.sum(1), [probe((2, 3)), probe((4, 6))], mistakes, inputs=("x",))
+    exercise = Exercise("00.0", "", "", 1, 1, None, (), (), judge)
+    assert exercise.run(lambda x: torch.reshape(x, (5,))).message == "a wrong shape"
+    assert exercise.run(lambda x: x - x[0, 1:]).message == "two of them"
+    # Of the same type, but not the same; and raised on another probe than the first.
+    assert exercise.run(lambda x: x.reshape(7)).message.startswith("it raised RuntimeError: shape '[7]'")
+    assert "it raised RuntimeError" in exercise.run(lambda x: x.sum(1) if len(x) == 2 else x.reshape(5)).message
+
+
 def test_leaving_python_is_an_exception_like_others():
     def leaving(mean, logvar, noise):
         sys.exit(1)

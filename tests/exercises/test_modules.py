@@ -346,6 +346,48 @@ def test_arguments_that_are_objects_are_not_printed():
     assert "every value is 2 times" in message and "built with" not in message
 
 
+# Exceptions
+
+
+WIDTHS_EXCHANGED = made(layers=lambda i, o: nn.ModuleList([nn.Conv2d(o, i, 3, padding=1)]))
+RAISING = (
+    ("the layers are in no list", made(layers=lambda i, o: nn.ModuleList(nn.Conv2d(i, o, 3)))),
+    ("the list is called", changed(forward=lambda self, x: self.layers(self.norm(x)))),
+    (
+        "x does not fit where the widths differ",
+        changed(forward=lambda self, x: x + self.layers[0](F.relu(self.norm(x)))),
+    ),
+    ("the widths are exchanged", WIDTHS_EXCHANGED),
+)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (made(layers=lambda i, o: nn.ModuleList(nn.Conv2d(i, o, 1))), "the layers are in no list"),
+        (changed(forward=lambda self, x: self.skip(x) + self.layers(F.relu(self.norm(x)))), "the list is called"),
+        (
+            changed(forward=lambda self, x: x.clone() + self.layers[0](F.relu(self.norm(x)))),
+            "x does not fit where the widths differ",
+        ),
+    ],
+    ids=["construction", "forward", "forward of the second build"],
+)
+def test_an_exception_that_a_mistake_raises_as_well_names_the_mistake(attempt, message):
+    assert verdict(attempt, mistakes=RAISING).message == message
+
+
+def test_other_exceptions_are_told_as_they_are():
+    unbuilt = made(norm=lambda i, o: nn.GroupNorm(3, i))
+    assert verdict(unbuilt, mistakes=RAISING).message.startswith("it raised ValueError: num_channels")
+    called = changed(forward=lambda self, x: self.skip(x) + self.norm())
+    assert verdict(called, mistakes=RAISING).message.startswith("it raised TypeError: ")
+
+
+def test_mistakes_that_cannot_be_built_do_not_hide_those_that_can():
+    assert verdict(WIDTHS_EXCHANGED, mistakes=RAISING).message == "the widths are exchanged"
+
+
 # Gradients
 
 

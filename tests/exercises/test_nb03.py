@@ -105,6 +105,26 @@ def norm_without_keepdim_in_five_dimensions(x, groups, weight, bias, eps=1e-6):
     return affine(((values - mean) / torch.sqrt(var + eps)).reshape(x.shape), weight, bias)
 
 
+def norm_without_keepdim_in_rows_of_all(x, groups, weight, bias, eps=1e-6):
+    rows = x.reshape(x.shape[0] * groups, -1)
+    rows = (rows - rows.mean(1)) / (rows.var(1, unbiased=False) + eps).sqrt()
+    return affine(rows.view_as(x), weight, bias)
+
+
+def norm_without_keepdim_in_a_loop(x, groups, weight, bias, eps=1e-6):
+    parts = []
+    for part in torch.chunk(x, groups, dim=1):
+        mean, var = part.mean(dim=(1, 2, 3)), part.var(dim=(1, 2, 3), unbiased=False)
+        parts.append((part - mean) / torch.sqrt(var + eps))
+    return affine(torch.cat(parts, dim=1), weight, bias)
+
+
+def norm_of_x_by_the_statistics_of_rows(x, groups, weight, bias, eps=1e-6):
+    values = x.reshape(x.shape[0], groups, -1)
+    mean, var = values.mean(2, keepdim=True), values.var(2, keepdim=True, unbiased=False)
+    return affine((x - mean) / torch.sqrt(var + eps), weight, bias)
+
+
 def norm_half(x, groups, weight, bias, eps=1e-6):
     values = x.reshape(x.shape[0], groups, -1)
     mean = ...
@@ -297,6 +317,9 @@ def norm_of_pytorch(x, groups, weight, bias, eps=1e-6):
         ("over the groups", norm_over_the_groups),
         ("use keepdim=True", norm_without_keepdim),
         ("use keepdim=True", norm_without_keepdim_in_five_dimensions),
+        ("use keepdim=True", norm_without_keepdim_in_rows_of_all),
+        ("use keepdim=True", norm_without_keepdim_in_a_loop),
+        ("belongs to the reshaped values", norm_of_x_by_the_statistics_of_rows),
         ("interleaved", norm_interleaved),
         ("number of channels in a group", norm_in_groups_of),
         ("weight and bias are missing", norm_without_affine),
@@ -836,6 +859,12 @@ class XItselfAlways(Right):
         return hidden + x
 
 
+class XItselfFirst(Right):
+    def forward(self, x):
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(hidden)))
+
+
 class NoneIsCalled(Right):
     def __init__(self, in_channels, out_channels, groups):
         super().__init__(in_channels, out_channels, groups)
@@ -1014,6 +1043,7 @@ def test_a_half_written_block_names_the_open_gap(keyword, answer):
         ("the second half takes x", SecondHalfFromX),
         ("the shortcut takes the output of the branch", BranchAddedToItself),
         ("x does not fit where the widths differ", XItselfAlways),
+        ("x does not fit where the widths differ", XItselfFirst),
         ("conv_shortcut is None", NoneIsCalled),
         ("after the convolution", ActivationAfterConv),
         ("SiLU after the sum", ActivationAfterSum),

@@ -57,6 +57,10 @@ def down_left_and_right(x, weight, bias):
     return F.conv2d(x, weight, bias, stride=2, padding=(0, 1))
 
 
+def down_top_and_bottom(x, weight, bias):
+    return F.conv2d(F.pad(x, (0, 0, 1, 1)), weight, bias, stride=2)
+
+
 def down_without_padding(x, weight, bias):
     return F.conv2d(x, weight, bias, stride=2)
 
@@ -135,6 +139,7 @@ def test_a_blank_downsampling_is_not_attempted(answer):
         ("on the right only", down_right_only),
         ("at the bottom only", down_bottom_only),
         ("on the left and on the right only", down_left_and_right),
+        ("at the top and at the bottom only", down_top_and_bottom),
         ("no padding", down_without_padding),
         ("padded twice", down_padded_twice),
         ("stride is missing", down_without_stride),
@@ -551,6 +556,25 @@ def field_as_a_list(layers):
     return fields
 
 
+def field_not_added_up(layers):
+    field, jump = 1, 1
+    for kernel, stride in layers:
+        field = (kernel - 1) * jump
+        jump *= stride
+    return field
+
+
+def field_times_stride(layers):
+    field = 1
+    for kernel, stride in layers:
+        field = field * stride + (kernel - 1)
+    return field
+
+
+def field_times_stride_from_the_output(layers):
+    return field_times_stride(layers[::-1])
+
+
 def field_that_empties_its_input(layers):
     field = 1
     while layers:
@@ -589,6 +613,9 @@ def test_a_blank_receptive_field_is_not_attempted(answer):
         ("product of the strides", field_as_total_stride),
         ("area", field_as_area),
         ("one side only", field_as_radius),
+        ("add it to the field", field_not_added_up),
+        ("n - 1 strides apart", field_times_stride),
+        ("n - 1 strides apart", field_times_stride_from_the_output),
         ("expected one number, got list", field_as_a_list),
         ("changes its input layers", field_that_empties_its_input),
         ("for the layers [(3, 1), (5, 1)] 7 was expected, and yours is 8", field_off_by_one),
@@ -689,6 +716,10 @@ def attention_scaled_by_tokens(q, k, v):
 
 def attention_scaled_as_for_eight_heads(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, scale=(q.shape[-1] // 8) ** -0.5)
+
+
+def attention_with_the_scale_of_the_decoder(q, k, v):
+    return torch.softmax(q @ k.transpose(1, 2) * 512**-0.5, dim=-1) @ v
 
 
 def attention_in_eight_heads(q, k, v):
@@ -795,6 +826,7 @@ def test_a_blank_attention_is_not_attempted(answer):
         ("multiplied by √C", attention_multiplied_by_the_root),
         ("number of tokens", attention_scaled_by_tokens),
         ("divided by √(C / 8)", attention_scaled_as_for_eight_heads),
+        ("whatever the length of a query", attention_with_the_scale_of_the_decoder),
         ("8 heads", attention_in_eight_heads),
         ("scale comes after the softmax", attention_scaled_afterwards),
         ("softmax is missing", attention_without_softmax),
@@ -1039,6 +1071,47 @@ class KeysForValues(Right):
         return self.to_out[0](F.scaled_dot_product_attention(q, k, k))
 
 
+class QueriesFromToK(Right):
+    def attend(self, tokens):
+        q, k, v = self.to_k(tokens), self.to_k(tokens), self.to_v(tokens)
+        return self.to_out[0](F.scaled_dot_product_attention(q, k, v))
+
+
+class OneLayerForAllThree(Right):
+    def __init__(self, channels, groups):
+        super().__init__(channels, groups)
+        self.to_q = self.to_k = self.to_v = nn.Linear(channels, channels)
+
+
+class ToQForAllThree(Right):
+    def attend(self, tokens):
+        q = k = v = self.to_q(tokens)
+        return self.to_out[0](F.scaled_dot_product_attention(q, k, v))
+
+
+class TokensAddedBeforeOut(Right):
+    def forward(self, x):
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        out = tokens + attention_by_pytorch(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        out = self.to_out[0](out)
+        return x + out.transpose(1, 2).reshape(x.shape)
+
+
+class TokensAddedBeforeOutOnly(Right):
+    def forward(self, x):
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        out = tokens + attention_by_pytorch(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        return self.to_out[0](out).transpose(1, 2).reshape(x.shape)
+
+
+class InputAddedBeforeOutToo(Right):
+    def forward(self, x):
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
+        out = attention_by_pytorch(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        out = self.to_out[0](x.flatten(2).transpose(1, 2) + out)
+        return x + out.transpose(1, 2).reshape(x.shape)
+
+
 class OutCalledAsAList(Right):
     def forward(self, x):
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
@@ -1057,6 +1130,12 @@ class ChannelsBeforeGroups(Right):
     def __init__(self, channels, groups):
         super().__init__(channels, groups)
         self.group_norm = nn.GroupNorm(channels, groups, eps=1e-6)
+
+
+class GroupsOfTheBook(Right):
+    def __init__(self, channels, groups):
+        super().__init__(channels, groups)
+        self.group_norm = nn.GroupNorm(32, channels, eps=1e-6)
 
 
 class NormOfTheTokens(Right):
@@ -1174,9 +1253,16 @@ def test_a_blank_block_is_not_attempted(answer):
         ("to_q and to_k are exchanged", QueriesAndKeysExchanged),
         ("to_q makes the keys, too", QueriesForKeys),
         ("to_k makes the values, too", KeysForValues),
+        ("to_k makes the queries, too", QueriesFromToK),
+        ("one layer makes queries, keys and values", OneLayerForAllThree),
+        ("one layer makes queries, keys and values", ToQForAllThree),
+        ("tokens are added before to_out", TokensAddedBeforeOut),
+        ("tokens are added before to_out", TokensAddedBeforeOutOnly),
+        ("tokens are added before to_out", InputAddedBeforeOutToo),
         ("its layer is self.to_out[0]", OutCalledAsAList),
         ("write brackets", OutWithoutBrackets),
-        ("takes the groups first", ChannelsBeforeGroups),
+        ("the argument groups stands first", ChannelsBeforeGroups),
+        ("the argument groups stands first", GroupsOfTheBook),
         ("applied to the tokens", NormOfTheTokens),
         ("followed by transpose(1, 2)", FlattenedOnly),
         ("values are made of the input without its norm", OneNormForQueriesOnly),
