@@ -121,7 +121,7 @@ print(f"mid block: {maps[6].numel() / image_values:.1f} times; conv_out: {maps[-
 # {{exercise 05.1}}
 #
 # Write the walk down as a list of (channels, side): after `conv_in`, after every level, after `conv_out`. The mid block keeps the
-# shape and is not listed. An odd side loses a pixel when it is halved: 125 becomes 62 (notebook 04).
+# shape and is not listed. An odd side is halved downwards: 125 becomes 62 (notebook 04).
 
 
 # %%
@@ -155,7 +155,7 @@ print("from 256:", shape_walk(config.block_out_channels, 4, 256))
 print("from 250:", shape_walk(config.block_out_channels, 4, 250))
 
 # %% [markdown]
-# 250 becomes 31, and 8 · 31 is 248: two rows and two columns would be gone, without a word. The finished `AutoencoderKL` pads such
+# 250 becomes 31, and 8 · 31 is 248: the picture would come back two rows and two columns smaller, without a word. The finished `AutoencoderKL` pads such
 # a picture to 256 first, and says so; the bare network does not.
 
 # %% [markdown]
@@ -432,7 +432,7 @@ assert arrowed["no picture"] > 10 * arrowed["another's latent"]
 print("with the arrow, another picture's latent is better than the own one without it")
 
 # %% [markdown]
-# The arrow wins on its own latent, and just as well on another picture's: the latent has become worthless. (The third case is
+# The arrow wins on its own latent, and almost as well on another picture's: the latent has become worthless. (The third case is
 # weaker evidence: it was never trained on zeros.) **All that may reach the decoder is the latent.**
 
 # %% [markdown]
@@ -640,7 +640,7 @@ assert max(values, key=values.get) == "decoder.up_blocks.3"
 
 # %% [markdown]
 # Parameters sit in the middle, activations at the two ends. Training keeps most activations for the backward pass, so their *sum*
-# fills the memory; without gradients each is dropped after use, and the *largest* maps decide (notebook 12). Both are the decoder's.
+# fills the memory; without gradients each is dropped after use, and the *largest* maps decide (notebook 12). The largest is the decoder's.
 
 # %% [markdown]
 # ## 6. When are two networks equal?
@@ -769,9 +769,9 @@ for name, (model, x) in models.items():
 # `test_models_autoencoder_kl.py`.)
 
 # %% [markdown]
-# And the wrong root hides completely on the square: in the mid block it has 8 · 8 pixels, as many as channels. So would a
-# `reshape(…, width, height)`. Therefore float64, 1e-10, and *no symmetric input*; the package's own tests do this at full width
-# (`tests/parity`).
+# And the wrong root hides completely at 64 × 64: in the mid block that is 8 · 8 pixels, as many as channels. On any square, a
+# `reshape(…, width, height)` would hide. Therefore float64, 1e-10, and an input that is *not square, with pixels ≠ channels*
+# (so do the package's own tests, at full width: `tests/parity`).
 
 # %% [markdown]
 # ## 7. Why does a file from elsewhere not load?
@@ -954,7 +954,7 @@ if MODEL:
 # 1. Four levels, three halvings: 256 → 32. The maps inside hold more values than the picture; only `conv_out` squeezes.
 # 2. The decoder is no mirror image: one block more in each level, from the small maps to the large, and nothing reaches it but the latent.
 # 3. 83,653,863 parameters, most of them at small maps; most activations at large ones.
-# 4. Names and shapes prove nothing. What counts is equal results in float64, on an input without symmetries, in a test that notices
+# 4. Names and shapes prove nothing. What counts is equal results in float64, on an input that is not square and has not as many pixels as channels, in a test that notices
 # planted mistakes.
 # 5. Weight files have three sets of names. Translate whole parts, and count the decoder's levels from the right end.
 #
@@ -974,7 +974,7 @@ if MODEL:
 #
 # <details><summary>A friend's port loads Stable Diffusion's weights strictly, and its pictures look right, a little soft perhaps. Which two experiments would you make?</summary>
 #
-# Compare in float64 with random weights, against diffusers' class, block by block, on an input that is not square: the first block that
+# Compare in float64 with random weights, against diffusers' class, block by block, on an input that is not square and whose smallest map has not as many pixels as channels: the first block that
 # differs has the mistake. And plant a mistake on purpose, to see that the comparison notices.
 # </details>
 #
