@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,9 @@ import torch
 from torch import Tensor
 
 from klvae_edu.config import AutoencoderKLConfig
-from klvae_edu.names import to_diffusers
-from klvae_edu.weight_files import SafetensorsFile, order_metadata, read_pickle, shortened
+from klvae_edu.names import to_diffusers, uncompiled
+from klvae_edu.weight_files import SafetensorsFile, is_pickle, read_pickle, shortened, write_safetensors
+from klvae_edu.weight_files import written_aside as written_aside  # for others, too
 
 if TYPE_CHECKING:
     from klvae_edu.autoencoder import AutoencoderKL
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 PICKLE_NAME = "diffusion_pytorch_model.bin"
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that a model can have
 
 # The fields of the configuration that the network does not depend on.
 FREE_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast")
@@ -51,6 +53,7 @@ def load_pretrained(
         ValueError: the weights do not fit the configuration (the message lists the tensors by name and shape), are not
             finite, or cannot be read.
     """
+    check_dtype(dtype)
     config_file = _find(folder_or_hub_id, subfolder, revision, CONFIG_NAME)
     weights_file = _find(folder_or_hub_id, subfolder, revision, WEIGHTS_NAME, PICKLE_NAME)
     config = read_config(config_file)
@@ -66,10 +69,13 @@ def save_pretrained(model: ModelMixin, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` and the weights into `folder`, which is made if it is missing.
 
     Each file is written aside and then moved into place, so that one that was there stays whole until it is replaced.
+
+    Raises:
+        ValueError: the model is no longer the one of its configuration (the message lists the tensors).
     """
-    folder = Path(folder)
+    folder, weights = Path(folder), weights_to_write(model)
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(model.state_dict(), folder / WEIGHTS_NAME, {"format": "pt"})
+    write_safetensors(weights, folder / WEIGHTS_NAME, {"format": "pt"})
     with written_aside(folder / CONFIG_NAME) as path:
         path.write_text(config_json(model.config, indent=2) + "\n", encoding="utf-8")
 
@@ -82,25 +88,49 @@ def build(
     Raises:
         ValueError: `weights` are not the configuration's, not of one floating-point type, or not finite.
     """
-    from klvae_edu.autoencoder import AutoencoderKL
-
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype: expected a floating-point type such as torch.float32, got {dtype}")
-    with torch.device("meta"):  # the weights come from the file: no time is spent on random ones
-        model = AutoencoderKL(config)
+    check_dtype(dtype)
+    try:
+        model = without_weights(config)
+    except (RuntimeError, TypeError) as error:  # sizes beyond what PyTorch can count
+        raise ValueError(f"{source}: no model can be built of {config} ({str(error).splitlines()[0]})") from error
     check_fit(model.state_dict(), weights, source)
     kinds = {(tensor.dtype, tensor.layout) for tensor in weights.values()}
     if not all(kind.is_floating_point and layout is torch.strided for kind, layout in kinds):
         names = ", ".join(sorted(f"{kind} ({layout})" for kind, layout in kinds))
         raise ValueError(f"{source}: expected weights of a floating-point type, dense (torch.strided), got {names}")
-    if dtype is None and len(kinds) > 1:
+    if dtype is None and (len(kinds) > 1 or not all(kind in DTYPES for kind, _ in kinds)):
         names = ", ".join(sorted(str(kind) for kind, _ in kinds))
-        raise ValueError(f"{source}: expected weights of one type, got {names}; pass dtype=…")
+        raise ValueError(f"{source}: expected weights of one type a model computes in, got {names}; pass dtype=…")
     # Copies: otherwise they are the file itself, and whoever writes to it later changes the model.
     own = {name: tensor.detach().to(dtype or tensor.dtype, copy=True) for name, tensor in weights.items()}
     check_finite(own, source)
     model.load_state_dict(own, strict=True, assign=True)
     return model
+
+
+def without_weights(config: AutoencoderKLConfig) -> AutoencoderKL:
+    """The model of `config` with shapes only: no time is spent on random weights."""
+    from klvae_edu.autoencoder import AutoencoderKL
+
+    with torch.device("meta"):
+        return AutoencoderKL(config)
+
+
+def weights_to_write(model: ModelMixin) -> dict[str, Tensor]:
+    """The weights of `model` by the names that they are written under, whether parts of it are compiled or not.
+
+    Raises:
+        ValueError: they are not its configuration's: parts of the model were changed, and nobody could load the file.
+    """
+    weights = {uncompiled(name): tensor for name, tensor in model.state_dict().items()}
+    check_fit(without_weights(model.config).state_dict(), weights, "the model")
+    return weights
+
+
+def check_dtype(dtype: object) -> None:
+    """Raise a `ValueError` for what is neither None nor a type that a model can have."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype: expected a floating-point type ({', '.join(map(str, DTYPES))}), got {dtype!r}")
 
 
 def config_json(config: AutoencoderKLConfig, indent: int | None = None) -> str:
@@ -113,53 +143,14 @@ def own_metadata(model: ModelMixin) -> dict[str, str]:
     return {"format": "pt", "config": config_json(model.config)}
 
 
-def own_config(metadata: Mapping[str, Any]) -> AutoencoderKLConfig | None:
+def own_config(metadata: Mapping[str, Any], source: str | Path) -> AutoencoderKLConfig | None:
     """The configuration in such metadata; None without one (other programs keep theirs under the same key)."""
     try:
         values = json.loads(metadata["config"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         return None
     ours = isinstance(values, dict) and values.get("_class_name") == "AutoencoderKL"
-    return AutoencoderKLConfig.from_dict(values) if ours else None
-
-
-def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` as they are written."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-
-
-def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write `weights` to `path` by way of `written_aside`.
-
-    Raises:
-        OSError: the disk is full, or gone.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        with written_aside(path) as aside:
-            save_file(on_cpu(weights), aside, metadata=metadata)
-            with open(aside, "rb+") as file:
-                order_metadata(file)
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from error
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to; on leaving, force it to the disk and move it to `path` in one step."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.touch()
-        mode = aside.stat().st_mode
-        yield aside
-        aside.chmod(mode)  # safetensors makes files that only their owner can read
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    return _config(values, source) if ours else None
 
 
 def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:
@@ -189,15 +180,22 @@ def read_config(path: Path) -> AutoencoderKLConfig:
     """The configuration in a `config.json`."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path}: expected JSON ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected the configuration's fields by name, got {values!r}")
-    return AutoencoderKLConfig.from_dict(values)
+    return _config(values, path)
+
+
+def _config(values: Mapping[str, Any], source: str | Path) -> AutoencoderKLConfig:
+    try:
+        return AutoencoderKLConfig.from_dict(values)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # values of any kind come from files
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
+    if not is_pickle(path):
         return SafetensorsFile(path)
     weights = read_pickle(path)
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):

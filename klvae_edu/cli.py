@@ -52,6 +52,8 @@ class ConvertOptions:
         None  # of a single file that does not tell: 0.13025 for SDXL's, which has SD 1's network
     )
     norm_num_groups: int | None = None  # likewise, where it is not 32
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None  # of the weights; None: as they lie in the source
+    ema: bool = False  # take the averaged weights out of a checkpoint of CompVis' training
 
 
 @dataclass(frozen=True)
@@ -154,27 +156,32 @@ def run_reconstruct(options: ReconstructOptions) -> int:
 
 def run_convert(options: ConvertOptions) -> int:
     """`klvae convert`: never writes over what is there."""
+    import torch
+
     from klvae_edu.checkpoints import load_pretrained, save_pretrained
-    from klvae_edu.single_file import PICKLES, load_single_file, names_in, save_single_file
+    from klvae_edu.single_file import SUFFIXES, load_with_style, save_single_file
 
     source, target = Path(options.source), options.target
-    if target.suffix not in ("", ".safetensors"):
+    if target.suffix.lower() not in ("", ".safetensors"):
         raise ValueError(f"{target}: expected a file name that ends in .safetensors, or a folder's without a suffix")
     if not target.suffix and options.names == "compvis":
         raise ValueError(f"{target}: a folder has diffusers' names; for CompVis' names write {target}.safetensors")
     if target.exists():
         raise ValueError(f"{target}: in use, and nothing in it was changed; name another target, or move it away")
     told: dict[str, Any] = {"scaling_factor": options.scaling_factor, "norm_num_groups": options.norm_num_groups}
-    told = {name: value for name, value in told.items() if value is not None}
+    told = {name: value for name, value in told.items() if value is not None} | ({"ema": True} if options.ema else {})
+    dtype = getattr(torch, options.dtype) if options.dtype else None
     if source.is_file():
-        vae, found = load_single_file(source, **told), names_in(source)
-    elif source.suffix in (".safetensors", *PICKLES):
+        vae, found = load_with_style(source, dtype, **told)
+    elif source.suffix.lower() in SUFFIXES and not source.is_dir():
         raise FileNotFoundError(f"{source}: there is no such file")
     else:
         if told:
-            raise ValueError(f"{' and '.join(told)}: for a single file only; a folder has them in its config.json")
+            raise ValueError(
+                f"{' and '.join(told)}: for a single file only; a folder has its config.json, and no averages"
+            )
         announce_hub(options.source)
-        vae, found = load_pretrained(options.source), "a folder in diffusers' layout"
+        vae, found = load_pretrained(options.source, dtype=dtype), "a folder in diffusers' layout"
     if target.suffix:
         save_single_file(vae, target, options.names)
         written = f"{target}, {'CompVis' if options.names == 'compvis' else 'diffusers'}' names"

@@ -52,7 +52,8 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 _OLD_ATTENTION_KEY = re.compile(r"(.*\.attentions\.[0-9]+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
 _ATTENTION_WEIGHT = re.compile(r".*\.attentions\.[0-9]+\.to_(?:q|k|v|out\.0)\.weight")
 
-PREFIXES = ("", "first_stage_model.", "vae.")  # a file of its own; in Stable Diffusion's checkpoints; in ComfyUI's
+# A file of its own; of a model that was trained on several GPUs; in Stable Diffusion's checkpoints; in ComfyUI's.
+PREFIXES = ("", "module.", "first_stage_model.", "vae.")
 _NUMBER = "0|[1-9][0-9]{0,3}"
 _LEVEL = re.compile(rf"(?:encoder\.(?:down|down_blocks)|decoder\.(?:up|up_blocks))\.({_NUMBER})\..*")
 
@@ -66,9 +67,10 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: two tensors for one name.
     """
-    levels, found = _levels(weights), dict[str, Tensor]()
+    levels, found = _levels(map(uncompiled, weights)), dict[str, Tensor]()
     for name, tensor in weights.items():
-        current = _current_name(_translated(name, COMPVIS, levels) or name)
+        plain = uncompiled(name)
+        current = _current_name(_translated(plain, COMPVIS, levels) or plain)
         if current in found:
             raise ValueError(f"two tensors are {current} in diffusers' names, one of them under the name {name}")
         convolution = tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and _ATTENTION_WEIGHT.fullmatch(current)
@@ -85,9 +87,14 @@ def to_compvis(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def uncompiled(name: str) -> str:
+    """`name` without what `torch.compile` adds: `decoder._orig_mod.conv_in.bias` is `decoder.conv_in.bias`."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
 def name_style(names: Iterable[str]) -> str:
     """Whose names these are (without a prefix), in words."""
-    names = list(names)
+    names = [uncompiled(name) for name in names]
     if any(_translated(name, COMPVIS, 0) not in (None, name) for name in names):
         return "CompVis' names"
     if any(_current_name(name) != name for name in names):
@@ -204,7 +211,7 @@ def _levels(names: Iterable[str]) -> int:
 
 
 def _is_known(name: str) -> bool:
-    current = _current_name(name)
+    current = _current_name(uncompiled(name))
     return any(pattern.fullmatch(current) for rules in _RULES.values() for pattern, _ in rules)
 
 

@@ -6,6 +6,7 @@ with the configuration in their metadata.
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Collection, Mapping
@@ -20,21 +21,22 @@ from klvae_edu.checkpoints import (
     CONFIG_NAME,
     FREE_FIELDS,
     build,
+    check_dtype,
     own_config,
     own_metadata,
     read_config,
-    write_safetensors,
+    weights_to_write,
 )
 from klvae_edu.config import PRESETS, AutoencoderKLConfig, check_field_names
 from klvae_edu.names import find_prefix, infer_config, name_style, to_compvis, to_diffusers
-from klvae_edu.weight_files import SafetensorsFile, read_pickle, shortened
+from klvae_edu.weight_files import SAFETENSORS, SafetensorsFile, is_pickle, read_pickle, shortened, write_safetensors
 
 if TYPE_CHECKING:
     from klvae_edu.autoencoder import AutoencoderKL
     from klvae_edu.model_mixin import ModelMixin
 
 NAMES = ("compvis", "diffusers")
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (*SAFETENSORS, ".ckpt", ".pt", ".pth", ".bin")
 
 # What lies beside the autoencoder in a whole checkpoint tells which diffusion model's latents it makes.
 BESIDE = {
@@ -43,6 +45,8 @@ BESIDE = {
     "model.diffusion_model.double_blocks.": "flux",
     "double_blocks.": "flux",
     "cond_stage_model.": "sd-v1",
+    # After Stable Diffusion's text encoder: its image variations (2.1 unCLIP) have a label_emb, too.
+    "model.diffusion_model.label_emb.": "sdxl",
 }
 
 
@@ -56,7 +60,7 @@ def load_single_file(
     wrote (`diffusion_pytorch_model…`) has its `config.json` beside it.
 
     Args:
-        path: `.safetensors`, or a pickle: `.ckpt`, `.pt`, `.pth`, `.bin`.
+        path: `.safetensors`, `.sft`, or a pickle: `.ckpt`, `.pt`, `.pth`, `.bin`.
         dtype: data type of the weights; None: as they lie in the file.
         ema: take the averaged weights (`model_ema.…`) that CompVis' training keeps beside the others.
         **fields: single fields of the configuration by name, such as norm_num_groups=8 or scaling_factor=0.13025.
@@ -64,51 +68,54 @@ def load_single_file(
     Raises:
         FileNotFoundError: no such file.
         ValueError: no autoencoder in it, or not a whole one (the message lists the tensors by name and shape); a
-            damaged file; a pickle that asks for classes (nothing in it is executed); an unknown field.
+            damaged file; a pickle that asks for classes (nothing in it is executed); an unknown field or dtype.
     """
+    return load_with_style(path, dtype, ema, **fields)[0]
+
+
+def load_with_style(
+    path: str | os.PathLike[str], dtype: torch.dtype | None = None, ema: bool = False, **fields: Any
+) -> tuple[AutoencoderKL, str]:
+    """What `load_single_file` returns, and in words whose names its weights have and under which prefix."""
     check_field_names(fields)
+    check_dtype(dtype)
     path = Path(path)
     tensors, metadata = _open(path)
     try:
-        weights = to_diffusers(_chosen(tensors, find_prefix(tensors), ema))
-        config = own_config(metadata) or _config_beside(path)
+        prefix = find_prefix(tensors)
+        weights = to_diffusers(_chosen(tensors, prefix, ema))
+        config = own_config(metadata, "the configuration in its metadata") or _config_beside(path)
         config = replace(config, **fields) if config else _inferred(weights, tensors, fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return build(config, weights, path, dtype)
+    style = name_style(name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
+    return build(config, weights, path, dtype), f"{style} under {prefix}" if prefix else style
 
 
 def save_single_file(model: ModelMixin, path: str | os.PathLike[str], names: str = "compvis") -> None:
     """Write `model` to one safetensors file, under CompVis' names (which other programs expect) or "diffusers"'.
 
     Raises:
-        ValueError: another suffix than .safetensors, or unknown `names`.
+        ValueError: another suffix than .safetensors, or unknown `names`; a model that is no longer the one of its
+            configuration (the message lists the tensors).
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise ValueError(f"{path}: expected a file name that ends in .safetensors")
     if names not in NAMES:
         raise ValueError(f"names: expected {' or '.join(map(repr, NAMES))}, got {names!r}")
+    weights = weights_to_write(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = model.state_dict()
     write_safetensors(to_compvis(weights) if names == "compvis" else weights, path, own_metadata(model))
-
-
-def names_in(path: str | os.PathLike[str]) -> str:
-    """Whose names the autoencoder's weights in a file have, and under which prefix, in words."""
-    tensors, _ = _open(Path(path))
-    prefix = find_prefix(tensors)
-    style = name_style(name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
-    return f"{style} under {prefix}" if prefix else style
 
 
 def _open(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
     """The tensors of a file by name, read when they are asked for, and its metadata."""
-    if path.suffix not in (".safetensors", *PICKLES):
-        raise ValueError(f"{path}: expected a file name that ends in .safetensors or {', '.join(PICKLES)}")
     if path.is_dir():
         raise ValueError(f"{path}: expected a file, got a folder; AutoencoderKL.from_pretrained reads it")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: expected a file name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    if not is_pickle(path):
         file = SafetensorsFile(path)
         return file, file.metadata
     found = read_pickle(path)
@@ -116,7 +123,11 @@ def _open(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         found = found["state_dict"]
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected tensors by name, got something else ({type(found).__name__})")
-    return {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}, {}
+    tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if found and not tensors:
+        listed = ", ".join(shortened([f"{name!r:.40} ({type(value).__name__})" for name, value in found.items()]))
+        raise ValueError(f"{path}: expected tensors by name, bare or in a dict state_dict; found {listed}")
+    return tensors, {}
 
 
 def _chosen(tensors: Mapping[str, Tensor], prefix: str, ema: bool) -> dict[str, Tensor]:
@@ -128,18 +139,26 @@ def _chosen(tensors: Mapping[str, Tensor], prefix: str, ema: bool) -> dict[str, 
     if ema:
         # CompVis' averages have the names without their dots: model_ema.encoderconv_inweight.
         averages = {name.replace(".", ""): full for name, full in names.items() if name.startswith("model_ema.")}
-        plain = {name: averages.get("model_ema" + name.replace(".", ""), "") for name in plain}
-        if missing := [name for name, full in plain.items() if not full]:
+        found = {name: averages.get("model_ema" + name.replace(".", ""), "") for name in plain}
+        if missing := [name for name, full in found.items() if not full and tensors[plain[name]].ndim]:
             raise ValueError(
                 "ema=True: expected averaged weights (model_ema.…) of the autoencoder, found none for "
                 f"{', '.join(shortened(missing))}"
             )
-    return {name: tensors[full] for name, full in plain.items()}
+        plain = {name: full for name, full in found.items() if full}
+    weights = {name: tensors[full] for name, full in plain.items()}
+    return {name: tensor for name, tensor in weights.items() if tensor.ndim}  # counters, such as global_step, are none
 
 
-def _inferred(weights: Mapping[str, Tensor], names: Collection[str], fields: Mapping[str, Any]) -> AutoencoderKLConfig:
+def _inferred(
+    weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
+) -> AutoencoderKLConfig:
     config = infer_config(weights, **fields)
-    scaling = _scaling(config, names, guess="scaling_factor" not in fields)
+    scale = tensors.get("scale_factor")  # CompVis' LatentDiffusion keeps the one that it measured
+    told = {}
+    if scale is not None and scale.numel() == 1 and scale.is_floating_point():
+        told["scaling_factor"] = scale.item()
+    scaling = _scaling(config, tensors, guess="scaling_factor" not in told | dict(fields)) | told
     return replace(config, **{name: value for name, value in scaling.items() if name not in fields})
 
 
@@ -152,10 +171,9 @@ def _scaling(config: AutoencoderKLConfig, names: Collection[str], guess: bool) -
             return {name: of_preset[name] for name in FREE_FIELDS} if same else {}
     network = replace(config, **{name: getattr(PRESETS["sd-v1"], name) for name in FREE_FIELDS})
     if guess and network == PRESETS["sd-v1"]:
-        warnings.warn(
+        _warn(
             f"taken as Stable Diffusion 1's or 2's: scaling_factor={network.scaling_factor}. SDXL's autoencoder is the "
-            f"same network; for it, pass scaling_factor={PRESETS['sdxl'].scaling_factor}",
-            stacklevel=5,
+            f"same network; for it, pass scaling_factor={PRESETS['sdxl'].scaling_factor}"
         )
         return {"scaling_factor": network.scaling_factor}
     if guess and config.latent_channels == 16 and not config.use_quant_conv:
@@ -163,8 +181,16 @@ def _scaling(config: AutoencoderKLConfig, names: Collection[str], guess: bool) -
             f"scaling_factor={PRESETS[preset].scaling_factor}, shift_factor={PRESETS[preset].shift_factor} ({whose})"
             for preset, whose in (("sd3", "Stable Diffusion 3"), ("flux", "Flux"))
         )
-        warnings.warn(f"16 latent channels, whose scaling is not in the file: pass {known}", stacklevel=5)
+        _warn(f"16 latent channels, whose scaling is not in the file: pass {known}")
     return {}
+
+
+def _warn(message: str) -> None:
+    """Warn about the line that called this package, whichever of its functions it called."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("klvae_edu."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def _config_beside(path: Path) -> AutoencoderKLConfig | None:

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from torch import Tensor
 
-from klvae_edu.checkpoints import FREE_FIELDS, check_finite, check_fit, on_cpu, own_config, own_metadata
-from klvae_edu.names import to_diffusers
-from klvae_edu.weight_files import order_metadata
+from klvae_edu.checkpoints import FREE_FIELDS, check_finite, check_fit, own_config, own_metadata, weights_to_write
+from klvae_edu.names import to_diffusers, uncompiled
+from klvae_edu.weight_files import LONGEST_HEADER, on_cpu, order_metadata
 
 if TYPE_CHECKING:
     from klvae_edu.model_mixin import ModelMixin
 
-LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
 PIECE = 1 << 24  # bytes read at a time
 SOURCE = "the state in the stream"  # in errors
 
@@ -29,11 +28,12 @@ def save_state(model: ModelMixin, stream: BinaryIO) -> None:
     """Write `model` to a binary stream and flush it. The stream stays open.
 
     Raises:
-        ValueError: no binary stream, or one that is closed or only for reading.
+        ValueError: no binary stream, or one that is closed or only for reading; a model that is no longer the one of
+            its configuration.
     """
     from safetensors.torch import save
 
-    state = io.BytesIO(save(on_cpu(model.state_dict()), metadata=own_metadata(model)))
+    state = io.BytesIO(save(on_cpu(weights_to_write(model)), metadata=own_metadata(model)))
     order_metadata(state)
     rest = state.getbuffer()
     try:
@@ -58,7 +58,7 @@ def load_state(model: ModelMixin, stream: BinaryIO) -> None:
             ends too early. The model is as it was.
     """
     metadata, weights = _read_state(stream)
-    config = own_config(metadata)
+    config = own_config(metadata, SOURCE)
     if config is None:
         raise ValueError(f"{SOURCE} has no configuration: expected what save_state writes")
     expected, got = model.config.to_dict(), config.to_dict()
@@ -66,11 +66,11 @@ def load_state(model: ModelMixin, stream: BinaryIO) -> None:
     if differing:
         listed = "; ".join(f"{name}: expected {expected[name]}, got {got[name]}" for name in differing)
         raise ValueError(f"{SOURCE} is of another architecture: {listed}")
-    weights = to_diffusers(weights)
-    check_fit(model.state_dict(), weights, SOURCE)
+    weights, names = to_diffusers(weights), {name: uncompiled(name) for name in model.state_dict()}
+    check_fit({names[name]: tensor for name, tensor in model.state_dict().items()}, weights, SOURCE)
     weights = {name: tensor.to(model.dtype) for name, tensor in weights.items()}
     check_finite(weights, SOURCE)
-    model.load_state_dict(weights)
+    model.load_state_dict({name: weights[plain] for name, plain in names.items()})
     model.config = replace(model.config, **{name: getattr(config, name) for name in FREE_FIELDS})
 
 
@@ -104,7 +104,7 @@ def _read(stream: BinaryIO, size: int, when_nothing_comes: str = "ends too early
             piece = stream.read(min(size - len(data), PIECE))
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"expected a binary stream that is open for reading, got {stream!r} ({error})") from error
-        if not isinstance(piece, bytes):
+        if not isinstance(piece, (bytes, bytearray, memoryview)):
             raise ValueError(
                 f"expected a binary stream that waits for its data, got {stream!r}, which gave {piece!r:.40}"
             )

@@ -1,22 +1,32 @@
-"""Files of tensors, as they come from others: safetensors and pickles, read without executing anything in them.
+"""Files of tensors: safetensors and pickles, read without executing anything in them; safetensors, written.
 
-Both are read so that a few tensors can be taken out of a checkpoint of several GB without the rest.
+They are read so that a few tensors can be taken out of a checkpoint of several GB without the rest.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 LONGEST_LIST = 20  # tensors of one kind that an error names
+LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
+SAFETENSORS = (".safetensors", ".sft")
+
+# What training frameworks keep beside the weights: Lightning's callbacks and NumPy's numbers.
+BOOKKEEPING = re.compile(r"(pytorch_lightning|lightning)\..+|numpy\.(dtype|(core|_core)\.multiarray\.scalar)")
+_ALLOWING = threading.Lock()  # PyTorch has one list of allowed classes for all threads
 
 TO_SAFETENSORS = (  # what the error about a pickle with foreign classes tells its reader to run
     "import sys, torch, safetensors.torch as s; "
@@ -57,8 +67,32 @@ class SafetensorsFile(Mapping[str, Tensor]):
         return len(self._names)
 
 
+class Inert:
+    """Stands for a bookkeeping class while a pickle is read: takes anything, does nothing, keeps nothing."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle and not safetensors: by its first bytes, or where they say nothing by its name."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
+        return False
+    return head.startswith((b"PK\x03\x04", b"\x80")) or path.suffix.lower() not in SAFETENSORS
+
+
 def read_pickle(path: Path) -> Any:
     """What `torch.save` wrote to `path`, its tensors still in the file where the format allows it.
+
+    Objects of `BOOKKEEPING` classes become `Inert`.
 
     Raises:
         ValueError: damaged, or it holds more than tensors, numbers, text and their collections. The message names the
@@ -66,8 +100,12 @@ def read_pickle(path: Path) -> Any:
     """
     with open(path, "rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"  # the format since PyTorch 1.6; the one before cannot be mapped
+    misnamed = path.suffix == ".safetensors"  # PyTorch goes by the name, so it gets none, and nothing can be mapped
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        inert: list[Any] = [(Inert, name) for name in _foreign(path) if BOOKKEEPING.fullmatch(name)]
+        with _ALLOWING, torch.serialization.safe_globals(inert), open(path, "rb") as file:
+            mapped = zipped and not misnamed
+            return torch.load(file if misnamed else path, map_location="cpu", weights_only=True, mmap=mapped)
     except (MemoryError, OSError):
         raise
     except Exception as error:  # on damaged files the unpickler raises whatever it stumbles over
@@ -76,10 +114,7 @@ def read_pickle(path: Path) -> Any:
 
 def _reason(path: Path, error: Exception) -> str:
     """Why a pickle cannot be read: it asks for classes, or is damaged."""
-    try:
-        classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not in the format since PyTorch 1.6
-        classes = re.findall(r"Unsupported global: GLOBAL (\S+)", str(error))
+    classes = _foreign(path) or re.findall(r"(?:Unsupported global:|load unsupported) GLOBAL (\S+)", str(error))
     if not classes:
         return f"and this one is damaged or is none ({type(error).__name__})"
     command = f'python -c "{TO_SAFETENSORS}" {shlex.quote(str(path))} converted.safetensors'
@@ -88,6 +123,52 @@ def _reason(path: Path, error: Exception) -> str:
         "file chooses. If you trust where it comes from, convert it once, on a machine that has these classes "
         f"installed: {command}"
     )
+
+
+def _foreign(path: Path) -> list[str]:
+    """The classes and functions that a pickle asks for; none in the format before PyTorch 1.6, where nobody knows."""
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # also on damaged files, which raise whatever the reader stumbles over
+        return []
+
+
+def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` as they are written."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+
+
+def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write `weights` to `path` by way of `written_aside`.
+
+    Raises:
+        OSError: the disk is full, or gone.
+    """
+    from safetensors.torch import save_file
+
+    try:
+        with written_aside(path) as aside:
+            save_file(on_cpu(weights), aside, metadata=metadata)
+            with open(aside, "rb+") as file:
+                order_metadata(file)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to; on leaving, force it to the disk and move it to `path` in one step."""
+    aside = path.with_name(f".{path.name}.{uuid4().hex}.part")  # its own, for threads that write the same file
+    try:
+        aside.touch(exist_ok=False)
+        mode = aside.stat().st_mode
+        yield aside
+        aside.chmod(mode)  # safetensors makes files that only their owner can read
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def order_metadata(file: BinaryIO) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from klvae_edu import AutoencoderKL
+from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.checkpoints import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, written_aside
 
 
@@ -44,6 +44,58 @@ def test_the_loaded_model_can_be_trained(saved: Path) -> None:
 
 def test_the_data_type_can_be_chosen(saved: Path) -> None:
     assert AutoencoderKL.from_pretrained(saved).dtype == torch.float32
+    assert AutoencoderKL.from_pretrained(saved, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.int8, torch.float8_e5m2])
+def test_a_data_type_that_no_model_has_is_an_error_before_anything_is_looked_for(dtype: object) -> None:
+    with pytest.raises(ValueError, match=r"^dtype: expected a floating-point type .*torch\.float16"):
+        AutoencoderKL.from_pretrained("no/such-model", dtype=dtype)  # type: ignore[arg-type]
+
+
+def test_a_model_with_compiled_parts_is_written_as_if_it_had_none(
+    tiny: AutoencoderKL, saved: Path, tmp_path: Path
+) -> None:
+    tiny.decoder = torch.compile(tiny.decoder)  # type: ignore[assignment]
+    tiny.encoder.mid_block = torch.compile(tiny.encoder.mid_block)  # type: ignore[assignment]
+    tiny.save_pretrained(tmp_path / "again")
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_weights_written_from_a_compiled_model_by_other_means_are_read(tiny: AutoencoderKL, saved: Path) -> None:
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in tiny.state_dict().items()}, saved / WEIGHTS_NAME)
+    assert same_weights(AutoencoderKL.from_pretrained(saved), tiny)
+
+
+def test_a_changed_model_is_refused_before_anything_is_written(tiny: AutoencoderKL, tmp_path: Path) -> None:
+    tiny.post_quant_conv = torch.nn.Conv2d(5, 4, 1)
+    tiny.register_buffer("extra", torch.zeros(2))
+    with pytest.raises(ValueError) as error:
+        tiny.save_pretrained(tmp_path / "model")
+    message = str(error.value)
+    assert message.startswith("the model: the weights do not fit the configuration")
+    assert "unknown: extra (2,)" in message
+    assert "misshapen: post_quant_conv.weight, expected (4, 4, 1, 1), got (4, 5, 1, 1)" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_leaves_the_global_random_state_as_it_was(tiny: AutoencoderKL, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    tiny.save_pretrained(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_file_of_the_other_kind_is_recognised_by_its_content(tiny: AutoencoderKL, saved: Path) -> None:
+    torch.save(tiny.state_dict(), saved / WEIGHTS_NAME)
+    assert same_weights(AutoencoderKL.from_pretrained(saved), tiny)
+
+
+def test_weights_of_eight_bits_need_a_choice(tiny: AutoencoderKL, saved: Path) -> None:
+    eight = {name: tensor.to(torch.float8_e5m2) for name, tensor in tiny.state_dict().items()}
+    save_file(eight, saved / WEIGHTS_NAME)
+    with pytest.raises(ValueError, match=r"got torch\.float8_e5m2; pass dtype=…"):
+        AutoencoderKL.from_pretrained(saved)
     assert AutoencoderKL.from_pretrained(saved, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
@@ -157,10 +209,30 @@ def test_weights_of_mixed_types_need_a_choice(saved: Path) -> None:
 
 
 def test_a_config_that_is_no_json_is_said_to_be_one(saved: Path) -> None:
-    for text in ("{", "[]", "null"):
+    for text in ("{", "[]", "null", "[" * 100_000):
         (saved / CONFIG_NAME).write_text(text)
         with pytest.raises(ValueError, match=r"config\.json"):
             AutoencoderKL.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("fields", [{"down_block_types": 5}, {"block_out_channels": [2**60] * 3}, {"act_fn": {}}])
+def test_a_config_whose_values_are_none_is_named(saved: Path, fields: dict) -> None:
+    values = json.loads((saved / CONFIG_NAME).read_text())
+    (saved / CONFIG_NAME).write_text(json.dumps(values | fields))
+    with pytest.raises(ValueError) as error:
+        AutoencoderKL.from_pretrained(saved)
+    assert str(saved) in str(error.value) and next(iter(fields)) in str(error.value)
+
+
+def test_whatever_stumbles_over_a_config_is_a_value_error_with_its_name(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(values: dict) -> None:
+        raise TypeError("not iterable")
+
+    monkeypatch.setattr(AutoencoderKLConfig, "from_dict", stumble)
+    with pytest.raises(ValueError, match=r"config\.json: not iterable"):
+        AutoencoderKL.from_pretrained(saved)
 
 
 def test_a_folder_without_a_model_says_what_was_looked_for_and_what_is_there(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from klvae_edu import AutoencoderKL, cli, environment
+from klvae_edu import AutoencoderKL, cli, environment, single_file
 from klvae_edu.checkpoints import WEIGHTS_NAME
 from klvae_edu.cli import main
 from klvae_edu.data import photographs, save_image
@@ -240,6 +240,58 @@ class TestConvert:
         assert "scaling_factor and norm_num_groups: for a single file only" in capsys.readouterr().err
         assert not (tmp_path / "other").exists()
 
+    def test_takes_the_data_type_and_the_averaged_weights_on_request(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        vae = AutoencoderKL(block_out_channels=(32, 32), layers_per_block=1)
+        vae.to_single_file(tmp_path / "vae.safetensors")
+        weights = load_file(tmp_path / "vae.safetensors")
+        averages = {f"model_ema.{name.replace('.', '')}": torch.ones_like(t) for name, t in weights.items()}
+        mixed = {**weights, "quant_conv.bias": weights["quant_conv.bias"].half()}
+        torch.save({"state_dict": mixed | averages}, tmp_path / "vae.ckpt")
+
+        def convert(source: Path, target: str, *options: str) -> int:
+            return main(["convert", str(source), str(tmp_path / target), "--names", "diffusers", *options])
+
+        assert convert(tmp_path / "vae.ckpt", "none.safetensors") == 2
+        assert "pass dtype=…" in error_of(capsys)
+        assert convert(tmp_path / "vae.ckpt", "half.safetensors", "--dtype", "float16") == 0
+        half = load_file(tmp_path / "half.safetensors")
+        assert torch.equal(half["quant_conv.weight"], weights["quant_conv.weight"].half())
+        assert convert(tmp_path / "vae.ckpt", "ema.safetensors", "--ema") == 0
+        assert all(bool((tensor == 1).all()) for tensor in load_file(tmp_path / "ema.safetensors").values())
+
+        assert convert(model, "folder", "--dtype", "bfloat16") == 0
+        assert AutoencoderKL.from_pretrained(tmp_path / "folder").dtype == torch.bfloat16
+        capsys.readouterr()
+        assert convert(model, "other", "--ema") == 2
+        assert "ema: for a single file only" in error_of(capsys)
+
+    @pytest.mark.parametrize("name", ["dir.ckpt", "dir.safetensors"])
+    def test_reads_a_folder_whatever_its_name(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
+        source = tmp_path / name
+        source.mkdir()
+        target = tmp_path / "vae.SafeTensors"
+        assert main(["convert", str(source), str(target), "--names", "compvis"]) == 2
+        assert f"{source}: expected config.json, found nothing" in error_of(capsys)
+        for file in model.iterdir():
+            (source / file.name).write_bytes(file.read_bytes())
+        assert main(["convert", str(source), str(target), "--names", "compvis"]) == 0
+        assert "a folder in diffusers' layout" in capsys.readouterr().out
+
+    def test_opens_a_single_file_once(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        AutoencoderKL.from_preset("tiny", seed=0).to_single_file(tmp_path / "vae.safetensors")
+        opened: list[Path] = []
+        read = single_file.SafetensorsFile
+        monkeypatch.setattr(single_file, "SafetensorsFile", lambda path: opened.append(path) or read(path))
+        command = ["convert", str(tmp_path / "vae.safetensors"), str(tmp_path / "folder"), "--names", "diffusers"]
+        assert main(command) == 0
+        assert opened == [tmp_path / "vae.safetensors"]
+
     def test_does_not_write_over_anything(
         self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -270,7 +322,8 @@ class TestConvert:
     ) -> None:
         target = str(tmp_path / "out.safetensors")
         (tmp_path / "broken.ckpt").write_bytes(b"nothing")
-        for source, message in (("missing.safetensors", "there is no such file"), ("broken.ckpt", "damaged")):
+        missing = [("missing.safetensors", "there is no such file"), ("missing.CKPT", "there is no such file")]
+        for source, message in (*missing, ("broken.ckpt", "damaged")):
             assert main(["convert", str(tmp_path / source), target, "--names", "compvis"]) == 2
             error = error_of(capsys)
             assert source in error and message in error

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.checkpoints import check_fit
-from klvae_edu.names import find_prefix, infer_config, name_style, to_compvis, to_diffusers
+from klvae_edu.names import find_prefix, infer_config, name_style, to_compvis, to_diffusers, uncompiled
 
 ATTENTION_IN_LEVELS = AutoencoderKLConfig(
     block_out_channels=(32, 64, 64),
@@ -288,3 +288,25 @@ class TestTheInferredConfiguration:
         if shapes(weights) != shapes(on_meta(config)):
             with pytest.raises(ValueError, match=r"missing|unknown|misshapen"):
                 check_fit(on_meta(config), weights, "the file")
+
+
+def test_what_torch_compile_adds_to_names_is_taken_off_wherever_it_is() -> None:
+    weights = compvis_weights(compvis_shapes(**SMALL))
+    whole = {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}
+    part = {name.replace("decoder.", "decoder._orig_mod."): tensor for name, tensor in weights.items()}
+    for compiled in (whole, part):
+        assert find_prefix(compiled) == "" and name_style(compiled) == "CompVis' names"
+        assert shapes(to_diffusers(compiled)) == shapes(to_diffusers(weights))
+    assert uncompiled("encoder._orig_mod.conv_in._orig_mod.bias") == "encoder.conv_in.bias"
+    assert uncompiled("my_orig_mod.bias") == "my_orig_mod.bias"
+    assert name_style(["decoder._orig_mod.conv_in.bias"]) == "diffusers' names"
+
+
+def test_a_compiled_and_a_plain_tensor_of_one_name_are_refused() -> None:
+    weights = {"encoder.conv_in.bias": torch.zeros(1), "encoder._orig_mod.conv_in.bias": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"two tensors are encoder\.conv_in\.bias"):
+        to_diffusers(weights)
+
+
+def test_the_prefix_of_training_on_several_gpus_is_known() -> None:
+    assert find_prefix(["module.encoder.conv_in.weight", "module._orig_mod.decoder.conv_in.weight"]) == "module."

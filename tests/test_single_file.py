@@ -21,7 +21,7 @@ from torch import Tensor
 
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.names import to_diffusers
-from klvae_edu.single_file import load_single_file, names_in, save_single_file
+from klvae_edu.single_file import load_single_file, load_with_style, save_single_file
 
 SMALL = {"ch": 32, "ch_mult": (1, 2, 2), "num_res_blocks": 1}
 SMALL_CONFIG = AutoencoderKLConfig(block_out_channels=(32, 64, 64), layers_per_block=1, scaling_factor=None)
@@ -65,7 +65,7 @@ class TestReading:
         model = load_single_file(path)
         assert holds(model, weights)
         assert model.config == SMALL_CONFIG
-        assert names_in(path) == "CompVis' names"
+        assert load_with_style(path)[1] == "CompVis' names"
 
     def test_the_loaded_model_can_be_trained_and_owns_its_weights(self, weights: dict[str, Tensor], path: Path) -> None:
         save_file(weights, path)
@@ -82,7 +82,7 @@ class TestReading:
         torch.save(weights, path, _use_new_zipfile_serialization=zipped)
         assert holds(load_single_file(path), weights)
 
-    @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
+    @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae.", "module."])
     @pytest.mark.parametrize("names", ["compvis", "diffusers"])
     def test_the_prefix_is_found_whatever_the_names(
         self, weights: dict[str, Tensor], path: Path, prefix: str, names: str
@@ -91,7 +91,7 @@ class TestReading:
         save_file(under(prefix, renamed) | (UNET if prefix else {}), path)
         assert holds(load_single_file(path), weights)
         style = "CompVis' names" if names == "compvis" else "diffusers' names"
-        assert names_in(path) == (f"{style} under {prefix}" if prefix else style)
+        assert load_with_style(path)[1] == (f"{style} under {prefix}" if prefix else style)
 
     def test_what_a_training_framework_keeps_beside_the_weights_is_left(
         self, weights: dict[str, Tensor], tmp_path: Path
@@ -113,6 +113,39 @@ class TestReading:
         torch.save({**weights, "global_step": 3, 7: torch.zeros(1)}, tmp_path / "vae.pt")
         assert holds(load_single_file(tmp_path / "vae.pt"), weights)
 
+    def test_numbers_in_tensors_without_a_dimension_are_left(self, weights: dict[str, Tensor], path: Path) -> None:
+        counters = {"global_step": torch.tensor(3), "model_ema.decay": torch.tensor(0.9)}
+        averages = {f"model_ema.{name.replace('.', '')}": tensor + 1 for name, tensor in weights.items()}
+        save_file({**weights, **counters, **averages}, path)
+        assert holds(load_single_file(path), weights)
+        assert holds(load_single_file(path, ema=True), {name: tensor + 1 for name, tensor in weights.items()})
+
+    @pytest.mark.parametrize("name", ["vae.sft", "vae.SAFETENSORS", "vae.ckpt", "vae.pt"])
+    def test_safetensors_are_recognised_by_their_content(
+        self, weights: dict[str, Tensor], tmp_path: Path, name: str
+    ) -> None:
+        save_file(weights, tmp_path / name)
+        assert holds(load_single_file(tmp_path / name), weights)
+
+    @pytest.mark.parametrize("name", ["vae.safetensors", "vae.sft", "vae.CKPT"])
+    @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
+    def test_pickles_are_recognised_by_their_content(
+        self, weights: dict[str, Tensor], tmp_path: Path, name: str, zipped: bool
+    ) -> None:
+        torch.save({"state_dict": weights}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        assert holds(load_single_file(tmp_path / name), weights)
+
+    @pytest.mark.parametrize("part", ["", "encoder.", "decoder."])
+    def test_the_weights_of_a_compiled_model_are_read(
+        self, weights: dict[str, Tensor], tmp_path: Path, part: str
+    ) -> None:
+        compiled = {
+            f"{part}_orig_mod.{name.removeprefix(part)}" if name.startswith(part) else name: tensor
+            for name, tensor in weights.items()
+        }
+        torch.save(compiled, tmp_path / "vae.pt")
+        assert holds(load_single_file(tmp_path / "vae.pt"), weights)
+
     def test_matrices_for_attention_are_read_too(self, weights: dict[str, Tensor], path: Path) -> None:
         save_file({n: t.flatten(1) if ".attn_1." in n and t.ndim == 4 else t for n, t in weights.items()}, path)
         assert holds(load_single_file(path), weights)
@@ -122,8 +155,25 @@ class TestReading:
         assert load_single_file(path).dtype == torch.float16
         model = load_single_file(path, dtype=torch.float32)
         assert holds(model, {name: tensor.half().float() for name, tensor in weights.items()})
-        with pytest.raises(ValueError, match=r"dtype: expected a floating-point type .*, got torch\.int8"):
-            load_single_file(path, dtype=torch.int8)
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn, "float16", 16])
+    def test_a_data_type_that_no_model_has_is_an_error_before_the_file_is_opened(
+        self, path: Path, dtype: object
+    ) -> None:
+        with pytest.raises(
+            ValueError, match=r"^dtype: expected a floating-point type .*torch\.float16.*, got "
+        ) as error:
+            load_single_file(path, dtype=dtype)  # type: ignore[arg-type]
+        assert str(error.value).endswith(repr(dtype))
+
+    def test_weights_of_eight_bits_need_a_choice_of_what_to_compute_in(
+        self, weights: dict[str, Tensor], path: Path
+    ) -> None:
+        eight = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in weights.items()}
+        save_file(eight, path)
+        assert "got torch.float8_e4m3fn; pass dtype=…" in error_of(path)
+        expected = {name: tensor.to(torch.float16) for name, tensor in eight.items()}
+        assert holds(load_single_file(path, dtype=torch.float16), expected)
 
     def test_a_file_that_diffusers_wrote_has_its_configuration_beside_it(self, tmp_path: Path) -> None:
         """The activation and the groups are not in the tensors."""
@@ -190,6 +240,7 @@ class TestScaling:
         [
             ("conditioner.embedders.0.transformer.weight", SMALL, "sdxl"),
             ("cond_stage_model.transformer.text_model.weight", SMALL, "sd-v1"),
+            ("model.diffusion_model.label_emb.0.0.weight", SMALL, "sdxl"),
             ("model.diffusion_model.joint_blocks.0.x_block.weight", SIXTEEN, "sd3"),
             ("model.diffusion_model.double_blocks.0.img_attn.weight", SIXTEEN, "flux"),
         ],
@@ -206,6 +257,39 @@ class TestScaling:
             assert getattr(config, field) == getattr(expected, field), field
         changed = load_single_file(path, scaling_factor=0.5, sample_size=64).config
         assert changed == replace(config, scaling_factor=0.5, sample_size=64)
+
+    def test_of_stable_diffusions_image_variations_is_not_sdxls(self, weights: dict[str, Tensor], path: Path) -> None:
+        """Their U-Net takes an embedding in the same way; SDXL's text encoders have another name."""
+        beside = ("cond_stage_model.model.ln_final.weight", "model.diffusion_model.label_emb.0.0.weight")
+        save_file(under("first_stage_model.", weights) | {name: torch.ones(1) for name in beside}, path)
+        assert load_single_file(path).config.scaling_factor == 0.18215
+
+    @pytest.mark.parametrize("beside", [{}, {"cond_stage_model.weight": torch.ones(1)}])
+    def test_that_the_diffusion_model_measured_comes_first(
+        self, weights: dict[str, Tensor], path: Path, beside: dict[str, Tensor]
+    ) -> None:
+        """As CompVis' LatentDiffusion keeps it with scale_by_std."""
+        measured = {"scale_factor": torch.tensor(0.25)}
+        save_file(under("first_stage_model.", weights) | UNET | beside | measured, path)
+        config = load_single_file(path).config
+        assert config.scaling_factor == 0.25
+        assert config.sample_size == 512
+        assert load_single_file(path, scaling_factor=0.5).config.scaling_factor == 0.5
+
+    def test_that_cannot_be_one_is_an_error(self, weights: dict[str, Tensor], path: Path) -> None:
+        save_file(under("first_stage_model.", weights) | {"scale_factor": torch.tensor(float("nan"))}, path)
+        assert "scaling_factor: expected a finite number" in error_of(path)
+        save_file(under("first_stage_model.", weights) | {"scale_factor": torch.tensor(1j)}, path)
+        assert load_single_file(path).config.scaling_factor is None
+
+    def test_that_the_diffusion_model_measured_needs_no_warning(self, path: Path) -> None:
+        save_file(
+            under("first_stage_model.", compvis_weights(compvis_shapes(**SIXTEEN))) | {"scale_factor": torch.ones(1)},
+            path,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert load_single_file(path).config.scaling_factor == 1.0
 
     def test_of_another_number_of_channels_than_that_model_has_stays_open(self, path: Path) -> None:
         """Flux.2, for instance, has Flux' block names and latents of its own."""
@@ -228,8 +312,11 @@ class TestScaling:
 
     def test_of_sixteen_channels_alone_stays_open_with_a_warning_that_names_both(self, path: Path) -> None:
         save_file(compvis_weights(compvis_shapes(**SIXTEEN)), path)
-        with pytest.warns(UserWarning, match=r"1\.5305, shift_factor=0\.0609.*0\.3611, shift_factor=0\.1159"):
+        with pytest.warns(UserWarning, match=r"1\.5305, shift_factor=0\.0609.*0\.3611, shift_factor=0\.1159") as caught:
             config = load_single_file(path).config
+            load_with_style(path)
+            AutoencoderKL.from_single_file(path)
+        assert [warning.filename for warning in caught] == [__file__] * 3
         assert config.scaling_factor is None and config.shift_factor is None
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -301,6 +388,21 @@ class TestWriting:
     def test_a_field_can_be_changed_in_reading(self, path: Path) -> None:
         save_single_file(AutoencoderKL(SMALL_CONFIG), path)
         assert load_single_file(path, scaling_factor=0.2).config == replace(SMALL_CONFIG, scaling_factor=0.2)
+
+    @pytest.mark.parametrize("names", ["compvis", "diffusers"])
+    def test_a_model_with_a_compiled_part_is_written_as_if_it_were_not(self, tmp_path: Path, names: str) -> None:
+        vae = AutoencoderKL(SMALL_CONFIG)
+        save_single_file(vae, tmp_path / "plain.safetensors", names)
+        vae.decoder = torch.compile(vae.decoder)  # type: ignore[assignment]
+        save_single_file(vae, tmp_path / "compiled.safetensors", names)
+        assert (tmp_path / "compiled.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+
+    def test_a_changed_model_is_refused_and_nothing_is_written(self, tmp_path: Path) -> None:
+        vae = AutoencoderKL(SMALL_CONFIG)
+        vae.quant_conv = torch.nn.Identity()
+        with pytest.raises(ValueError, match=r"the model: the weights do not fit(.|\n)*missing: quant_conv\.bias"):
+            save_single_file(vae, tmp_path / "new" / "vae.safetensors")
+        assert not list(tmp_path.iterdir())
 
     def test_the_folder_is_made(self, tmp_path: Path) -> None:
         save_single_file(AutoencoderKL(SMALL_CONFIG), tmp_path / "new" / "folder" / "vae.safetensors")
@@ -466,14 +568,46 @@ class TestAWrongFile:
         torch.save(content, path)
         assert re.search("expected tensors by name|found no tensors", error_of(path))
 
+    @pytest.mark.parametrize("content", [{"model": {"a": 1}, "step": 3}, {"net": [torch.zeros(1)], 7: "x"}])
+    def test_with_the_weights_elsewhere_lists_what_is_there(self, tmp_path: Path, content: dict[Any, Any]) -> None:
+        path = tmp_path / "vae.pt"
+        torch.save(content, path)
+        message = error_of(path)
+        assert "state_dict" in message
+        assert all(f"{name!r} ({type(value).__name__})" in message for name, value in content.items())
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"down_block_types": 5},
+            {"block_out_channels": "wide"},
+            {"block_out_channels": [2**60] * 3},
+            {"block_out_channels": [2**64] * 3},
+            {"norm_num_groups": {}},
+            {"latents_mean": [[]], "latents_std": [None]},
+            {"act_fn": []},
+        ],
+        ids=str,
+    )
+    def test_with_a_configuration_that_is_none_names_the_file(
+        self, weights: dict[str, Tensor], tmp_path: Path, fields: dict[str, Any]
+    ) -> None:
+        config = json.dumps({"_class_name": "AutoencoderKL", **SMALL_CONFIG.to_dict(), **fields})
+        save_file(weights, tmp_path / "vae.safetensors", metadata={"config": config})
+        error_of(tmp_path / "vae.safetensors")
+        save_file(to_diffusers(weights), tmp_path / "diffusion_pytorch_model.safetensors")
+        (tmp_path / "config.json").write_text(config)
+        error_of(tmp_path / "diffusion_pytorch_model.safetensors")
+
     @pytest.mark.parametrize("name", ["vae.onnx", "vae", "vae.json"])
     def test_of_another_suffix_says_which_are_read(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(b"content")
-        assert ".safetensors or .ckpt, .pt, .pth, .bin" in error_of(tmp_path / name)
+        assert ".safetensors, .sft, .ckpt, .pt, .pth or .bin" in error_of(tmp_path / name)
 
     def test_that_is_a_folder_says_what_reads_it(self, tmp_path: Path) -> None:
-        (tmp_path / "vae.bin").mkdir()
-        assert "from_pretrained reads it" in error_of(tmp_path / "vae.bin")
+        for name in ("vae.bin", "vae"):
+            (tmp_path / name).mkdir()
+            assert "from_pretrained reads it" in error_of(tmp_path / name)
 
     def test_with_groups_that_cannot_be_guessed_asks_for_them(self, path: Path) -> None:
         config = AutoencoderKLConfig(block_out_channels=(16, 24), norm_num_groups=8, scaling_factor=None)

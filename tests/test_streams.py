@@ -113,6 +113,42 @@ def test_pipes_work_with_and_without_a_buffer(buffering: int) -> None:
     assert all(same(*pair) for pair in zip(sent, received, strict=True))
 
 
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_a_stream_may_give_other_bytes_than_bytes_and_fewer_than_asked_for(kind: Any) -> None:
+    class Other(io.BytesIO):
+        def read(self, size: int | None = -1) -> Any:
+            return kind(super().read(min(size or 0, 1000)))
+
+    vae = model(2)
+    load_state(vae, Other(state_of(model(1))))
+    assert same(vae, model(1))
+
+
+def test_models_with_a_compiled_part_write_and_read_the_same_bytes() -> None:
+    first, second = model(1), model(2)
+    for vae in (first, second):
+        vae.decoder = torch.compile(vae.decoder)  # type: ignore[assignment]
+    assert state_of(first) == state_of(model(1))
+    load_state(second, io.BytesIO(state_of(first)))
+    assert same(first, second)
+
+
+def test_a_changed_model_is_refused_and_nothing_is_written() -> None:
+    vae, stream = model(1), io.BytesIO()
+    vae.quant_conv = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"the model: the weights do not fit(.|\n)*missing: quant_conv\.bias"):
+        save_state(vae, stream)
+    assert stream.getvalue() == b""
+
+
+@pytest.mark.parametrize("value", ["5", "[2]", '"x"', "[]"])
+def test_a_configuration_that_is_none_is_refused(value: str) -> None:
+    config = f'{{"_class_name": "AutoencoderKL", "down_block_types": {value}, "up_block_types": {value}}}'
+    data = save(model(1).state_dict(), metadata={"config": config})
+    message = refused(model(2), io.BytesIO(data))
+    assert message.startswith("the state in the stream: down_block_types: expected")
+
+
 def test_sockets_and_archives_work(tmp_path: Path) -> None:
     vae, again = model(1), model(2)
     left, right = socket.socketpair()

@@ -8,14 +8,26 @@ import pickle
 import shlex
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from klvae_edu.weight_files import LONGEST_LIST, SafetensorsFile, order_metadata, read_pickle, shortened
+from klvae_edu.weight_files import (
+    LONGEST_LIST,
+    SafetensorsFile,
+    is_pickle,
+    order_metadata,
+    read_pickle,
+    shortened,
+    written_aside,
+)
 
 GIGABYTE = 1 << 30
 
@@ -52,6 +64,76 @@ def test_nothing_in_a_pickle_is_executed(tmp_path: Path, zipped: bool) -> None:
     assert not planted.exists()
     torch.load(tmp_path / "w.ckpt", weights_only=False)
     assert planted.exists()  # the attack is one
+
+
+@OLD_FORMAT
+@pytest.mark.parametrize("function", [os.system, eval, Path.touch], ids=["os", "builtins", "pathlib"])
+def test_whatever_a_pickle_would_run_is_named_and_not_called_damaged(tmp_path: Path, zipped: bool, function) -> None:
+    class Call:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (function, ("nothing",))
+
+    torch.save({"a": Call()}, tmp_path / "w.ckpt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"it asks for [\w.]*(system|eval|getattr|touch)\b.*weights_only=False"):
+        read_pickle(tmp_path / "w.ckpt")
+
+
+@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
+def callback(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
+    """A class like Lightning's, whose module is there while a file is written and gone when it is read."""
+    module = ModuleType(f"{request.param}.callbacks.model_checkpoint")
+    parent = ""
+    for part in module.__name__.split(".")[:-1]:
+        parent = f"{parent}.{part}".lstrip(".")
+        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec("class ModelCheckpoint:\n    def __setstate__(self, state): raise AssertionError('built')", module.__dict__)
+    return module.__dict__["ModelCheckpoint"]
+
+
+def saved_by_lightning(path: Path, callback: type, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
+    settings = callback()
+    settings.mode = "min"
+    kept = {"callbacks": {callback: {"best": np.float64(0.5), "dirpath": "logs"}}, "callback": settings}
+    torch.save({"state_dict": {"a": torch.arange(3.0)}, **kept, **more}, path)
+    monkeypatch.undo()
+    assert callback.__module__ not in sys.modules
+
+
+def test_the_bookkeeping_of_lightning_and_numbers_of_numpy_are_read_without_their_classes(
+    tmp_path: Path, callback: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_by_lightning(tmp_path / "sd.ckpt", callback, monkeypatch)
+    allowed = set(torch.serialization.get_safe_globals())
+    found = read_pickle(tmp_path / "sd.ckpt")
+    assert torch.equal(found["state_dict"]["a"], torch.arange(3.0))
+    assert vars(found["callback"]) == {}  # it stands for the callback, whose state is left
+    assert set(torch.serialization.get_safe_globals()) == allowed
+    with pytest.raises(pickle.UnpicklingError):  # nor does PyTorch read it from now on
+        torch.load(tmp_path / "sd.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("content", [Fraction(1, 2), Path("logs"), Attack], ids=["class", "path", "program"])
+def test_a_file_of_lightnings_with_anything_else_in_it_is_refused(
+    tmp_path: Path, callback: type, monkeypatch: pytest.MonkeyPatch, content: Any
+) -> None:
+    planted = tmp_path / "executed"
+    more = Attack(planted) if content is Attack else content
+    saved_by_lightning(tmp_path / "sd.ckpt", callback, monkeypatch, more=more)
+    allowed = set(torch.serialization.get_safe_globals())
+    with pytest.raises(ValueError, match=r"it asks for .*(fractions|pathlib)"):
+        read_pickle(tmp_path / "sd.ckpt")
+    assert not planted.exists()
+    assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+def test_a_name_that_only_resembles_lightnings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("lightning_like")
+    monkeypatch.setitem(sys.modules, "lightning_like", module)
+    exec("class Callback: pass", module.__dict__)
+    torch.save({"a": torch.ones(1), "b": module.__dict__["Callback"]()}, tmp_path / "w.ckpt")
+    with pytest.raises(ValueError, match=r"it asks for lightning_like\.Callback"):
+        read_pickle(tmp_path / "w.ckpt")
 
 
 def test_a_bare_pickle_is_no_way_around_it(tmp_path: Path) -> None:
@@ -109,6 +191,51 @@ def test_a_pickle_cut_off_or_altered_anywhere_is_a_value_error_or_still_whole(tm
             assert str(error).startswith(f"{tmp_path / 'w.pt'}: expected")
             refused += 1
     assert refused > len(damaged) // 4
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "expected"),
+    [
+        (save({"a": torch.ones(1)}), ["w.ckpt", "w.safetensors"], False),
+        (b"\x80\0\0\0\0\0\0\0{", ["w.ckpt", "w.sft"], False),  # the length of a header may look like a pickle
+        (pickle.dumps({}), ["w.pt", "w.safetensors", "w.sft"], True),
+        (b"PK\x03\x04 and so on", ["w.pt", "w.safetensors"], True),
+        (b"", ["w.pt", "w.CKPT", "w.bin"], True),
+        (b"<html>{", ["w.safetensors", "w.sft", "w.SafeTensors"], False),
+        (b"<html>  {", ["w.ckpt"], True),
+    ],
+    ids=range(7),
+)
+def test_the_format_is_told_by_the_first_bytes_and_else_by_the_name(
+    tmp_path: Path, content: bytes, names: list[str], expected: bool
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(content)
+        assert is_pickle(tmp_path / name) is expected, name
+
+
+def test_threads_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
+    both_write = threading.Barrier(2)
+    errors: list[Exception] = []
+
+    def write(text: str) -> None:
+        try:
+            with written_aside(tmp_path / "file") as path:
+                both_write.wait(timeout=60)
+                path.write_text(text)
+                both_write.wait(timeout=60)
+                assert path.read_text() == text
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(letter * 9,)) for letter in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert (tmp_path / "file").read_text() in ("aaaaaaaaa", "bbbbbbbbb")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
