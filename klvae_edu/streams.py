@@ -81,19 +81,19 @@ def _read_state(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     length = _read(stream, 8, "is empty, or at its end")
     if int.from_bytes(length, "little") > LONGEST_HEADER:  # other bytes: a pipe would be waited on for more of them
-        raise ValueError(f"what the stream holds is not what save_state writes (it begins with {length!r})")
+        raise ValueError(f"expected a stream that save_state wrote, got something else (it begins with {length!r})")
     head = _read(stream, int.from_bytes(length, "little"))
     try:
         header = json.loads(head)
         metadata = header.pop("__metadata__", {})
         size = max(int(entry["data_offsets"][1]) for entry in header.values())
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"what the stream holds is not what save_state writes ({error})") from error
+        raise ValueError(f"expected a stream that save_state wrote, got something else ({error})") from error
     body = _read(stream, size)
     try:
         return metadata, load(length + head + body)
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"what the stream holds is not what save_state writes ({error})") from error
+        raise ValueError(f"expected a stream that save_state wrote, got something else ({error})") from error
 
 
 def _read(stream: BinaryIO, size: int, when_nothing_comes: str = "ends too early") -> bytes:

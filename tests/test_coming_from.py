@@ -863,7 +863,7 @@ def _(n):
 @check("SetParameters(parameters)")
 def _(n):
     assert torch.equal(n.vae.get_parameters(), 0.5 * n.vector)
-    with pytest.raises(ValueError, match="expected a vector"):
+    with pytest.raises(ValueError, match="expected a Tensor of shape"):
         n.vae.set_parameters(n.vector[:-1])
 
 
