@@ -81,14 +81,13 @@ def tiled(
         out: Tensor | None = None
         for top, row_weight in rows:
             for left, column_weight in columns:
-                height, width = (units[0] * (len(weight) // units[1]) for weight in (row_weight, column_weight))
-                y, x_ = top * units[0], left * units[0]
-                part = function(x[..., y : y + height, x_ : x_ + width])
+                rows_in, rows_out = _spans(top, row_weight, units)
+                columns_in, columns_out = _spans(left, column_weight, units)
+                part = function(x[..., rows_in, columns_in])
                 if out is None:
                     out = part.new_zeros(*part.shape[:-2], *(units[1] * side // units[0] for side in x.shape[-2:]))
                 weight = (row_weight[:, None] * column_weight).to(part.device, _at_least_float32(part))
-                y, x_ = top * units[1], left * units[1]
-                out[..., y : y + part.shape[-2], x_ : x_ + part.shape[-1]] += part * weight
+                out[..., rows_out, columns_out] += part * weight
         assert out is not None
         return out
 
@@ -100,6 +99,12 @@ def tiled(
         blended()
         statistics.measuring = False
         return blended()
+
+
+def _spans(start: int, weights: Tensor, units: tuple[int, int]) -> tuple[slice, slice]:
+    """What a tile takes of one axis of the input, and what it fills of the output's."""
+    cells = len(weights) // units[1]
+    return slice(start * units[0], (start + cells) * units[0]), slice(start * units[1], (start + cells) * units[1])
 
 
 def placements(length: int, tile: int, overlap: int, unit: int = 1) -> list[tuple[int, Tensor]]:
