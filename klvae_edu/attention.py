@@ -1,4 +1,4 @@
-"""Attention with one head, computed in three ways that give the same numbers and cost differently.
+"""Attention with one head, computed in three ways that agree up to rounding and cost differently.
 
 Queries, keys and values are (B, N, C), for N = H·W pixels. Each returns (B, N, C): for every query, the average of the
 values, weighted by softmax(scale · query · key) over the keys.

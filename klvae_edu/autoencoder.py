@@ -45,6 +45,8 @@ class AutoencoderKL(ModelMixin):
     Raises:
         ValueError: a configuration that cannot be built, or an unknown field (the nearest name is offered).
 
+    Built in notebook 05, section 4.
+
     Example:
         >>> vae = AutoencoderKL.from_preset("tiny", seed=0)
         >>> posterior = vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist
@@ -215,7 +217,7 @@ class AutoencoderKL(ModelMixin):
     # ---- Settings: how it is computed, not what ----------------------------------------------------------------------
 
     def enable_slicing(self) -> None:
-        """Encode and decode a batch one image at a time: less memory, the same numbers."""
+        """Encode and decode a batch one image at a time: less memory, and the same numbers up to rounding."""
         self.use_slicing = True
 
     def disable_slicing(self) -> None:

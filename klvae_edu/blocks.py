@@ -39,6 +39,8 @@ class ResnetBlock2D(nn.Module):
     """Two times norm, activation, 3x3 convolution; then the input is added: (B, in, H, W) -> (B, out, H, W).
 
     Where the number of channels changes, a 1x1 convolution (`conv_shortcut`) fits the input to the sum.
+
+    Built in notebook 03, section 6.
     """
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, act_fn: str = "silu") -> None:
@@ -60,6 +62,8 @@ class Downsample2D(nn.Module):
     """Half the size by a 3x3 convolution of stride 2: (B, C, H, W) -> (B, C, H // 2, W // 2).
 
     The zeros go on the right and at the bottom only. Padding on all sides would give the same shape and other numbers.
+
+    Built in notebook 04, section 1.
     """
 
     def __init__(self, channels: int) -> None:
@@ -72,7 +76,10 @@ class Downsample2D(nn.Module):
 
 
 class Upsample2D(nn.Module):
-    """Twice the size: every pixel is repeated 2x2, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Twice the size: every pixel is repeated 2x2, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W).
+
+    Built in notebook 04, section 2.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -88,7 +95,9 @@ class Attention(nn.Module):
     Its memory can grow with the square of H·W, which is why it stands only where the map is smallest.
 
     Attributes:
-        backend: "sdpa", "eager" or "chunked", see `klvae_edu.attention`: the same numbers at another cost.
+        backend: "sdpa", "eager" or "chunked", see `klvae_edu.attention`: equal up to rounding, at another cost.
+
+    Built in notebook 04, section 5.
     """
 
     backend = "sdpa"

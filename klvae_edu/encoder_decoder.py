@@ -14,7 +14,10 @@ from klvae_edu.config import AutoencoderKLConfig
 
 
 class Encoder(nn.Module):
-    """Image (B, in, H, W) -> mean and log-variance of the latent, stacked: (B, 2 · latent, H/f, W/f)."""
+    """Image (B, in, H, W) -> mean and log-variance of the latent, stacked: (B, 2 · latent, H/f, W/f).
+
+    Built in notebook 05, section 2.
+    """
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -42,7 +45,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, latent, h, w) -> image (B, out, f·h, f·w). The levels run from the smallest map to the largest."""
+    """Latent (B, latent, h, w) -> image (B, out, f·h, f·w). The levels run from the smallest map to the largest.
+
+    Built in notebook 05, section 3.
+    """
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()

@@ -64,6 +64,8 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Attention weights (C, C, 1, 1), 1x1 convolutions in CompVis, become (C, C). What already has its current name, or
     a name that is not in the table, passes through.
 
+    The names are built in notebook 05, section 7.
+
     Raises:
         ValueError: two tensors for one name.
     """

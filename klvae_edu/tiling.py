@@ -1,10 +1,9 @@
 """Large images in bounded memory: batches image by image, images in overlapping tiles.
 
-Slicing changes nothing but the order of work. Tiling does change the result: every GroupNorm takes its mean and
-variance over the whole map, and attention looks over the whole map, so that a tile which is computed by itself has
-other statistics. Overlap hides the seam between two tiles; it does not remove the difference.
-
-Built in notebook 12.
+Slicing changes nothing but rounding: another batch size takes other convolution kernels. Tiling does change the result:
+every GroupNorm takes its mean and variance over the whole map, and attention looks over the whole map, so that a tile
+which is computed by itself has other statistics. Overlap hides the seam between two tiles; it does not remove the
+difference.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Tiling:
 
 
 def sliced(function: Function, x: Tensor) -> Tensor:
-    """`function` (B, …) -> (B, …), one element of the batch at a time: the memory of one, the numbers of all."""
+    """`function` (B, …) -> (B, …), one element of the batch at a time: the memory of one."""
     return torch.cat([function(one) for one in torch.split(x, 1)])
 
 
