@@ -15,13 +15,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from klvae_edu.exercises import nb01, nb02, nb03, nb04, nb05
+from klvae_edu.exercises import nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08
 from klvae_edu.exercises.framework import Exercise, Verdict
 
 __all__ = ["EXERCISES", "CheckFailed", "Exercise", "Verdict", "check", "hint", "progress", "solution"]
 
 EXERCISES: dict[str, Exercise] = {
-    exercise.id: exercise for notebook in (nb01, nb02, nb03, nb04, nb05) for exercise in notebook.EXERCISES
+    exercise.id: exercise
+    for notebook in (nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08)
+    for exercise in notebook.EXERCISES
 }
 
 _PROGRESS_FILE = Path(".klvae_progress.json")  # in the working folder, which for a notebook is its own

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from klvae_edu.config import PRESETS
 
@@ -20,46 +21,99 @@ class TrainingConfig:
         ValueError: a field out of its range, named together with the value it got.
     """
 
-    data: str = "photos"  # photos, dead-leaves, a folder of images, or a data set on the Hugging Face Hub (hf:NAME)
+    data: str = "photos"  # photos, dead-leaves, a folder of images, hf:NAME on the Hugging Face Hub, or several with +
     streaming: bool = False  # read a Hub data set bit by bit over the network, instead of all of it beforehand
     out: Path = Path("run")  # new folder for the weights, the log and the pictures
+    resume: str | None = (
+        None  # go on with a run that was cut off: auto (the last whole checkpoint in --out), or its folder
+    )
     preset: str = "tiny"  # untrained model to begin with: sd-v1, kl-f8, mini or tiny
     init: str | None = None  # weights to begin with instead: a folder such as run/model, or a Hub id
+    trained_part: Literal["all", "decoder"] = "all"  # decoder: the latents stay those that the model has now
     size: int = 32  # side of the square crops in pixels; the model's downsample factor must divide it
-    batch_size: int = 8  # crops per step
+    batch_size: int = 8  # crops per process that are computed at once
+    accumulate: int = 1  # such batches per step: their gradients are added up before the weights change
     steps: int = 3000  # optimiser steps
+
     lr: float = 2e-3  # AdamW's learning rate at its peak
+    scale_lr: bool = False  # multiply lr by the crops of a step over all processes, as CompVis does
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate after its rise: down to 0, or as it is
+    warmup: float = 0.05  # fraction of the steps in which the learning rate rises
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW's averages of the gradient and of its square
-    warmup: float = 0.05  # fraction of the steps in which the learning rate rises; then it falls to 0 along a cosine
-    grad_clip: float = 1.0  # longest gradient, in the loss per pixel value
+    weight_decay: float = 0.01  # AdamW's
+    grad_clip: float = 1.0  # longest gradient of either network; inf: any
+    ema: float = 0.0  # the weights that are kept average the past ones with this decay, such as 0.999; 0: the last ones
+
+    reduction: Literal["mean", "sum"] = "mean"  # loss per pixel value, or summed over an image as in CompVis
     pixel: Literal["l1", "l2"] = "l2"  # pixel loss: absolute or squared difference
-    kl_weight: float = 1e-6  # weight of the KL term where both terms are summed over an image, as in CompVis
+    kl_weight: float = 1e-6  # weight of the KL term where all terms are summed over an image, as in CompVis
+    perceptual_weight: float = 0.0  # of LPIPS beside the pixel loss; 0: without
+    lpips: str = "auto"  # VGG16's weights: auto (cached or downloaded), untrained, or a file
+
+    disc_weight: float = 0.0  # of the adversarial term, times the adaptive weight; 0: no discriminator
+    disc_start: int = 0  # steps before the autoencoder sees the discriminator
+    disc_warmup: int = 0  # steps just before that in which the discriminator is trained already
+    disc_loss: Literal["hinge", "vanilla"] = "hinge"  # the discriminator's loss
+    disc_lr: float | None = None  # the discriminator's learning rate; None: as lr
+    disc_channels: int = 64  # of the discriminator's first convolution
+    disc_layers: int = 3  # convolutions of the discriminator with stride 2
+    adaptive: bool = True  # balance both terms' gradients at the last layer; without it disc_weight is all there is
+    alternate: bool = (
+        False  # once the discriminator is trained: the networks take turns, instead of both on every batch
+    )
+
     mixed_precision: Literal["no", "bf16"] = "no"  # bf16 is faster where the processor has it; weights stay float32
     device: Literal["cuda", "mps", "cpu"] | None = None  # what to compute on; None: the best there is
     workers: int = 0  # processes that prepare crops beside the training one
     seed: int = 0  # of the weights, the crops and the posterior samples
     held_out: int = 128  # crops of images that are never trained on, for measuring
     sample_every: int = 500  # steps between two measurements and pictures of held-out crops
-    save_every: int = 500  # steps between two saves of the weights
+    save_every: int = 500  # steps between two checkpoints
+    keep: int = 2  # checkpoints that are kept, the last ones
+    tensorboard: bool = False  # write the log for TensorBoard too
 
     def __post_init__(self) -> None:
-        for name in ("size", "batch_size", "steps", "held_out", "sample_every", "save_every"):
+        for name in (
+            *("size", "batch_size", "accumulate", "steps", "held_out", "sample_every", "save_every", "keep"),
+            *("disc_channels", "disc_layers"),
+        ):
             self._expect(name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in ("workers", "seed"):
+        for name in ("workers", "seed", "disc_start", "disc_warmup"):
             self._expect(name, getattr(self, name) >= 0, "a whole number of at least 0")
-        for name in ("lr", "grad_clip"):
-            self._expect(name, 0 < getattr(self, name) < float("inf"), "a positive number")
-        self._expect("kl_weight", 0 <= self.kl_weight < float("inf"), "a number of at least 0")
-        self._expect("warmup", 0 <= self.warmup < 1, "a fraction of at least 0 and below 1")
+        self._expect("lr", 0 < self.lr < math.inf, "a positive number")
+        self._expect("disc_lr", self.disc_lr is None or 0 < self.disc_lr < math.inf, "a positive number")
+        self._expect("grad_clip", self.grad_clip > 0, "a positive number")
+        for name in ("kl_weight", "perceptual_weight", "disc_weight", "weight_decay"):
+            self._expect(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
+        for name in ("warmup", "ema"):
+            self._expect(name, 0 <= getattr(self, name) < 1, "a number of at least 0 and below 1")
         self._expect("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         self._expect("preset", self.preset in PRESETS, f"one of {', '.join(PRESETS)}")
-        self._expect("pixel", self.pixel in ("l1", "l2"), "l1 or l2")
-        self._expect("mixed_precision", self.mixed_precision in ("no", "bf16"), "no or bf16")
-        self._expect("device", self.device in (None, "cuda", "mps", "cpu"), "cuda, mps or cpu")
+        for name, (*first, last) in _choices().items():
+            value = getattr(self, name)
+            unset = value is None and name == "device"
+            self._expect(name, unset or value in (*first, last), f"{', '.join(first)} or {last}")
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    def lr_factor(self, step: int) -> float:
+        """The learning rate of step 1, 2, … over its peak: a straight rise, then half a cosine down to 0, or level."""
+        done, rise = step - 1, round(self.warmup * self.steps)
+        if done < rise:
+            return (done + 1) / (rise + 1)
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (done - rise) / (self.steps - rise)))
+
+    def trains_discriminator(self, step: int) -> bool:
+        """Whether the discriminator is trained in this step (1, 2, …)."""
+        return self.disc_weight > 0 and step > self.disc_start - self.disc_warmup
+
+    def adversarial(self, step: int) -> bool:
+        """Whether the autoencoder sees the discriminator in this step (1, 2, …)."""
+        return self.disc_weight > 0 and step > self.disc_start
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by its name, as `training.json` holds it."""
@@ -79,3 +133,10 @@ class TrainingConfig:
             else:
                 words += [option, *map(str, value if isinstance(value, tuple) else (value,))]
         return shlex.join(words)
+
+
+def _choices() -> dict[str, list[str]]:
+    """The fields whose annotation lists their values, and those values."""
+    hints = get_type_hints(TrainingConfig).items()
+    literals = {name: [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal] for name, hint in hints}
+    return {name: [*get_args(found[0])] for name, found in literals.items() if found}

@@ -1,94 +1,197 @@
-"""What a training run keeps on disk, written so that a crash at any moment leaves the previous save whole."""
+"""Checkpoints: all that a run needs to go on as if it had never stopped, in a folder that is whole or not there.
+
+A checkpoint is written beside its place, forced to the disk and renamed: whatever moment a run is killed at, the ones
+before it stay good. The learning rate and the order of the data follow from the number of the step, so neither has a
+state of its own.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from klvae_edu.autoencoder import AutoencoderKL
-from klvae_edu.checkpoints import written_aside
-from klvae_edu.training.config import TrainingConfig
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from klvae_edu.plots import Pixels
+from klvae_edu.checkpoints import config_json
+from klvae_edu.training.setup import Training
+from klvae_edu.weight_files import SafetensorsFile, write_safetensors
+
+WEIGHTS, OPTIMIZERS, STATE = "weights.safetensors", "optimizers.pt", "state.json"
+FORMAT = 1
 
 
-class RunFolder:
-    """The folder of one run: `model/` in diffusers' layout, `training.json`, `log.jsonl`, `held_out_….png`.
-
-    Args:
-        path: a new or an empty folder; nothing is written before `start`.
-        writes: of several training processes, one writes; in the others every method does nothing.
+def save_checkpoint(training: Training, folder: Path) -> None:
+    """Write all of `training` into `folder`. Every process calls it; one writes the networks, each its random numbers.
 
     Raises:
-        FileExistsError: something lies there. It is left alone.
+        OSError: the disk is full or gone. Nothing is left of the attempt.
     """
-
-    def __init__(self, path: Path, writes: bool = True) -> None:
-        self.path = path
-        self.writes = writes
-        self.saved_step: int | None = None  # of the weights that lie in `model/`
-        if writes and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(
-                f"out: expected a new or an empty folder; {path} is in use, and nothing in it was changed. "
-                f"Name another one, for example --out {unused(path)}"
-            )
-
-    def start(self, config: TrainingConfig) -> None:
-        """Make the folder and write the configuration into it."""
-        if self.writes:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with written_aside(self.path / "training.json") as path:
-                path.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-    @property
-    def model(self) -> Path:
-        """Where the weights lie; `AutoencoderKL.from_pretrained` reads it."""
-        return self.path / "model"
-
-    def save(self, vae: AutoencoderKL, step: int) -> None:
-        """Put the weights after `step` in the place of those saved before.
-
-        Raises:
-            OSError: the disk is full or gone. The weights saved before are whole, and the message names their step.
-        """
-        from safetensors import SafetensorError
-
-        if not self.writes:
-            return
-        try:
-            vae.save_pretrained(self.model)
-        except (OSError, SafetensorError) as error:
-            raise OSError(f"the weights of step {step} could not be saved ({error}); {self.kept()}") from error
-        self.saved_step = step
-
-    def kept(self) -> str:
-        """What a run that fails now leaves behind, in words."""
-        if self.saved_step is None:
-            return f"nothing was saved in {self.model} before"
-        return f"the weights of step {self.saved_step} are whole in {self.model}"
-
-    def log(self, record: Mapping[str, float]) -> None:
-        """Append one line to `log.jsonl`."""
-        if self.writes:
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-
-    def save_picture(self, picture: Pixels, step: int) -> None:
-        """Write the picture of held-out crops after `step`."""
-        from PIL import Image
-
-        if self.writes:
-            with written_aside(self.path / f"held_out_{step:06d}.png") as path:
-                Image.fromarray(picture).save(path, format="PNG")
+    accelerator = training.accelerator
+    partial = partial_folder(folder)
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        _save(random_states(), partial / f"random_{accelerator.process_index}.pt")
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_safetensors(networks(training), partial / WEIGHTS, {"format": "pt"})
+            _save(_optimizers(training), partial / OPTIMIZERS)
+            (partial / STATE).write_text(json.dumps(_description(training, partial), indent=1), encoding="utf-8")
+            _sync(partial / STATE)
+            _sync(partial)
+            if folder.exists():  # damaged, or of a run that was taken up from an earlier step
+                shutil.rmtree(folder)
+            os.rename(partial, folder)
+            _sync(folder.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have words of their own for it
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"the checkpoint of step {training.step} could not be written ({error})") from error
+    accelerator.wait_for_everyone()
 
 
-def unused(path: Path) -> Path:
-    """`path` itself when nothing has that name, else the first of `path-2`, `path-3`, … that is free."""
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_stem(f"{path.stem}-{number}")
-    return candidate
+def load_checkpoint(training: Training, folder: Path) -> None:
+    """Put `training` into the state in which `save_checkpoint` found it.
+
+    Raises:
+        ValueError: damaged, of other networks, or of another number of processes. `training` is as it was.
+    """
+    state = read_description(folder)
+    processes = training.accelerator.num_processes
+    if state["processes"] != processes:
+        raise ValueError(f"{folder}: a checkpoint of {state['processes']} process(es), and this run has {processes}")
+    for name, mine in _architecture(training).items():
+        if mine != state["architecture"][name]:
+            raise ValueError(f"{folder}: of another {name}, {_difference(mine, state['architecture'][name])}")
+    weights = SafetensorsFile(folder / WEIGHTS)
+    optimizers = _load(folder / OPTIMIZERS)
+    random = _load(folder / f"random_{training.accelerator.process_index}.pt")
+    with torch.no_grad():
+        for name, tensor in networks(training).items():
+            tensor.copy_(weights[name])
+    training.optimizer.load_state_dict(optimizers["autoencoder"])
+    if training.disc_optimizer is not None:
+        training.disc_optimizer.load_state_dict(optimizers["discriminator"])
+    training.step = state["step"]
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, once each of its files is seen to be what was written.
+
+    Raises:
+        ValueError: it is not there, or a file is missing, cut off or changed.
+    """
+    path = folder / STATE
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        files = state["files"]
+        if state["format"] != FORMAT:
+            raise ValueError(f"{folder}: a checkpoint of format {state['format']}, this version reads {FORMAT}")
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: no checkpoint here: {STATE} is missing") from error
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged, not the description of a checkpoint") from error
+    for name, expected in files.items():
+        found = _fingerprint(folder / name) if (folder / name).is_file() else None
+        if found != expected:
+            what = "missing" if found is None else f"{found['bytes']} bytes of {expected['bytes']}"
+            same_length = found is not None and found["bytes"] == expected["bytes"]
+            raise ValueError(f"{folder / name}: damaged: {'its contents have changed' if same_length else what}")
+    return state
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where a checkpoint is written before it is whole."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def networks(training: Training) -> dict[str, Tensor]:
+    """Every tensor of every network by name, as it lies in memory."""
+    found: dict[str, torch.nn.Module | None] = {
+        "autoencoder": training.vae,
+        "average": training.ema,
+        "discriminator": training.patchgan if training.discriminator is not None else None,
+    }
+    return {
+        f"{network}.{name}": tensor
+        for network, module in found.items()
+        if module is not None
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def random_states() -> dict[str, Tensor]:
+    """Of this process: PyTorch's, the only ones that training draws from; crops are functions of seed and index."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _optimizers(training: Training) -> dict[str, Any]:
+    found = {"autoencoder": training.optimizer, "discriminator": training.disc_optimizer}
+    return {name: optimizer.state_dict() for name, optimizer in found.items() if optimizer is not None}
+
+
+def _architecture(training: Training) -> dict[str, Any]:
+    """What must be the same for a checkpoint to fit."""
+    config = training.config
+    patchgan = {"disc_channels": config.disc_channels, "disc_layers": config.disc_layers}
+    return {
+        "autoencoder": json.loads(config_json(training.vae.config)),
+        "discriminator": patchgan if config.disc_weight else None,
+        "training": {"trained_part": config.trained_part, "averaged": training.ema is not None},
+    }
+
+
+def _difference(mine: Any, saved: Any) -> str:
+    if not (isinstance(mine, dict) and isinstance(saved, dict)):
+        return f"which this run {'has and the checkpoint has not' if mine else 'has not and the checkpoint has'}"
+    fields = [name for name in mine if mine[name] != saved.get(name)]
+    return "; ".join(f"{name}: expected {mine[name]}, got {saved.get(name)}" for name in fields)
+
+
+def _description(training: Training, partial: Path) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "step": training.step,
+        "processes": training.accelerator.num_processes,
+        "architecture": _architecture(training),
+        "config": training.config.to_dict(),
+        "files": {path.name: _fingerprint(path) for path in sorted(partial.iterdir())},
+    }
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "blake2b").hexdigest()
+    return {"bytes": path.stat().st_size, "blake2b": digest}
+
+
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    torch.save(dict(content), path)
+    _sync(path)
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _sync(path: Path) -> None:
+    """Force a file or the list of a folder's files to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import importlib.util
 import os
 import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.data import image_dataset
-from klvae_edu.environment import pick_device, progress
+from klvae_edu.environment import progress
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.data_order import PASS, ShuffledFrom
 from klvae_edu.training.held_out import HeldOut
-from klvae_edu.training.state import RunFolder, unused
-from klvae_edu.training.steps import TrainableAutoencoder, generator_step
+from klvae_edu.training.run_folder import RunFolder
+from klvae_edu.training.setup import Training, set_up, start_accelerator
+from klvae_edu.training.state import load_checkpoint
+from klvae_edu.training.steps import discriminator_step, generator_step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,6 +44,7 @@ class TrainingResult:
     held_out: dict[str, float]  # mean PSNR in dB on held-out crops, of "model", "patch-PCA" and "bicubic"
     images_per_second: float  # of the training steps alone
     unreadable: list[str]  # which files of the data could not be read, in words
+    lpips: str | None = None  # where VGG16's weights came from, in words; None: no perceptual loss
 
     @property
     def interrupted(self) -> bool:
@@ -59,118 +64,116 @@ class TrainingResult:
             f"Mean PSNR on {config.held_out} held-out crops of {config.size}x{config.size} pixels:",
             *(f"  {value:6.2f} dB  {name:9}  {about.get(name, '')}".rstrip() for name, value in self.held_out.items()),
             f"Higher than the model: {' and '.join(higher)}." if higher else "The model is the highest.",
+            *([] if self.lpips is None else [f"The perceptual loss was LPIPS with {self.lpips}."]),
             *self.unreadable,
         ]
         weights = str(config.out / "model")
         lines += [f"Weights in {weights}. To see what they do: klvae reconstruct PHOTO --model {shlex.quote(weights)}"]
         if self.interrupted:
-            go_on = config.command(init=weights, steps=config.steps - self.step, out=unused(config.out))
-            lines += [f"Interrupted. To go on from these weights: {go_on}"]
+            lines += [f"Interrupted. To go on: {config.command(resume='auto')}"]
         return "\n".join(lines)
 
 
 def train(config: TrainingConfig) -> TrainingResult:
     """Train an autoencoder; weights, log and pictures go into `config.out` (see `RunFolder`), the summary is printed.
 
-    The same configuration with the same number of threads gives the same weights on the same machine. Ctrl-C and
-    SIGTERM end the run after the step under way, with its weights saved.
+    The same configuration with the same number of threads gives the same weights on the same machine, also when the run
+    was cut off in between and resumed. Ctrl-C and SIGTERM end the run after the step under way, with all saved.
 
     Raises:
-        ValueError: the data, the model and the configuration do not fit together.
+        ValueError: the data, the model, the checkpoint and the configuration do not fit together.
         FileExistsError: `config.out` is in use.
-        FloatingPointError: the loss is no longer finite; the message names the step and the last good save.
-        OSError: a save failed; the one before it is whole.
+        FloatingPointError: a loss is no longer finite; the message names step, term and the last good checkpoint.
+        OSError: a save failed; what was saved before is whole.
     """
+    _check_tensorboard(config)
     accelerator = start_accelerator(config)
-    folder = RunFolder(config.out, writes=accelerator.is_main_process)
-    vae = _model(config)
-    held_out = HeldOut(config, vae)
-    # One pass over the data is the whole run. A stream is endless: its end, in each worker, would cost a batch.
-    length = None if config.streaming else config.steps * config.batch_size * accelerator.num_processes
+    folder = RunFolder(config.out, config.resume, writes=accelerator.is_main_process)
+    training = set_up(config, accelerator)
+    held_out = HeldOut(config, training.vae)
+    checkpoint = folder.to_resume()
+    if checkpoint is not None:
+        load_checkpoint(training, checkpoint)
+        accelerator.print(f"Resumed from {checkpoint}.")
+    images_a_step = config.batch_size * config.accumulate * accelerator.num_processes
+    passes = -(-config.steps * images_a_step // PASS)  # an index lies in the last of them, at most
+    # A stream is endless: its end, in each worker, would cost a batch.
+    length = None if config.streaming else passes * PASS
     data = image_dataset(config.data, config.size, seed=config.seed, length=length, streaming=config.streaming)
-    folder.start(config)
-    model, optimizer, loader = accelerator.prepare(
-        TrainableAutoencoder(vae),
-        torch.optim.AdamW(vae.parameters(), config.lr, config.betas),
-        training_loader(config, data),
-    )
-    # The schedule is not handed to Accelerate, which would advance it once for every process.
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda done: lr_factor(done, config))
-    torch.manual_seed(config.seed + accelerator.process_index)  # for the posterior samples
+    loader = accelerator.prepare(training_loader(config, data, training.step * images_a_step))
+    folder.start(config, training.step)
+    if config.tensorboard:
+        accelerator.init_trackers(config.out.name)
 
-    images_a_step, training_seconds = config.batch_size * accelerator.num_processes, 0.0
-    measured: dict[str, float] = {}
-    with _stop_when_asked() as stop, _progress_bar(config, accelerator) as bar:
+    first, seconds_of_steps = training.step, 0.0
+    measured: dict[str, float] = {} if first < config.steps else held_out.measure(training.averaged)
+    with _stop_when_asked() as stop, _progress_bar(config, accelerator, first) as bar:
         started = time.perf_counter()
-        for step, images in enumerate(_endless(loader), start=1):
+        for images in islice(_batches(loader, config, first), config.steps - first):
             try:
-                scalars = generator_step(model, optimizer, scheduler, accelerator, images, config)
+                scalars = training_step(training, images)
             except FloatingPointError as error:
-                raise FloatingPointError(f"step {step}: {error}; {folder.kept()}. A smaller --lr may help.") from error
+                message = f"step {training.step}: {error}; {folder.kept()}. A smaller --lr may help."
+                raise FloatingPointError(message) from error
             seconds = time.perf_counter() - started
-            training_seconds += seconds
+            seconds_of_steps += seconds
+            step = training.step
             record = {"step": step, **scalars, "images_per_second": images_a_step / seconds}
-            last = step == config.steps or stop.is_set()
-            if last or step % config.save_every == 0:
-                folder.save(vae, step)
+            last = step == config.steps or _any_process(accelerator, stop.is_set())
             if last or step % config.sample_every == 0:
-                measured = held_out.measure(vae)
+                measured = held_out.measure(training.averaged)
                 record["held_out_psnr"] = measured["model"]
-                folder.save_picture(held_out.picture(vae), step)
+                folder.save_picture(held_out.picture(training.averaged), step)
             folder.log(record)
-            bar.set_postfix(loss=f"{scalars['loss']:.4f}", psnr=f"{scalars['psnr']:.1f} dB", refresh=False)
+            accelerator.log(record, step)
+            if last or step % config.save_every == 0:
+                folder.save(training)  # after the log, which is cut back to the checkpoint when the run is resumed
+            bar.set_postfix(_shown(scalars), refresh=False)
             bar.update()
             if last:
                 break
             started = time.perf_counter()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    folder.save_report(data.report())
     unreadable = [report for report in (data.report(), held_out.unreadable) if report]
-    result = TrainingResult(vae, config, step, measured, step * images_a_step / training_seconds, unreadable)
+    speed = (training.step - first) * images_a_step / seconds_of_steps if seconds_of_steps else 0.0
+    lpips = None if training.perceptual is None else training.perceptual.source
+    result = TrainingResult(training.averaged, config, training.step, measured, speed, unreadable, lpips)
     accelerator.print(result.summary())
     return result
 
 
-def lr_factor(done: int, config: TrainingConfig) -> float:
-    """The learning rate over its peak after `done` steps: a straight rise, then half a cosine down to 0."""
-    rise = round(config.warmup * config.steps)
-    if done < rise:
-        return (done + 1) / (rise + 1)
-    return 0.5 * (1 + math.cos(math.pi * (done - rise) / (config.steps - rise)))
+def training_step(training: Training, images: Tensor) -> dict[str, float]:
+    """Begin the next step and make it: of the autoencoder, the discriminator, or both, as the configuration says.
+
+    Where they take turns, the discriminator has the first.
+    """
+    config = training.config
+    training.begin_step()
+    both_train = config.trains_discriminator(training.step)
+    since = training.step - max(0, config.disc_start - config.disc_warmup)
+    if both_train and config.alternate and since % 2:
+        with torch.no_grad():
+            reconstructions, _ = training.model(images)
+        return discriminator_step(training, images, reconstructions)
+    scalars, reconstructions = generator_step(training, images)
+    if both_train and not config.alternate:
+        scalars |= discriminator_step(training, images, reconstructions)
+    return scalars
 
 
-def start_accelerator(config: TrainingConfig) -> Accelerator:
-    """Accelerate's engine for this run's device and precision."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    # Accelerate keeps its settings for the life of the process; the next run in the same notebook may need others.
-    # The group of processes, where there is one, stays.
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    AcceleratorState._reset_state(reset_partial_state=alone)
-    return Accelerator(cpu=pick_device(config.device).type == "cpu", mixed_precision=config.mixed_precision)
-
-
-def _model(config: TrainingConfig) -> AutoencoderKL:
-    """The model to begin with, in float32 whatever the file has: in 16 bits small updates would be rounded away."""
-    if config.init is None:
-        vae = AutoencoderKL.from_preset(config.preset, seed=config.seed)
-    else:
-        vae = AutoencoderKL.from_pretrained(config.init, dtype=torch.float32)
-    factor = vae.downsample_factor
-    if config.size % factor:
-        raise ValueError(f"size: expected a multiple of {factor}, the model's downsample factor, got {config.size}")
-    return vae
-
-
-def training_loader(config: TrainingConfig, data: Dataset[Tensor]) -> DataLoader[Tensor]:
-    """Batches (batch_size, 3, size, size), in an order that follows from the seed."""
+def training_loader(config: TrainingConfig, data: Dataset[Tensor], position: int = 0) -> DataLoader[Tensor]:
+    """Batches (batch_size · accumulate, 3, size, size), in an order that follows from the seed, from `position` on."""
+    stream = isinstance(data, IterableDataset)
     return DataLoader(
         data,
-        batch_size=config.batch_size,
-        shuffle=not isinstance(data, IterableDataset),
+        batch_size=config.batch_size * config.accumulate,
+        sampler=None if stream else ShuffledFrom(position, len(data), config.seed),  # type: ignore[arg-type]
         num_workers=config.workers,
         worker_init_fn=_ignore_signals,
         drop_last=True,
-        generator=torch.Generator().manual_seed(config.seed),
+        generator=torch.Generator().manual_seed(config.seed),  # else it takes a number from those of the training
     )
 
 
@@ -180,14 +183,32 @@ def _ignore_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _endless(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
-    while True:
-        yield from loader
+def _batches(loader: DataLoader[Tensor], config: TrainingConfig, made: int) -> Iterator[Tensor]:
+    """The batches after those of the first `made` steps. A stream is read again up to there: it has no places."""
+    yield from islice(loader, made if config.streaming else 0, None)
 
 
-def _progress_bar(config: TrainingConfig, accelerator: Accelerator) -> Any:
+def _any_process(accelerator: Accelerator, value: bool) -> bool:
+    """Whether `value` holds in any process, asked by all of them at the same place."""
+    if accelerator.num_processes == 1:
+        return value
+    return accelerator.reduce(torch.tensor(float(value), device=accelerator.device), "sum").item() > 0
+
+
+def _shown(scalars: Mapping[str, float]) -> dict[str, str]:
+    """What stands beside the progress bar."""
+    forms = {"loss": "{:.4f}", "psnr": "{:.1f} dB", "disc_loss": "{:.3f}"}
+    return {name: form.format(scalars[name]) for name, form in forms.items() if name in scalars}
+
+
+def _progress_bar(config: TrainingConfig, accelerator: Accelerator, made: int) -> Any:
     silent: dict[str, Any] = {} if accelerator.is_main_process else {"disable": True}
-    return progress(total=config.steps, desc="training", unit="step", **silent)
+    return progress(total=config.steps, desc="training", unit="step", initial=made, **silent)
+
+
+def _check_tensorboard(config: TrainingConfig) -> None:
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("tensorboard: it is not installed: pip install 'klvae-edu[tensorboard]'")
 
 
 @contextmanager

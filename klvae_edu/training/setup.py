@@ -1,0 +1,198 @@
+"""What is trained, and with what: the networks and optimisers of a run, wrapped for one process or many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from klvae_edu.autoencoder import AutoencoderKL
+from klvae_edu.discriminator import NLayerDiscriminator, smallest_side
+from klvae_edu.environment import pick_device
+from klvae_edu.gaussian import DiagonalGaussianDistribution
+from klvae_edu.perceptual import LPIPS
+from klvae_edu.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class TrainableAutoencoder(nn.Module):
+    """The autoencoder as training calls it: images in, reconstruction and posterior out, in one forward.
+
+    This module is what Accelerate wraps (`DistributedDataParallel`, autocast). Gradients are averaged over the
+    processes only for what runs through the wrapper's own forward: calling `encode` and `decode` behind its back would
+    leave every process with weights of its own, without any error.
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
+        """Images (B, 3, H, W) in [-1, 1] -> reconstruction of a posterior sample, likewise, and the posterior."""
+        trained = any(parameter.requires_grad for parameter in self.vae.encoder.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):  # a frozen encoder needs no graph
+            moments = self.vae.encode(images).latent_dist.parameters
+        if moments.dtype in (torch.float16, torch.bfloat16):  # as they arrive under autocast
+            moments = moments.float()
+        posterior = DiagonalGaussianDistribution(moments)
+        return self.vae.decode(posterior.sample()).sample, posterior
+
+
+class TrainableDiscriminator(nn.Module):
+    """The discriminator as training calls it: both judgements in one forward, for the same reason."""
+
+    def __init__(self, discriminator: NLayerDiscriminator) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and reconstructions (B, 3, H, W) -> logits of each (B, 1, h, w). They never share a batch norm."""
+        return self.discriminator(images), self.discriminator(reconstructions)
+
+
+@dataclass
+class Training:
+    """A run between two steps: what the steps change, and what they need for it.
+
+    `model` is a `TrainableAutoencoder` and `discriminator` a `TrainableDiscriminator`, wrapped by Accelerate, as are
+    the optimizers. What a run does without is None.
+    """
+
+    config: TrainingConfig
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Optimizer
+    discriminator: nn.Module | None = None
+    disc_optimizer: Optimizer | None = None
+    perceptual: LPIPS | None = None
+    ema: AveragedModel | None = None
+    step: int = 0  # the one under way, counted from 1, or the last one that was made
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder in training."""
+        return self.accelerator.unwrap_model(self.model).vae
+
+    @property
+    def patchgan(self) -> NLayerDiscriminator:
+        """The discriminator itself.
+
+        Raises:
+            ValueError: the run has none.
+        """
+        if self.discriminator is None:
+            raise ValueError(f"expected a run with a discriminator, got disc_weight={self.config.disc_weight}")
+        return self.accelerator.unwrap_model(self.discriminator).discriminator
+
+    @property
+    def averaged(self) -> AutoencoderKL:
+        """The autoencoder to keep: with averaged weights where the run averages them, else `vae`."""
+        return self.vae if self.ema is None else cast(AutoencoderKL, self.ema.module)
+
+    def begin_step(self) -> None:
+        """Count the next step, and set its learning rates."""
+        self.step += 1
+        config, factor = self.config, self.config.lr_factor(self.step)
+        if config.scale_lr:
+            factor *= config.batch_size * config.accumulate * self.accelerator.num_processes
+        for optimizer, peak in ((self.optimizer, config.lr), (self.disc_optimizer, config.disc_lr or config.lr)):
+            for group in optimizer.param_groups if optimizer else ():
+                group["lr"] = peak * factor
+
+    def parts(self, network: nn.Module, *batches: Tensor) -> Iterator[Sequence[Tensor]]:
+        """The `accumulate` parts of one step's batches; gradients of `network` meet those of other processes once."""
+        *first, last = zip(*(batch.chunk(self.config.accumulate) for batch in batches), strict=True)
+        for part in first:
+            with self.accelerator.no_sync(network):
+                yield part
+        yield last
+
+
+def set_up(config: TrainingConfig, accelerator: Accelerator) -> Training:
+    """The networks and optimisers that `config` asks for, before the first step.
+
+    Raises:
+        ValueError: the model and the configuration do not fit together.
+    """
+    vae = starting_model(config)
+    if config.trained_part == "decoder":
+        vae.encoder.requires_grad_(False)
+        if vae.quant_conv is not None:
+            vae.quant_conv.requires_grad_(False)
+    model, optimizer = accelerator.prepare(TrainableAutoencoder(vae), _adamw(vae, config))
+    training = Training(config, accelerator, model, optimizer)
+    if config.disc_weight:
+        torch.manual_seed(config.seed)
+        patchgan = NLayerDiscriminator(vae.config.out_channels, config.disc_channels, config.disc_layers)
+        training.discriminator, training.disc_optimizer = accelerator.prepare(
+            TrainableDiscriminator(patchgan), _adamw(patchgan, config)
+        )
+    if config.perceptual_weight:
+        training.perceptual = LPIPS(config.lpips).to(accelerator.device)
+    if config.ema:
+        training.ema = AveragedModel(training.vae, multi_avg_fn=ema_update(config.ema))
+    torch.manual_seed(config.seed + accelerator.process_index)  # for the posterior samples
+    return training
+
+
+def starting_model(config: TrainingConfig) -> AutoencoderKL:
+    """The model to begin with, in float32 whatever the file has: in 16 bits small updates would be rounded away."""
+    if config.init is None:
+        vae = AutoencoderKL.from_preset(config.preset, seed=config.seed)
+    else:
+        vae = AutoencoderKL.from_pretrained(config.init, dtype=torch.float32)
+    factor = vae.downsample_factor
+    if config.size % factor:
+        raise ValueError(f"size: expected a multiple of {factor}, the model's downsample factor, got {config.size}")
+    if config.disc_weight and config.size < smallest_side(config.disc_layers):
+        needed = (
+            f"at least {smallest_side(config.disc_layers)} pixels for a discriminator of {config.disc_layers} layers"
+        )
+        raise ValueError(f"size: expected {needed}, got {config.size}")
+    return vae
+
+
+def ema_update(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
+    """For `AveragedModel`: average ← d · average + (1 - d) · weights, d = min(decay, (1 + n) / (10 + n)) in update n.
+
+    Early averages forget the untrained weights faster. Source: CompVis, `ldm/modules/ema.py`.
+    Built in notebook 08, section 6.
+    """
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], weights: list[Tensor], updates: Tensor | int) -> None:
+        n = int(updates)
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+def start_accelerator(config: TrainingConfig) -> Accelerator:
+    """Accelerate's engine for this run's device and precision."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # Accelerate keeps its settings for the life of the process; the next run in the same notebook may need others.
+    # The group of processes, where there is one, stays.
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    AcceleratorState._reset_state(reset_partial_state=alone)
+    return Accelerator(
+        cpu=pick_device(config.device).type == "cpu",
+        mixed_precision=config.mixed_precision,
+        log_with="tensorboard" if config.tensorboard else None,
+        project_dir=config.out / "tensorboard" if config.tensorboard else None,
+    )
+
+
+def _adamw(network: nn.Module, config: TrainingConfig) -> AdamW:
+    """The learning rate is set at the beginning of each step."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return AdamW(trained, config.lr, config.betas, weight_decay=config.weight_decay)
