@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -183,7 +184,10 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
 
 
 def _load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:  # foreign code, which is not run
+        raise ValueError(f"{path}: not what a checkpoint holds ({error})") from error
 
 
 def _sync(path: Path) -> None:

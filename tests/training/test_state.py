@@ -1,86 +1,207 @@
-"""What a run keeps on disk."""
+"""Checkpoints: everything is in them, a damaged one is refused, and one that does not fit is too."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pickle
+import shutil
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+import torch
+from torch import Tensor
 
-from klvae_edu import AutoencoderKL
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.state import RunFolder, unused
+from klvae_edu.training.setup import Training, set_up, start_accelerator
+from klvae_edu.training.state import load_checkpoint, networks, partial_folder, read_description, save_checkpoint
+from klvae_edu.training.trainer import training_step
+
+WITH_ALL = {"size": 16, "disc_weight": 0.5, "disc_channels": 4, "disc_layers": 1, "ema": 0.9, "device": "cpu"}
+IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_a_folder_in_use_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    (tmp_path / "run-2").mkdir()
-    with pytest.raises(FileExistsError, match=f"in use, and nothing in it was changed.* --out {tmp_path / 'run-3'}$"):
-        RunFolder(tmp_path / "run")
-    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+def training_with(**changes: Any) -> Training:
+    config = TrainingConfig(**WITH_ALL | changes)
+    return set_up(config, start_accelerator(config))
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("a file")
-    with pytest.raises(FileExistsError, match="in use"):
-        RunFolder(tmp_path / "run")
+def after(training: Training, steps: int) -> dict[str, Tensor]:
+    """Everything that the next steps depend on, and what they came to."""
+    scalars: dict[str, float] = {}
+    for _ in range(steps):
+        scalars = training_step(training, IMAGES)
+    found = {name: tensor.clone() for name, tensor in networks(training).items()}
+    for optimizer in (training.optimizer, training.disc_optimizer):
+        assert optimizer is not None
+        for state in optimizer.state_dict()["state"].values():
+            found |= {f"{name} of tensor {len(found)}": value.clone() for name, value in state.items()}
+    return found | {"random": torch.get_rng_state(), "scalars": torch.tensor([*scalars.values()])}
 
 
-def test_nothing_is_written_before_the_start(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "a" / "run")
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a run with everything, after three steps."""
+    training = training_with()
+    after(training, 3)
+    folder = tmp_path_factory.mktemp("run") / "checkpoints" / "step_0000003"
+    save_checkpoint(training, folder)
+    return folder
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / saved.name))
+
+
+def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole = training_with()
+    after(whole, 3)
+    save_checkpoint(whole, tmp_path / "step_0000003")
+    expected = after(whole, 2)
+
+    resumed = training_with(seed=99)  # other weights, other random numbers
+    load_checkpoint(resumed, tmp_path / "step_0000003")
+    assert resumed.step == 3
+    found = after(resumed, 2)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("forgotten", ["autoencoder", "average", "discriminator", "optimizers", "random", "step"])
+def test_every_part_of_a_checkpoint_is_needed(
+    forgotten: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above would notice if any of them were missing."""
+    expected = training_with()
+    load_checkpoint(expected, saved)
+    result = after(expected, 2)
+
+    resumed = training_with(seed=99)
+    fresh = {name: tensor.clone() for name, tensor in networks(resumed).items()}
+    optimizers = [resumed.optimizer.state_dict(), resumed.disc_optimizer.state_dict()]  # type: ignore[union-attr]
+    load_checkpoint(resumed, saved)
+    if forgotten == "optimizers":
+        resumed.optimizer.load_state_dict(optimizers[0])
+        resumed.disc_optimizer.load_state_dict(optimizers[1])  # type: ignore[union-attr]
+    elif forgotten == "random":
+        torch.manual_seed(99)
+    elif forgotten == "step":
+        resumed.step = 0
+    else:
+        with torch.no_grad():
+            for name, tensor in networks(resumed).items():
+                if name.startswith(forgotten):
+                    tensor.copy_(fresh[name])
+    found = after(resumed, 2)
+    assert [name for name in result if not torch.equal(found[name], result[name])] != []
+
+
+def test_a_checkpoint_describes_itself(saved: Path) -> None:
+    state = json.loads((saved / "state.json").read_text())
+    assert (state["step"], state["processes"]) == (3, 1)
+    assert state["config"]["disc_weight"] == 0.5
+    assert state["files"].keys() == {"weights.safetensors", "optimizers.pt", "random_0.pt"}
+    assert read_description(saved) == state
+
+
+def test_nothing_is_left_of_an_attempt_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file")  # torch's words for a full disk
+
+    monkeypatch.setattr(torch, "save", full)
+    training = training_with()
+    with pytest.raises(OSError, match="the checkpoint of step 0 could not be written"):
+        save_checkpoint(training, tmp_path / "step_0000000")
     assert list(tmp_path.iterdir()) == []
-    folder.start(TrainingConfig(seed=5))
-    assert json.loads((tmp_path / "a" / "run" / "training.json").read_text())["seed"] == 5
 
 
-def test_an_empty_folder_will_do(tmp_path: Path) -> None:
-    RunFolder(tmp_path).start(TrainingConfig())
-    assert (tmp_path / "training.json").exists()
+def test_one_that_was_left_half_written_is_in_nobodys_way(tmp_path: Path) -> None:
+    folder = tmp_path / "step_0000000"
+    partial_folder(folder).mkdir()
+    (partial_folder(folder) / "junk").touch()
+    save_checkpoint(training_with(), folder)
+    assert read_description(folder)["step"] == 0
+    assert not (folder / "junk").exists()
 
 
-def test_the_log_has_one_object_a_line(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.log({"step": 1, "loss": 0.5})
-    folder.log({"step": 2, "loss": 0.25})
-    lines = (tmp_path / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizers.pt", "random_0.pt"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), r"damaged: \d+ bytes of \d+"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), "damaged: its contents have changed"),
+        (lambda path: path.unlink(), "damaged: missing"),
+    ],
+    ids=["cut off", "changed", "missing"],
+)
+def test_a_damaged_file_is_named(name: str, damage: Any, message: str, copied: Path) -> None:
+    damage(copied / name)
+    training = training_with()
+    before = {key: tensor.clone() for key, tensor in networks(training).items()}
+    with pytest.raises(ValueError, match=f"{name}: {message}"):
+        load_checkpoint(training, copied)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in networks(training).items())
+    assert training.step == 0
 
 
-def test_a_picture_has_its_step_in_its_name(tmp_path: Path) -> None:
-    pixels = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
-    RunFolder(tmp_path).save_picture(pixels, 500)
-    with Image.open(tmp_path / "held_out_000500.png") as image:
-        assert np.array_equal(np.asarray(image), pixels)
-    assert [path.name for path in tmp_path.iterdir()] == ["held_out_000500.png"]
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', "null"])
+def test_a_damaged_description_is_named(content: str, copied: Path) -> None:
+    (copied / "state.json").write_text(content)
+    with pytest.raises(ValueError, match=r"state\.json: damaged"):
+        read_description(copied)
 
 
-def test_what_is_kept_can_be_told(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert folder.kept() == f"nothing was saved in {tmp_path / 'model'} before"
-    folder.save(AutoencoderKL.from_preset("tiny", seed=0), 7)
-    assert folder.kept() == f"the weights of step 7 are whole in {tmp_path / 'model'}"
+def test_a_folder_without_a_description_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no checkpoint here: state\.json is missing"):
+        read_description(tmp_path)
 
 
-def test_a_process_that_does_not_write_leaves_no_trace_and_minds_no_folder_in_use(tmp_path: Path) -> None:
-    (tmp_path / "training.json").write_text("of the process that writes")
-    folder = RunFolder(tmp_path, writes=False)
-    folder.start(TrainingConfig())
-    folder.log({"step": 1})
-    folder.save(AutoencoderKL.from_preset("tiny", seed=0), 1)
-    folder.save_picture(np.zeros((2, 2, 3), np.uint8), 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["training.json"]
-    assert (tmp_path / "training.json").read_text() == "of the process that writes"
+def test_a_later_format_is_not_guessed_at(copied: Path) -> None:
+    state = json.loads((copied / "state.json").read_text()) | {"format": 2}
+    (copied / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="a checkpoint of format 2, this version reads 1"):
+        read_description(copied)
 
 
-def test_an_unused_name_is_the_first_that_is_free(tmp_path: Path) -> None:
-    assert unused(tmp_path / "run") == tmp_path / "run"
-    (tmp_path / "run").mkdir()
-    assert unused(tmp_path / "run") == tmp_path / "run-2"
-    (tmp_path / "run-2").touch()
-    assert unused(tmp_path / "run") == tmp_path / "run-3"
-    (tmp_path / "cat.png").touch()
-    assert unused(tmp_path / "cat.png") == tmp_path / "cat-2.png"
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"preset": "mini"},
+            r"of another autoencoder, .*block_out_channels: expected \[32, 64, 64, 64\], got \[32, 64, 64\]",
+        ),
+        ({"disc_channels": 8}, "of another discriminator, disc_channels: expected 8, got 4"),
+        ({"disc_weight": 0.0}, "of another discriminator, which this run has not and the checkpoint has"),
+        ({"ema": 0.0}, "of another training, averaged: expected False, got True"),
+        ({"trained_part": "decoder"}, "of another training, trained_part: expected decoder, got all"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_refused(changes: dict[str, Any], message: str, saved: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(training_with(**changes), saved)
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(copied: Path) -> None:
+    state = json.loads((copied / "state.json").read_text()) | {"processes": 4}
+    (copied / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"a checkpoint of 4 process\(es\), and this run has 1"):
+        load_checkpoint(training_with(), copied)
+
+
+class Planted:
+    def __reduce__(self) -> Any:
+        return (Path("/tmp/planted-by-a-checkpoint").touch, ())
+
+
+def test_nothing_in_a_checkpoint_is_executed(copied: Path, tmp_path: Path) -> None:
+    """Not even when whoever planted it gave it the right fingerprint."""
+    content = pickle.dumps({"autoencoder": Planted()}, protocol=2)
+    (copied / "optimizers.pt").write_bytes(content)
+    state = json.loads((copied / "state.json").read_text())
+    state["files"]["optimizers.pt"] = {"bytes": len(content), "blake2b": hashlib.blake2b(content).hexdigest()}
+    (copied / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"optimizers\.pt: not what a checkpoint holds"):
+        load_checkpoint(training_with(), copied)
+    assert not Path("/tmp/planted-by-a-checkpoint").exists()

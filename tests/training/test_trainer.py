@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from klvae_edu import AutoencoderKL
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.held_out import HeldOut
-from klvae_edu.training.trainer import TrainingResult, lr_factor, train, training_loader
+from klvae_edu.training.setup import set_up, start_accelerator
+from klvae_edu.training.trainer import TrainingResult, train, training_loader, training_step
 
 
 def tiny_run(out: Path, **changes: Any) -> TrainingConfig:
@@ -45,6 +46,13 @@ def test_a_run_leaves_model_configuration_log_and_pictures(result: TrainingResul
         "model/diffusion_pytorch_model.safetensors",
         "training.json",
         "log.jsonl",
+        "checkpoints",
+        *(f"checkpoints/step_000000{step}" for step in (4, 5)),
+        *(
+            f"checkpoints/step_000000{step}/{name}"
+            for step in (4, 5)
+            for name in ("weights.safetensors", "optimizers.pt", "random_0.pt", "state.json")
+        ),
         "held_out_000002.png",
         "held_out_000004.png",
         "held_out_000005.png",
@@ -61,7 +69,7 @@ def test_the_saved_model_is_the_trained_one(result: TrainingResult) -> None:
 def test_the_log_has_a_line_a_step_and_held_out_psnr_where_it_was_measured(result: TrainingResult) -> None:
     records = [json.loads(line) for line in (result.config.out / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
-    always = {"step", "loss", "pixel", "kl", "grad_norm", "lr", "psnr", "images_per_second"}
+    always = {"step", "loss", "nll", "pixel", "kl", "grad_norm", "lr", "psnr", "images_per_second"}
     for record in records:
         measured = {"held_out_psnr"} if record["step"] in (2, 4, 5) else set()
         assert record.keys() == always | measured
@@ -71,8 +79,117 @@ def test_the_log_has_a_line_a_step_and_held_out_psnr_where_it_was_measured(resul
 
 def test_the_learning_rate_follows_its_schedule(result: TrainingResult) -> None:
     records = [json.loads(line) for line in (result.config.out / "log.jsonl").read_text().splitlines()]
-    expected = [result.config.lr * lr_factor(done, result.config) for done in range(5)]
+    expected = [result.config.lr * result.config.lr_factor(step) for step in range(1, 6)]
     assert [record["lr"] for record in records] == pytest.approx(expected)
+
+
+def roles(log: Path) -> str:
+    """Which networks took a step: g, d, or b for both; "-" where the autoencoder did not see the discriminator."""
+    found = ""
+    for record in map(json.loads, log.read_text().splitlines()):
+        generator, discriminator = "loss" in record, "disc_loss" in record
+        found += "b" if generator and discriminator else "d" if discriminator else "g"
+        found += "" if not generator or "adversarial" in record else "-"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"disc_start": 0}, "bbbbbb"),
+        ({"disc_start": 3}, "g-g-g-bbb"),
+        ({"disc_start": 4, "disc_warmup": 2}, "g-g-b-b-bb"),
+        ({"disc_start": 4, "disc_warmup": 9}, "b-b-b-b-bb"),
+        ({"disc_start": 2, "alternate": True}, "g-g-dgdg"),
+        ({"disc_start": 0, "alternate": True}, "dgdgdg"),
+        ({"disc_weight": 0.0}, "g-g-g-g-g-g-"),
+    ],
+)
+def test_who_is_trained_when(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    small = {"disc_weight": 0.5, "disc_channels": 4, "disc_layers": 1, "steps": 6, "save_every": 99, "sample_every": 99}
+    train(tiny_run(tmp_path / "run", **small | changes))
+    assert roles(tmp_path / "run" / "log.jsonl") == expected
+
+
+def test_on_the_discriminators_turn_the_autoencoder_stays_as_it_is() -> None:
+    config = TrainingConfig(
+        size=16, disc_weight=0.5, disc_channels=4, disc_layers=1, alternate=True, ema=0.9, device="cpu"
+    )
+    training = set_up(config, start_accelerator(config))
+    before = {name: tensor.clone() for name, tensor in training.vae.state_dict().items()}
+    scalars = training_step(training, torch.zeros(2, 3, 16, 16))
+    assert scalars.keys() == {"disc_loss", "logits_real", "logits_fake", "disc_grad_norm", "disc_lr"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in training.vae.state_dict().items())
+    assert all(parameter.grad is None for parameter in training.vae.parameters())
+    assert training.ema is not None and training.ema.n_averaged == 0
+
+
+def test_the_log_has_every_term(tmp_path: Path) -> None:
+    train(
+        tiny_run(
+            tmp_path / "run", steps=1, disc_weight=0.5, disc_layers=1, perceptual_weight=1.0, lpips="untrained", ema=0.9
+        )
+    )
+    (record,) = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    assert record.keys() == {
+        *("step", "loss", "nll", "pixel", "perceptual", "kl", "adversarial", "adversarial_weight", "clamped"),
+        *("disc_loss", "logits_real", "logits_fake", "grad_norm", "disc_grad_norm", "lr", "disc_lr", "psnr"),
+        *("images_per_second", "held_out_psnr"),
+    }
+    assert record["nll"] == pytest.approx(record["pixel"] + record["perceptual"], rel=1e-5)
+    total = record["nll"] + 1e-6 * record["kl"] + record["adversarial_weight"] * record["adversarial"]
+    assert record["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_an_untrained_lpips_is_told_in_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_run(tmp_path / "run", steps=1, perceptual_weight=1.0, lpips="untrained"))
+    assert "The perceptual loss was LPIPS with untrained VGG16." in capsys.readouterr().out
+
+
+def test_tensorboard_gets_every_term_when_asked(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tiny_run(tmp_path / "run", tensorboard=True))
+    (folder,) = {path.parent for path in (tmp_path / "run").rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    for name in ("loss", "kl", "psnr"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(record["step"], pytest.approx(record[name], rel=1e-6)) for record in records]
+
+
+def test_without_tensorboard_asking_for_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"tensorboard: it is not installed: pip install 'klvae-edu\[tensorboard\]'"):
+        train(tiny_run(tmp_path / "run", tensorboard=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_parts_equals_a_run_in_one(tmp_path: Path) -> None:
+    """Stopped by fewer steps, under a learning rate that does not know the end, and resumed with more."""
+    level = {"schedule": "constant", "warmup": 0.0, "save_every": 99, "sample_every": 99}
+    whole = train(tiny_run(tmp_path / "whole", **level))
+    train(tiny_run(tmp_path / "parts", **level, steps=2))
+    resumed = train(tiny_run(tmp_path / "parts", **level, resume="auto"))
+    assert same_weights(whole.vae, resumed.vae)
+    assert resumed.held_out == whole.held_out
+
+
+def test_a_run_that_is_at_its_end_is_resumed_without_a_step(result: TrainingResult, tmp_path: Path) -> None:
+    train(tiny_run(tmp_path / "run"))
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    again = train(tiny_run(tmp_path / "run", resume="auto"))
+    assert (again.step, again.held_out) == (5, result.held_out)
+    assert not again.interrupted
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+
+
+def test_averaged_weights_are_what_comes_out(result: TrainingResult, tmp_path: Path) -> None:
+    averaged = train(tiny_run(tmp_path / "run", ema=0.9))
+    assert same_weights(AutoencoderKL.from_pretrained(tmp_path / "run" / "model"), averaged.vae)
+    assert not same_weights(averaged.vae, result.vae)
+    assert HeldOut(averaged.config, averaged.vae).measure(averaged.vae) == averaged.held_out
 
 
 class IgnoresCtrlC(Dataset[torch.Tensor]):
@@ -211,8 +328,8 @@ def test_the_summary_of_an_interrupted_run_says_how_to_go_on() -> None:
     assert interrupted.interrupted and not whole.interrupted
     assert "Interrupted" not in whole.summary()
     last = interrupted.summary().splitlines()[-1]
-    assert last.startswith("Interrupted. To go on from these weights: klvae train ")
-    assert "--init run/model" in last and "--steps 2" in last
+    assert last.startswith("Interrupted. To go on: klvae train ")
+    assert "--resume auto" in last and "--steps 5" in last
 
 
 def test_every_held_out_figure_is_measured_on_the_final_weights(result: TrainingResult) -> None:
