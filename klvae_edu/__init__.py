@@ -15,6 +15,7 @@ from klvae_edu._version import __version__
 if TYPE_CHECKING:
     from klvae_edu.autoencoder import AutoencoderKL, AutoencoderKLOutput, DecoderOutput
     from klvae_edu.config import AutoencoderKLConfig
+    from klvae_edu.discriminator import NLayerDiscriminator
     from klvae_edu.gaussian import DiagonalGaussianDistribution
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "AutoencoderKLOutput",
     "DecoderOutput",
     "DiagonalGaussianDistribution",
+    "NLayerDiscriminator",
     "__version__",
 ]
 
@@ -32,6 +34,7 @@ _MODULES = {
     "DecoderOutput": "autoencoder",
     "AutoencoderKLConfig": "config",
     "DiagonalGaussianDistribution": "gaussian",
+    "NLayerDiscriminator": "discriminator",
 }
 
 

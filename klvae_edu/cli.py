@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ from tyro.conf import Positional
 
 from klvae_edu.environment import doctor, restart_with_process_settings
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.recipes import YOUR_IMAGES, about, load_recipe, recipe_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from klvae_edu.autoencoder import AutoencoderKL
     from klvae_edu.metrics import PatchPCA
 
+TRAIN_DESCRIPTION = """\
+Train an autoencoder on crops of images, and keep its weights, a log and pictures in the folder --out.
+
+RECIPE, where there is one, comes first: a name from below, a YAML file of your own, or the training.json of a run that
+is to be repeated. It sets the defaults that the options change.
+
+"""
 DESCRIPTION = "klvae_edu: the autoencoder of Stable Diffusion, from a course. Each command has its own --help."
 
 
@@ -48,9 +56,7 @@ class ConvertOptions:
     source: Positional[str]  # what to read: a file (.safetensors, .ckpt, …), a folder in diffusers' layout, or a Hub id
     target: Positional[Path]  # what to write: a file name that ends in .safetensors, or without a suffix a folder
     names: Literal["compvis", "diffusers"]  # how to name the weights; a folder has diffusers' names
-    scaling_factor: float | None = (
-        None  # of a single file that does not tell: 0.13025 for SDXL's, which has SD 1's network
-    )
+    scaling_factor: float | None = None  # of a single file that does not tell: 0.13025 for SDXL's network
     norm_num_groups: int | None = None  # likewise, where it is not 32
     dtype: Literal["float32", "float16", "bfloat16"] | None = None  # of the weights; None: as they lie in the source
     ema: bool = False  # take the averaged weights out of a checkpoint of CompVis' training
@@ -79,10 +85,11 @@ def main(argv: list[str] | None = None) -> int:
         "convert": ConvertOptions,
         "doctor": DoctorOptions,
     }
-    options = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="klvae", description=DESCRIPTION)
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        if isinstance(options, TrainingConfig):
-            return run_train(options)
+        if argv[:1] == ["train"]:
+            return run_train(train_config(argv[1:]))
+        options = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="klvae", description=DESCRIPTION)
         if isinstance(options, ReconstructOptions):
             return run_reconstruct(options)
         if isinstance(options, ConvertOptions):
@@ -96,10 +103,41 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def train_config(argv: Sequence[str]) -> TrainingConfig:
+    """What `klvae train` is told, `[RECIPE] [--field value …]`: the recipe's fields where no option says otherwise.
+
+    Raises:
+        ValueError: there is no such recipe, or something in it is wrong. Wrong options and --help exit, as tyro does.
+    """
+    import tyro
+
+    recipe = argv[0] if argv and not argv[0].startswith("-") else None
+    default = TrainingConfig() if recipe is None else load_recipe(recipe)
+    width = max(map(len, recipe_names()))
+    recipes = [f"  {name:{width}}  {about(name).splitlines()[0]}" for name in recipe_names()]
+    return tyro.cli(
+        TrainingConfig,
+        args=argv if recipe is None else argv[1:],
+        default=default,
+        prog=f"klvae train {'[RECIPE]' if recipe is None else recipe}",
+        description=TRAIN_DESCRIPTION + "\n".join(recipes) if recipe is None else about(recipe),
+    )
+
+
 def run_train(config: TrainingConfig) -> int:
     """`klvae train`: 0, or 130 when it was interrupted."""
+    from klvae_edu.data.sources import source_folders
     from klvae_edu.training.trainer import train
 
+    folders = source_folders(config.data)
+    if config.data == YOUR_IMAGES and not folders:
+        raise ValueError("data: this recipe is for images of your own; say where they are: --data FOLDER")
+    for folder in folders:
+        if config.out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"out: expected a folder outside of the images, or the next run is trained on the pictures of this "
+                f"one; {config.out} is inside of {folder}. Name another one with --out"
+            )
     if config.init is not None:
         announce_hub(config.init)
     return 130 if train(config).interrupted else 0
@@ -127,7 +165,7 @@ def run_reconstruct(options: ReconstructOptions) -> int:
     from klvae_edu.environment import pick_device
     from klvae_edu.metrics import PatchPCA
     from klvae_edu.training.held_out import some_crops
-    from klvae_edu.training.state import unused
+    from klvae_edu.training.run_folder import unused
 
     if not options.photos:
         raise ValueError("expected at least one photograph: klvae reconstruct PHOTO... --model FOLDER")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from klvae_edu import AutoencoderKL, cli, environment, single_file
 from klvae_edu.checkpoints import WEIGHTS_NAME
-from klvae_edu.cli import main
+from klvae_edu.cli import main, train_config
 from klvae_edu.data import photographs, save_image
 from klvae_edu.environment import PROCESS_SETTINGS, Check
 from klvae_edu.metrics import PatchPCA, psnr
+from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.recipes import about, load_recipe, recipe_names
 
 PSNR_LINE = re.compile(r"^(.+): model (\d+\.\d\d) dB, patch-PCA (\d+\.\d\d) dB, bicubic (\d+\.\d\d) dB -> (.+)$")
 
@@ -189,6 +193,87 @@ def test_a_run_that_is_in_the_way_is_an_error_with_another_name_for_the_folder(
     (tmp_path / "log.jsonl").touch()
     assert main(["train", "--out", str(tmp_path), "--size", "16"]) == 2
     assert "--out" in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("data", "out", "folder"),
+    [(".", "run", "."), ("images", "images/deep/run", "images"), ("photos+images", "images", "images")],
+)
+def test_a_run_is_not_written_among_the_images_it_is_trained_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    data: str,
+    out: str,
+    folder: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").touch()
+    assert main(["train", "--data", data, "--out", out]) == 2
+    assert "out: expected a folder outside of the images" in (error := error_of(capsys))
+    assert f"; {out} is inside of {folder}. Name another one with --out" in error
+    assert [path.name for path in tmp_path.rglob("*")] == ["images", "a.png"]
+
+
+class TestTrainConfig:
+    def test_the_options_go_before_the_recipe_and_the_recipe_before_the_defaults(self, tmp_path: Path) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text("steps: 7\nlr: 1e-4\nadaptive: false\n")
+        expected = TrainingConfig(steps=9, lr=1e-4, adaptive=False)
+        assert train_config([str(file), "--steps", "9"]) == expected
+        assert train_config([str(file), "--steps", "9", "--adaptive"]) == replace(expected, adaptive=True)
+        assert train_config([]) == TrainingConfig()
+        assert train_config(["--steps", "9"]) == TrainingConfig(steps=9)
+
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_the_command_of_a_run_from_a_recipe_needs_no_recipe(self, name: str) -> None:
+        config = train_config([name, "--seed", "5"])
+        assert config == replace(load_recipe(name), seed=5)
+        program, command, *options = shlex.split(config.command())
+        assert (program, command) == ("klvae", "train")
+        assert train_config(options) == config
+
+    def test_help_names_the_recipes_and_with_one_shows_its_values(self, capsys: pytest.CaptureFixture[str]) -> None:
+        def help_of(*arguments: str) -> str:
+            with pytest.raises(SystemExit) as stop:
+                main(["train", *arguments, "--help"])
+            assert stop.value.code == 0
+            return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+        plain, of_mini = help_of(), help_of("mini")
+        assert "usage: klvae train [RECIPE]" in plain and "usage: klvae train mini" in of_mini
+        for name in recipe_names():
+            assert f" {name} {about(name).splitlines()[0]}" in plain
+        assert "optimiser steps (default: 3000)" in plain
+        assert f"optimiser steps (default: {load_recipe('mini').steps})" in of_mini
+        assert about("mini").splitlines()[0] in of_mini
+
+    def test_a_mistyped_recipe_or_option_is_an_error_with_the_nearest(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train", "mnii"]) == 2
+        assert "there is no recipe 'mnii'; did you mean 'mini'?" in error_of(capsys)
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "mini", "--bach-size", "4"])
+        assert stop.value.code == 2
+        printed = capsys.readouterr().err
+        assert "--bach-size" in printed and "--batch-size" in printed
+
+    def test_a_fault_in_a_file_is_one_line_that_names_it(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text("steps: many\n")
+        assert main(["train", str(file)]) == 2
+        assert error_of(capsys) == f"{file}: steps: expected a whole number, got 'many'"
+
+    @pytest.mark.parametrize("name", [name for name in recipe_names() if name != "mini"])
+    def test_a_recipe_for_images_of_your_own_asks_for_them(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert main(["train", name]) == 2
+        assert "--data FOLDER" in error_of(capsys)
+        assert not list(tmp_path.iterdir())
 
 
 class TestConvert:

@@ -138,15 +138,19 @@ class ImageCrops(IndexedImages):
             return random_crop(levels, self.size, np.random.default_rng((self.seed, index)))
         raise ValueError(f"none of the images can be read. {self.report()}")
 
-    def report(self) -> str | None:
-        """How many images turned out unreadable, which and why; None if all that were asked for could be read."""
+    def report(self, limit: int | None = NAMES_IN_REPORT) -> str | None:
+        """How many images turned out unreadable, which and why; None if all that were asked for could be read.
+
+        `limit` of them are named (None: all), each is read once more for its reason.
+        """
         numbers = self.unreadable.nonzero().flatten().tolist()
         if not numbers:
             return None
         lines = [f"{len(numbers)} of {len(self.images)} images could not be read, others took their place:"]
-        lines += [f"  {self._reason(number)}" for number in numbers[:NAMES_IN_REPORT]]
-        if len(numbers) > NAMES_IN_REPORT:
-            lines.append(f"  and {len(numbers) - NAMES_IN_REPORT} more")
+        named = numbers[:limit]
+        lines += [f"  {self._reason(number)}" for number in named]
+        if len(numbers) > len(named):
+            lines.append(f"  and {len(numbers) - len(named)} more")
         return "\n".join(lines)
 
     def _reason(self, number: int) -> str:

@@ -70,8 +70,11 @@ class StreamedCrops(IterableDataset[Tensor]):
             share = None if self.length is None else len(range(worker, self.length, workers))
             yield from itertools.islice(self._crops(worker), share)
 
-    def report(self) -> str | None:
-        """How many images of the first pass were unreadable, which and why; None if there were none."""
+    def report(self, limit: int | None = None) -> str | None:
+        """How many images of the first pass were unreadable, which and why; None if there were none.
+
+        All that were noted are named, whatever `limit` says: a worker notes what fits into 4 kB.
+        """
         count = int(self.unreadable.sum())
         if not count:
             return None

@@ -1,6 +1,7 @@
 """One function for all training data: `image_dataset(source, size)`.
 
-The source is procedural images, the photographs inside scikit-image, a folder of images, or a Hugging Face data set.
+The source is procedural images, the photographs inside scikit-image, a folder of images, a Hugging Face data set, or
+several of these that take turns.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image
 from torch import Tensor
 
-from klvae_edu.data.crops import ImageCrops, IndexedImages, hold_out, pyramid
+from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops, Images, IndexedImages, hold_out, pyramid
 from klvae_edu.data.files import load_image
 from klvae_edu.data.procedural import dead_leaves
 
@@ -43,6 +44,7 @@ PHOTOGRAPHS: dict[Split, dict[str, str]] = {
     "held-out": {"chelsea": "chelsea.png", "coffee": "coffee.png"},
 }
 
+BUILT_IN = ("dead-leaves", "photos")
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow knows the format, but draws nothing
 
 
@@ -54,7 +56,7 @@ def image_dataset(
     seed: int = 0,
     length: int | None = None,
     streaming: bool = False,
-) -> DeadLeaves | ImageCrops | StreamedCrops:
+) -> DeadLeaves | ImageCrops | Mixture | StreamedCrops:
     """A data set of square images (3, size, size), float32 in [-1, 1].
 
     Training images are random crops, each a pure function of (seed, index). Held-out crops are of other images, and the
@@ -64,6 +66,7 @@ def image_dataset(
         source: "dead-leaves" (procedural), "photos" (the photographs inside scikit-image), a folder of images, searched
             with its subfolders, or a data set for Hugging Face `datasets`: an id on the Hub, a folder written by
             `save_to_disk`, or one with parquet files. The prefix "hf:" forces the last reading; "./photos" is a folder.
+            Several with "+" between them, such as "photos+dead-leaves", take turns (`Mixture`).
         size: side of the images in pixels.
         split: "train" or "held-out". Where a source has no split of its own, 5 % of its images are held out.
         seed: of the training crops.
@@ -80,20 +83,58 @@ def image_dataset(
     if split == "held-out":
         seed, length = HELD_OUT_SEED, length or HELD_OUT_LENGTH
 
-    name = source.removeprefix("hf:")
-    if source.startswith("hf:") or (source not in ("dead-leaves", "photos") and _is_data_set(source)):
+    names = joined_sources(source)
+    if streaming:
+        if len(names) > 1:
+            raise ValueError(f"streaming is for one Hugging Face data set; {source!r} are {len(names)} sources")
+        if not _is_data_set(source):
+            raise ValueError(
+                f"streaming is for Hugging Face data sets; {source!r} is none (the prefix 'hf:' makes it one)"
+            )
         from klvae_edu.data import hub
 
-        if streaming:
-            return hub.StreamedCrops(name, split, size, seed=seed, length=length)
-        return ImageCrops(hub.HubImages(name, split), size, seed=seed, length=length or TRAIN_LENGTH)
-    if streaming:
-        raise ValueError(f"streaming is for Hugging Face data sets; {source!r} is none (the prefix 'hf:' makes it one)")
+        return hub.StreamedCrops(source.removeprefix("hf:"), split, size, seed=seed, length=length)
     length = length or TRAIN_LENGTH
+    parts = [_one_source(name, split, size, seed, -(-length // len(names))) for name in names]
+    return parts[0] if len(parts) == 1 else Mixture(parts, size, seed=seed, length=length)
+
+
+def _one_source(source: str, split: Split, size: int, seed: int, length: int) -> DeadLeaves | ImageCrops:
     if source == "dead-leaves":
         return DeadLeaves(size, seed=seed, length=length)
-    images = Photographs(split, size) if source == "photos" else Folder(source, split)
+    images: Images
+    if source == "photos":
+        images = Photographs(split, size)
+    elif _is_data_set(source):
+        from klvae_edu.data import hub
+
+        images = hub.HubImages(source.removeprefix("hf:"), split)
+    else:
+        images = Folder(source, split)
     return ImageCrops(images, size, seed=seed, length=length)
+
+
+def joined_sources(source: str) -> list[str]:
+    """The sources that `source` joins with "+". A folder with a "+" in its name is one: the longest that is there.
+
+    Raises:
+        ValueError: one of them is empty or comes twice.
+    """
+    names, left = [], source.split("+")
+    while left:
+        lengths = range(len(left), 1, -1)
+        count = next((count for count in lengths if _folder("+".join(left[:count])).is_dir()), 1)
+        names.append("+".join(left[:count]))
+        left = left[count:]
+    if not all(names) or len({*names}) < len(names):
+        raise ValueError(f"expected a source, or different ones with + between them, got {source!r}")
+    return names
+
+
+def source_folders(source: str) -> list[Path]:
+    """The folders on this disk that `image_dataset(source, …)` reads."""
+    folders = [_folder(name) for name in joined_sources(source) if name not in BUILT_IN]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def photographs(split: Split = "held-out") -> dict[str, Tensor]:
@@ -120,8 +161,27 @@ class DeadLeaves(IndexedImages):
     def make(self, index: int) -> Tensor:
         return dead_leaves(index, self.size, self.seed)
 
-    def report(self) -> None:
+    def report(self, limit: int | None = None) -> None:
         """Nothing is read, so nothing is unreadable."""
+
+
+class Mixture(IndexedImages):
+    """`length` images (3, size, size) in [-1, 1] of n data sets that take turns: image i is of number i mod n.
+
+    Each gives its own images in their own order, so that where images take turns inside a part, all of them do.
+    """
+
+    def __init__(self, parts: Sequence[DeadLeaves | ImageCrops], size: int, *, seed: int, length: int) -> None:
+        super().__init__(size, seed=seed, length=length)
+        self.parts = parts
+
+    def make(self, index: int) -> Tensor:
+        turn, part = divmod(index, len(self.parts))
+        return self.parts[part][turn]
+
+    def report(self, limit: int | None = NAMES_IN_REPORT) -> str | None:
+        """The parts' reports, one below the other; None if there are none."""
+        return "\n".join(filter(None, [part.report(limit) for part in self.parts])) or None
 
 
 class Photographs:
@@ -144,7 +204,7 @@ class Folder:
         self.root = Path(folder).expanduser()
         names = self._names()
         if len(names) == 1:
-            warnings.warn(f"{folder}: one image only, so it is both trained on and held out", stacklevel=3)
+            warnings.warn(f"{folder}: one image only, so it is both trained on and held out", stacklevel=4)
         train, held_out = hold_out(names)
         self.names = [names[position] for position in (train if split == "train" else held_out)]
 
@@ -179,10 +239,18 @@ def image_suffixes() -> set[str]:
 
 def _is_data_set(source: str) -> bool:
     """Whether `source` is for `datasets`: a folder in its formats, or nothing on this disk that looks like a Hub id."""
-    path = Path(source).expanduser()
+    if source in BUILT_IN:
+        return False
+    if source.startswith("hf:"):
+        return True
+    path = _folder(source)
     if path.is_dir():
         return any(
             next(path.glob(mark), None)
             for mark in ("dataset_dict.json", "dataset_info.json", "*.parquet", "*/*.parquet")
         )
     return not path.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
+
+
+def _folder(source: str) -> Path:
+    return Path(source.removeprefix("hf:")).expanduser()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -13,7 +16,7 @@ from klvae_edu.config import PRESETS
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Train an autoencoder on crops of images, with the pixel and KL losses.
+    """Train an autoencoder on crops of images: pixel, KL and, on request, perceptual and adversarial losses.
 
     The defaults train the preset `tiny` on crops of the sample photographs: 3,000 steps, 3 minutes on 2 CPU cores.
 
@@ -24,9 +27,7 @@ class TrainingConfig:
     data: str = "photos"  # photos, dead-leaves, a folder of images, hf:NAME on the Hugging Face Hub, or several with +
     streaming: bool = False  # read a Hub data set bit by bit over the network, instead of all of it beforehand
     out: Path = Path("run")  # new folder for the weights, the log and the pictures
-    resume: str | None = (
-        None  # go on with a run that was cut off: auto (the last whole checkpoint in --out), or its folder
-    )
+    resume: str | None = None  # go on with a run that was cut off: auto (the one in --out), or a checkpoint's folder
     preset: str = "tiny"  # untrained model to begin with: sd-v1, kl-f8, mini or tiny
     init: str | None = None  # weights to begin with instead: a folder such as run/model, or a Hub id
     trained_part: Literal["all", "decoder"] = "all"  # decoder: the latents stay those that the model has now
@@ -58,9 +59,7 @@ class TrainingConfig:
     disc_channels: int = 64  # of the discriminator's first convolution
     disc_layers: int = 3  # convolutions of the discriminator with stride 2
     adaptive: bool = True  # balance both terms' gradients at the last layer; without it disc_weight is all there is
-    alternate: bool = (
-        False  # once the discriminator is trained: the networks take turns, instead of both on every batch
-    )
+    alternate: bool = False  # once there is a discriminator, the networks take turns; else both train on every batch
 
     mixed_precision: Literal["no", "bf16"] = "no"  # bf16 is faster where the processor has it; weights stay float32
     device: Literal["cuda", "mps", "cpu"] | None = None  # what to compute on; None: the best there is
@@ -120,6 +119,21 @@ class TrainingConfig:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return values | {"out": str(self.out), "betas": list(self.betas)}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
+        """The configuration with these fields, as `to_dict`, JSON or YAML has them, and the others at their defaults.
+
+        Raises:
+            ValueError: no such field, or a value of another type or out of its range. The message names the field.
+        """
+        kinds = get_type_hints(cls)
+        for name in values:
+            if name not in kinds:
+                near = difflib.get_close_matches(str(name), kinds, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(kinds)}"
+                raise ValueError(f"there is no field {name!r}; {hint}")
+        return cls(**{name: _read(name, kinds[name], value) for name, value in values.items()})
+
     def command(self, **changes: Any) -> str:
         """The command line of this run with `changes`; fields at their default are left out."""
         changed, default = replace(self, **changes), TrainingConfig()
@@ -129,7 +143,7 @@ class TrainingConfig:
             if value == getattr(default, field.name):
                 continue
             if isinstance(value, bool):
-                words += [option]
+                words += [option if value else f"--no-{option.removeprefix('--')}"]
             else:
                 words += [option, *map(str, value if isinstance(value, tuple) else (value,))]
         return shlex.join(words)
@@ -140,3 +154,35 @@ def _choices() -> dict[str, list[str]]:
     hints = get_type_hints(TrainingConfig).items()
     literals = {name: [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal] for name, hint in hints}
     return {name: [*get_args(found[0])] for name, found in literals.items() if found}
+
+
+_EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple: "a list",
+    str: "text",
+    Path: "text",
+}
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+|[-+]?inf(inity)?", re.IGNORECASE)
+
+
+def _read(name: str, kind: Any, value: Any) -> Any:
+    """`value` as a field of this type has it. YAML 1.1 takes 1e-6 for text and a bare no for false: both are meant."""
+    if type(None) in get_args(kind):
+        if value is None:
+            return None
+        (kind,) = {*get_args(kind)} - {type(None)}
+    if get_origin(kind) is Literal:  # whether it is one of them is seen to where all ranges are
+        return "no" if value is False and "no" in get_args(kind) else value
+    if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
+        return tuple(_read(name, float, part) for part in value)
+    if kind is float and isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if kind in (bool, int, str) and type(value) is kind:
+        return value
+    raise ValueError(f"{name}: expected {_EXPECTED[get_origin(kind) or kind]}, got {value!r}")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from klvae_edu.data.crops import hold_out, pyramid, random_crop
-from klvae_edu.data.sources import Folder, image_dataset, photographs
+from klvae_edu.data.sources import Folder, Mixture, image_dataset, joined_sources, photographs, source_folders
 
 LEVELS = 20  # flat test images are told apart by their grey level: number i of them has the level 10·i
 
@@ -383,6 +383,128 @@ def test_a_file_that_vanishes_during_the_run_is_replaced_too(tmp_path: Path) -> 
     (tmp_path / name).unlink()
     assert number_of(data[0]) == number_of(data[1])
     assert "No such file" in (data.report() or "")
+
+
+def test_a_report_names_all_of_them_on_request(tmp_path: Path) -> None:
+    flat_images(tmp_path, 1)
+    for number in range(1, 61):
+        (tmp_path / f"{number:02}.png").write_bytes(b"damaged")
+    train = Folder(str(tmp_path), "train").names
+    Image.new("RGB", (8, 8)).save(tmp_path / train[0])
+    data = image_dataset(str(tmp_path), 8, length=len(train))
+    data[1]
+    whole = data.report(limit=None) or ""
+    assert [name in whole for name in train] == [False] + [True] * (len(train) - 1)
+    assert "more" not in whole
+    assert (data.report(limit=2) or "").count("not in any image format") == 2
+    assert f"and {len(train) - 3} more" in (data.report(limit=2) or "")
+
+
+# --- several sources
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_sources_take_turns_each_with_its_own_images_in_order(split: Any) -> None:
+    parts = [image_dataset(name, 16, split=split, seed=3, length=4) for name in ("photos", "dead-leaves")]
+    mixed = image_dataset("photos+dead-leaves", 16, split=split, seed=3, length=7)
+    assert isinstance(mixed, Mixture)
+    assert len(mixed) == 7
+    for index, image in enumerate(mixed):
+        assert torch.equal(image, parts[index % 2][index // 2])
+
+
+def test_every_image_of_a_source_has_its_turn(tmp_path: Path) -> None:
+    """With image i of a part for image i of the mixture, two sources would leave out half of an even number."""
+    source = f"dead-leaves+{flat_images(tmp_path, 5)}"
+    mixed = image_dataset(source, 8, length=8)
+    assert len({number_of(mixed[index]) for index in (1, 3, 5, 7)}) == 4
+
+
+def test_a_mixture_has_the_length_that_was_asked_for() -> None:
+    for length in (1, 2, 3):
+        mixed = image_dataset("dead-leaves+photos", 16, length=length)
+        assert len(mixed) == len(list(mixed)) == length
+    assert len(image_dataset("photos+dead-leaves", 16)) == 2**20
+    assert len(image_dataset("photos+dead-leaves", 16, split="held-out")) == 256
+
+
+def test_a_mixed_image_is_a_pure_function_of_seed_and_index() -> None:
+    one, two, other = (image_dataset("photos+dead-leaves", 16, seed=seed, length=12) for seed in (4, 4, 5))
+    backward = {index: two[index] for index in reversed(range(12))}
+    assert all(torch.equal(one[index], backward[index]) for index in range(12))
+    assert not any(torch.equal(one[index], other[index]) for index in range(12))
+
+
+def test_mixed_held_out_images_are_of_held_out_images_whatever_the_seed() -> None:
+    one, two = (image_dataset("photos+dead-leaves", 16, split="held-out", seed=seed, length=12) for seed in (0, 1))
+    assert all(torch.equal(one[index], two[index]) for index in range(12))
+    train = {image.numpy().tobytes() for image in image_dataset("photos+dead-leaves", 16, length=256)}
+    assert not train & {image.numpy().tobytes() for image in one}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_give_the_same_mixture_and_report_what_they_could_not_read(tmp_path: Path, workers: int) -> None:
+    for part in ("a", "b"):
+        flat_images(tmp_path / part, 6)
+    bad = {part: Folder(str(tmp_path / part), "train").names[0] for part in ("a", "b")}
+    source = f"{tmp_path / 'a'}+dead-leaves+{tmp_path / 'b'}"
+    whole = torch.stack([*image_dataset(source, 8, length=18)])
+    for part, name in bad.items():
+        (tmp_path / part / name).write_bytes(b"damaged")
+    data = image_dataset(source, 8, length=18)
+    found = torch.stack([*DataLoader(data, batch_size=None, num_workers=workers)])
+    differ = [index for index in range(18) if not torch.equal(found[index], whole[index])]
+    assert differ == [0, 2, 15, 17]  # crops 0 and 5 of either folder, whose first image is damaged
+    report = data.report() or ""
+    assert report.count("1 of 5 images could not be read") == 2
+    assert all(str(tmp_path / part / name) in report for part, name in bad.items())
+    assert (data.report(limit=0) or "").count("and 1 more") == 2
+
+
+def test_where_all_is_well_a_mixture_has_nothing_to_report() -> None:
+    data = image_dataset("photos+dead-leaves", 16, length=4)
+    list(data)
+    assert data.report() is None
+    assert data.report(limit=None) is None
+
+
+def test_a_folder_with_a_plus_in_its_name_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flat_images(tmp_path / "cats+dogs", 3)
+    flat_images(tmp_path / "photos+dead-leaves", 3)
+    assert joined_sources("cats+dogs") == ["cats+dogs"]
+    assert joined_sources("photos+cats+dogs+dead-leaves") == ["photos", "cats+dogs", "dead-leaves"]
+    assert joined_sources("hf:cats+dogs+photos") == ["hf:cats+dogs", "photos"]
+    assert image_dataset("cats+dogs", 8)[0].std() < 1e-6
+    assert image_dataset("photos+dead-leaves", 8)[0].std() < 1e-6
+
+
+def test_a_mixture_may_have_a_data_set_in_it(tmp_path: Path) -> None:
+    source = saved(tmp_path, "save_to_disk", {"train": [6, 6], "test": [9]})
+    assert [number_of(image_dataset(f"dead-leaves+{source}", 8)[index]) for index in (1, 3)] == [6, 6]
+    assert number_of(image_dataset(f"{source}+photos", 8, split="held-out")[0]) == 9
+
+
+@pytest.mark.parametrize("source", ["", "+", "photos+", "+photos", "photos++dead-leaves", "photos+photos"])
+def test_an_empty_source_and_one_that_comes_twice_are_refused(source: str) -> None:
+    with pytest.raises(ValueError) as error:
+        image_dataset(source, 8)
+    assert str(error.value) == f"expected a source, or different ones with + between them, got {source!r}"
+
+
+def test_a_part_that_is_missing_is_named_and_streams_are_not_mixed() -> None:
+    with pytest.raises(ValueError, match="missing: expected a folder with image files"):
+        image_dataset("photos+missing", 8)
+    with pytest.raises(ValueError, match=r"streaming is for one Hugging Face data set; 'hf:a/b\+photos' are 2 sources"):
+        image_dataset("hf:a/b+photos", 8, streaming=True)
+
+
+def test_the_folders_of_a_source_are_those_on_this_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "a", "b"):
+        (tmp_path / name).mkdir()
+    assert source_folders("photos+dead-leaves+a+hf:b+missing+name/on-the-hub") == [Path("a"), Path("b")]
+    assert source_folders("./photos") == [Path("photos")]
 
 
 # --- Hugging Face data sets
