@@ -2,7 +2,8 @@
 
 The network is torchvision's VGG16, trained on ImageNet; the weights of its channels come with the package `lpips`. Two
 things differ from `lpips.LPIPS`: nothing here can be trained (there are no parameters, only buffers) or switched to
-train mode, and the gradient stays finite where all features of a pixel are zero (`lpips` has a square root at 0 there).
+train mode, and the features' length is never differentiated at 0, where a square root has an infinite slope (in
+`lpips` only the ReLU before it keeps the product, which is not a number, from the image).
 
 Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", section 3, eq. 1.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from http.client import HTTPException
 from pathlib import Path
 from typing import Self
 
@@ -104,7 +106,8 @@ class LPIPS(nn.Module):
         return super().train(False)
 
     def _load(self, state: dict[str, Tensor]) -> None:
-        trunk = {name.removeprefix("features."): value for name, value in state.items() if name.startswith("features.")}
+        prefix = "features."
+        trunk = {name.removeprefix(prefix): state[name] for name in state if str(name).startswith(prefix)}
         try:
             self.trunk.load_state_dict(trunk)
         except RuntimeError as error:
@@ -128,7 +131,11 @@ def _vgg16(weights: str | Path) -> tuple[dict[str, Tensor] | None, str]:
             raise OSError("HF_HUB_OFFLINE is set")
         state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
         return dict(state), str(cached)
-    except OSError as error:  # URLError is one
+    except (
+        OSError,
+        RuntimeError,
+        HTTPException,
+    ) as error:  # no network (a URLError is an OSError), or a part of the file
         warnings.warn(
             f"LPIPS: VGG16's trained weights are neither in {cached} nor to be had from {url} ({error}). Its features "
             "are untrained ones: a distance, but not the one that people's judgement was fitted to. Put the file "

@@ -36,7 +36,8 @@ class RunFolder:
         self.resume = resume
         self.writes = writes
         self.saved_step: int | None = None  # of the last whole checkpoint
-        in_use = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        # A kill before `training.json` has its name leaves a file that nobody but `start` can have made.
+        in_use = path.exists() and (not path.is_dir() or not all(one.match(".*.part") for one in path.iterdir()))
         of_a_run = (path / "training.json").is_file()
         if writes and in_use and not (resume and of_a_run):
             go_on = " Go on with that run: --resume auto." if of_a_run else ""
@@ -79,9 +80,13 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with written_aside(self.path / "training.json") as path:
             path.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        for unfinished in (*self.path.glob("checkpoints/.*.partial"), *self.path.glob("model/.*.part")):
-            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
-        if step:
+        for later in self.checkpoints():
+            if _number(later) > step:
+                _delete(later)
+        for pattern in ("checkpoints/.*.partial", "model/.*.part", ".*.part"):
+            for unfinished in self.path.glob(pattern):
+                shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+        if self.checkpoint(step).is_dir():  # and not that of another run
             self.saved_step = step
         log = self.path / "log.jsonl"
         if log.exists():
@@ -100,15 +105,16 @@ class RunFolder:
         try:
             save_checkpoint(training, self.checkpoint(training.step))
             self.saved_step = training.step
-            if self.writes:
-                training.averaged.save_pretrained(self.model)
+            self.publish(training)
         except (OSError, SafetensorError) as error:
             raise OSError(f"step {training.step} could not be saved ({error}); {self.kept()}") from error
+
+    def publish(self, training: Training) -> None:
+        """What follows a checkpoint, and comes late where a run was killed in between: `model/`, and fewer old ones."""
         if self.writes:
+            training.averaged.save_pretrained(self.model)
             for old in self.checkpoints()[: -training.config.keep]:
-                gone = partial_folder(old)  # a folder that is half deleted must not pass for a checkpoint
-                old.rename(gone)
-                shutil.rmtree(gone)
+                _delete(old)
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step`."""
@@ -117,7 +123,7 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """Those that are there, in the order of their steps."""
         found = self.path.glob("checkpoints/step_*")
-        return sorted(folder for folder in found if re.fullmatch(r"step_\d{7,}", folder.name))
+        return sorted((folder for folder in found if re.fullmatch(r"step_\d{7,}", folder.name)), key=_number)
 
     def kept(self) -> str:
         """What a run that fails now leaves behind, in words."""
@@ -153,6 +159,18 @@ def unused(path: Path) -> Path:
         number += 1
         candidate = path.with_stem(f"{path.stem}-{number}")
     return candidate
+
+
+def _number(checkpoint: Path) -> int:
+    """The step in its name."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def _delete(checkpoint: Path) -> None:
+    """Under another name first: a folder that is half deleted must not pass for a checkpoint."""
+    gone = partial_folder(checkpoint)
+    checkpoint.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _step_of(line: str) -> Any:

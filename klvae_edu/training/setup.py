@@ -108,8 +108,15 @@ class Training:
                 group["lr"] = peak * factor
 
     def parts(self, network: nn.Module, *batches: Tensor) -> Iterator[Sequence[Tensor]]:
-        """The `accumulate` parts of one step's batches; gradients of `network` meet those of other processes once."""
-        *first, last = zip(*(batch.chunk(self.config.accumulate) for batch in batches), strict=True)
+        """The `accumulate` parts of one step's batches; gradients of `network` meet those of other processes once.
+
+        Raises:
+            ValueError: a batch that does not divide into as many equal parts.
+        """
+        count = self.config.accumulate
+        if any(len(batch) % count for batch in batches):
+            raise ValueError(f"expected a batch that {count} divides (accumulate), got {len(batches[0])} images")
+        *first, last = zip(*(batch.chunk(count) for batch in batches), strict=True)
         for part in first:
             with self.accelerator.no_sync(network):
                 yield part

@@ -32,9 +32,9 @@ def generator_step(training: Training, images: Tensor) -> tuple[dict[str, float]
     """One step of the autoencoder on `images` (B, 3, H, W) in [-1, 1].
 
     Returns:
-        Scalars of this step, before the update, averaged over processes: "loss" and its terms "pixel", "perceptual",
-        "kl", "adversarial" (those that the configuration has), "adversarial_weight" and whether it was "clamped", the
-        gradient's length before clipping "grad_norm", "lr", and the "psnr" of the reconstructions in dB.
+        Scalars of this step, before the update, averaged over processes: "loss" and its terms "nll" ("pixel" and
+        "perceptual"), "kl", "adversarial" (those that the configuration has), "adversarial_weight" and whether it was
+        "clamped", the gradient's length before clipping "grad_norm", "lr", and the "psnr" of the reconstructions in dB.
         The reconstructions, without a graph: the discriminator's step needs them too.
 
     Raises:

@@ -102,6 +102,8 @@ def train(config: TrainingConfig) -> TrainingResult:
     data = image_dataset(config.data, config.size, seed=config.seed, length=length, streaming=config.streaming)
     loader = accelerator.prepare(training_loader(config, data, training.step * images_a_step))
     folder.start(config, training.step)
+    if checkpoint is not None:
+        folder.publish(training)
     if config.tensorboard:
         accelerator.init_trackers(config.out.name)
 
@@ -135,7 +137,7 @@ def train(config: TrainingConfig) -> TrainingResult:
             started = time.perf_counter()
     for tracker in accelerator.trackers:
         tracker.finish()
-    folder.save_report(data.report())
+    folder.save_report(data.report(limit=None))
     unreadable = [report for report in (data.report(), held_out.unreadable) if report]
     speed = (training.step - first) * images_a_step / seconds_of_steps if seconds_of_steps else 0.0
     lpips = None if training.perceptual is None else training.perceptual.source
