@@ -46,8 +46,9 @@ notebooks: $(READY) ## build the notebooks from notebooks/source (NB=03, EXECUTE
 measure: $(READY) ## time and memory of the notebooks, for the line in their heads (NB=03)
 	OMP_NUM_THREADS=2 $(PY) tools/measure_notebooks.py $(NB)
 
-bench: $(READY) ## memory, time and seams of tiled decoding, into benchmarks/ (some minutes)
+bench: $(READY) ## tiled decoding and the training step against their peers, into benchmarks/ (some minutes)
 	OMP_NUM_THREADS=2 $(PY) benchmarks/tiled_decode.py
+	OMP_NUM_THREADS=2 $(PY) benchmarks/train_step.py
 
 # With the oldest Python supported: what runs there runs on the later ones too.
 constraints: $(READY) ## write constraints.txt from what is installed

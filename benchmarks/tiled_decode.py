@@ -8,16 +8,13 @@ is measured in one process, the ways taking turns; the ratio is the median over 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import median
 
 import torch
+from common import begin_peak, machine, measured_elsewhere, memory, ratios, write
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.environment import restart_with_process_settings
@@ -37,18 +34,11 @@ def latent(side: int) -> torch.Tensor:
     return torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
 
 
-def memory(name: str) -> int:
-    """A line of /proc/self/status, in bytes: VmRSS is what the process holds now, VmHWM the most it held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
-
-
 @torch.no_grad()
 def peak_memory(way: str, side: int) -> int:
     """Bytes at the peak of one decode over those before it, without the output."""
     vae, z = model(way), latent(side)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
-    before = memory("VmRSS")
+    before = begin_peak()
     image = vae.decode(z).sample
     return memory("VmHWM") - before - image.numel() * image.element_size()
 
@@ -69,13 +59,6 @@ def times_and_seams(side: int, rounds: int) -> tuple[dict[str, list[float]], dic
     return seconds, seams
 
 
-def measured_elsewhere(way: str, side: int) -> int:
-    command = [sys.executable, __file__, "--memory-of", way, "--side", str(side)]
-    # With the allocator as it comes: the settings that make it fast keep freed memory in the process.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=512, help="of the image, in pixels")
@@ -89,26 +72,24 @@ def main() -> None:
     side = options.side
     if side <= TILE:
         parser.error(f"--side: expected more than one tile of {TILE} pixels, got {side}")
-    sizes = {f"{way}, {side}": measured_elsewhere(way, side) for way in WAYS}
-    sizes[f"tiled, {side * 3 // 2}"] = measured_elsewhere("tiled", side * 3 // 2)
+    rows = [(way, side) for way in WAYS] + [("tiled", side * 3 // 2)]
+    sizes = {
+        f"{way}, {of_side}": measured_elsewhere(__file__, "--memory-of", way, "--side", str(of_side))
+        for way, of_side in rows
+    }
     seconds, seams = times_and_seams(side, options.rounds)
-    ratios = {way: [one / whole for one, whole in zip(seconds[way], seconds["whole"], strict=True)] for way in WAYS}
     report = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}",
+        "machine": machine(),
         "network": "sd-v1, random weights, float32",
         "tile": TILE,
         "overlap": OVERLAP,
         "side": side,
         "peak MiB over the model, output aside": {name: round(size / 2**20) for name, size in sizes.items()},
         "seconds": {way: round(median(values), 2) for way, values in seconds.items()},
-        "time over whole": {
-            way: [round(value, 3) for value in (median(values), min(values), max(values))]
-            for way, values in ratios.items()
-        },
+        "time over whole": ratios(seconds, "whole"),
         "seam metric": {way: round(value, 3) for way, value in seams.items()},
     }
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write(report, options.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,319 @@
+"""The whole training step against the same losses taken as CompVis takes them. Run: python benchmarks/train_step.py
+
+Both make one step of the autoencoder (L1, LPIPS, KL, adversarial with the adaptive weight, summed over an image) and
+one of the discriminator on every batch, from the same weights. That they do the same mathematics is asserted first: the
+adaptive weight and both networks' gradients agree. Time is measured in one process, the ways taking turns; a ratio is
+the median over the rounds. Memory is measured in a fresh process for each way, over networks and data, as the most that
+two steps take: gradients, AdamW's averages and activations. VGG16 is untrained, which costs what the trained one costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import diffusers
+import lpips
+import torch
+from common import begin_peak, machine, measured_elsewhere, memory, ratios, write
+from torch import Tensor, nn
+
+from klvae_edu.config import PRESETS, AutoencoderKLConfig
+from klvae_edu.discriminator import NLayerDiscriminator
+from klvae_edu.environment import restart_with_process_settings
+from klvae_edu.training import steps
+from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.setup import Training, set_up, start_accelerator
+from klvae_edu.training.steps import discriminator_step, generator_step
+
+OURS, CONSTANT, PEER = "ours", "ours, constant weight", "as CompVis"
+AGREEMENT = 1e-6  # relative, in float64; the two LPIPS guard against a length of 0 differently, by some 1e-8
+DISC_WEIGHT, KL_WEIGHT = 0.5, 1e-6
+
+PRESETS["small"] = AutoencoderKLConfig(block_out_channels=(32, 64, 128, 128))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained on: a preset's network, batches of square images."""
+
+    preset: str
+    batch: int
+    side: int  # pixels
+
+    def config(self) -> TrainingConfig:
+        return TrainingConfig(
+            preset=self.preset,
+            size=self.side,
+            batch_size=self.batch,
+            lr=1e-5,
+            schedule="constant",
+            warmup=0.0,
+            betas=(0.5, 0.9),
+            weight_decay=0.0,
+            grad_clip=float("inf"),
+            reduction="sum",
+            pixel="l1",
+            kl_weight=KL_WEIGHT,
+            perceptual_weight=1.0,
+            lpips="untrained",
+            disc_weight=DISC_WEIGHT,
+            device="cpu",
+        )
+
+    def images(self) -> Tensor:
+        """Noise (B, 3, H, W) in [-1, 1]: what is in the images costs nothing."""
+        return torch.rand(self.batch, 3, self.side, self.side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+SETTINGS = {"small": Setting("small", 16, 64), "sd-v1": Setting("sd-v1", 2, 64), "tiny": Setting("tiny", 2, 32)}
+
+
+class Ours:
+    """The package's own step."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.training: Training = set_up(config, start_accelerator(config))
+
+    def step(self, images: Tensor) -> None:
+        self.training.begin_step()
+        _, reconstructions = generator_step(self.training, images)
+        discriminator_step(self.training, images, reconstructions)
+
+
+class Peer:
+    """CompVis' step around diffusers' autoencoder and `lpips`: one training step for each optimiser, from the start.
+
+    Lightning calls `training_step` twice on a batch, and each time the autoencoder runs anew: the second time with
+    updated weights, another posterior sample, and no graph, since the autoencoder is frozen then. What would only make
+    this slower is left out: the log-variance that stays at 0, the logging, gradients kept during the forward pass.
+
+    Source: CompVis latent-diffusion, `ldm/models/autoencoder.py` and `ldm/modules/losses/contperceptual.py`.
+    """
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.vae = diffusers.AutoencoderKL(**PRESETS[config.preset].to_dict())
+        self.discriminator = NLayerDiscriminator()
+        with warnings.catch_warnings(action="ignore"):  # it calls torchvision in an old way
+            self.lpips = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False)
+        self.optimizer, self.disc_optimizer = (
+            torch.optim.AdamW(network.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
+            for network in (self.vae, self.discriminator)
+        )
+
+    def load(self, training: Training) -> None:
+        """Take over all weights."""
+        self.vae.load_state_dict(training.vae.state_dict())
+        self.discriminator.load_state_dict(training.patchgan.state_dict())
+        # `lpips` cuts the trunk into five slices, whose layers keep torchvision's numbers.
+        ours = {name.removeprefix("trunk."): value for name, value in training.perceptual.state_dict().items()}
+        for name, value in self.lpips.net.state_dict().items():
+            value.copy_(ours[name.split(".", 1)[1]])
+
+    def step(self, images: Tensor) -> None:
+        self.generator_step(images)
+        with torch.no_grad():
+            reconstructions, _ = self.forward(images)
+        self.discriminator_step(images, reconstructions)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Any]:
+        posterior = self.vae.encode(images).latent_dist
+        return self.vae.decode(posterior.sample()).sample, posterior
+
+    def generator_step(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The adaptive weight, and the reconstructions (B, 3, H, W)."""
+        self.optimizer.zero_grad()
+        self.discriminator.requires_grad_(False)
+        reconstructions, posterior = self.forward(images)
+        pixel = (images - reconstructions).abs()
+        nll = (pixel + self.lpips(images, reconstructions)).sum() / len(images)
+        kl = posterior.kl().sum() / len(images)
+        adversarial = -self.discriminator(reconstructions).mean()
+        weight = self.adaptive_weight(nll, adversarial)
+        loss = nll + KL_WEIGHT * kl + DISC_WEIGHT * weight * adversarial
+        loss.backward()
+        self.optimizer.step()
+        self.discriminator.requires_grad_(True)
+        return weight, reconstructions.detach()
+
+    def adaptive_weight(self, nll: Tensor, adversarial: Tensor) -> Tensor:
+        last_layer = self.vae.decoder.conv_out.weight
+        nll_gradient, adversarial_gradient = (
+            torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (nll, adversarial)
+        )
+        return (nll_gradient.norm() / (adversarial_gradient.norm() + 1e-4)).clamp(0, 1e4).detach()
+
+    def discriminator_step(self, images: Tensor, reconstructions: Tensor) -> None:
+        self.disc_optimizer.zero_grad()
+        real, fake = self.discriminator(images), self.discriminator(reconstructions)
+        loss = 0.5 * ((1 - real).relu().mean() + (1 + fake).relu().mean())
+        loss.backward()
+        self.disc_optimizer.step()
+
+
+def check_agreement(ours: Ours, peer: Peer, images: Tensor) -> dict[str, float]:
+    """One step of each from the same weights, which do not move: how far the two are apart, relatively.
+
+    In float64: in float32 the reconstructions differ by rounding, and where that turns the sign of one pixel's error,
+    the gradient of L1 moves by half a percent.
+
+    Raises:
+        AssertionError: further than `AGREEMENT`, or the adaptive weight is clamped, which would hide a difference.
+    """
+    training, images = ours.training, images.double()
+    peer.load(training)
+    networks = (training.vae, training.patchgan, training.perceptual, peer.vae, peer.discriminator, peer.lpips)
+    optimizers = (training.optimizer, training.disc_optimizer, peer.optimizer, peer.disc_optimizer)
+    with ExitStack() as stack:
+        for optimizer in optimizers:
+            stack.enter_context(patch.object(optimizer, "step"))
+        for network in networks:
+            network.double()
+            stack.callback(lambda network=network: network.float().zero_grad())
+        training.begin_step()
+        torch.manual_seed(0)
+        scalars, reconstructions = generator_step(training, images)
+        discriminator_step(training, images, reconstructions)
+        torch.manual_seed(0)
+        weight, reconstructions = peer.generator_step(images)
+        peer.discriminator_step(images, reconstructions)
+        assert not scalars["clamped"], "the adaptive weight is clamped: its agreement would say nothing"
+        found = {
+            "adaptive weight": abs(DISC_WEIGHT * weight.item() / scalars["adversarial_weight"] - 1),
+            "gradient": difference(training.vae, peer.vae),
+            "discriminator's gradient": difference(training.patchgan, peer.discriminator),
+        }
+    for name, value in found.items():
+        assert value < AGREEMENT, f"{name}: the two ways differ by {value:.2g}, relatively"
+    return {name: float(f"{value:.1e}") for name, value in found.items()}
+
+
+def difference(network: nn.Module, other: nn.Module) -> float:
+    """‖∇ - ∇'‖ / ‖∇'‖ over all weights, by name.
+
+    Not weight by weight: a bias before a norm with one channel per group has a gradient of nothing but rounding.
+    """
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    others = {name: parameter.grad for name, parameter in other.named_parameters()}
+    assert gradients.keys() == others.keys()
+    apart = sum((gradients[name] - others[name]).square().sum() for name in others)
+    return (apart / sum(gradient.square().sum() for gradient in others.values())).sqrt().item()
+
+
+def times(ways: dict[str, Callable[[Tensor], None]], images: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way's step in each round, after one that does not count. Who begins changes every round."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds + 1):
+        first = number % len(ways)
+        for way in [*ways][first:] + [*ways][:first]:
+            start = time.perf_counter()
+            ways[way](images)
+            if number:
+                seconds[way].append(time.perf_counter() - start)
+    return seconds
+
+
+def parts(ours: Ours, images: Tensor, rounds: int) -> dict[str, float]:
+    """Seconds of each part of our step: the median over the rounds."""
+    training, seconds, mark = ours.training, {}, 0.0
+
+    def lap(name: str) -> None:
+        """All since the last lap belongs to `name`."""
+        nonlocal mark
+        now = time.perf_counter()
+        seconds.setdefault(name, []).append(now - mark)
+        mark = now
+
+    @contextmanager
+    def discriminator_begins(network: nn.Module) -> Iterator[None]:
+        lap("LPIPS and L1, forward and backward")
+        with frozen(network):
+            yield
+
+    def timed_weight(*arguments: Any) -> Any:
+        lap("discriminator on the autoencoder's side, forward and backward")
+        found = weight(*arguments)
+        lap("adaptive weight")
+        return found
+
+    def timed_backward(loss: Tensor) -> None:
+        backward(loss)
+        lap("autoencoder, backward")
+
+    frozen, weight, backward = steps.frozen, steps.adversarial_weight, training.accelerator.backward
+    hook = training.model.register_forward_hook(lambda *_: lap("autoencoder, forward"))
+    for _ in range(rounds):
+        mark = time.perf_counter()
+        training.begin_step()
+        with (
+            patch.object(steps, "frozen", discriminator_begins),
+            patch.object(steps, "adversarial_weight", timed_weight),
+            patch.object(training.accelerator, "backward", timed_backward),
+        ):
+            _, reconstructions = generator_step(training, images)
+        lap("optimiser, the gradient's length, scalars")
+        discriminator_step(training, images, reconstructions)
+        lap("discriminator's step")
+    hook.remove()
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def peak_memory(way: str, setting: Setting) -> int:
+    """Bytes at the peak of two steps over those before them."""
+    images = setting.images()
+    stepper = {OURS: Ours, PEER: Peer}[way](setting.config())
+    before = begin_peak()
+    for _ in range(2):
+        stepper.step(images)
+    return memory("VmHWM") - before
+
+
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    setting = SETTINGS[name]
+    sizes = {way: measured_elsewhere(__file__, "--memory-of", way, "--settings", name) / 2**20 for way in (OURS, PEER)}
+    images, ours, peer = setting.images(), Ours(setting.config()), Peer(setting.config())
+    agreement = check_agreement(ours, peer, images)
+    constant = Ours.__new__(Ours)  # the same networks and optimisers
+    constant.training = replace(ours.training, config=replace(ours.training.config, adaptive=False))
+    seconds = times({OURS: ours.step, CONSTANT: constant.step, PEER: peer.step}, images, rounds)
+    of_parts = parts(ours, images, rounds)
+    return {
+        "network": f"{setting.preset}, batch {setting.batch}, {setting.side} pixels, float32",
+        "relative differences": agreement,
+        "seconds": {way: round(median(values), 3) for way, values in seconds.items()},
+        "time over ours": ratios(seconds, OURS),
+        "time over a constant weight": {OURS: ratios(seconds, CONSTANT)[OURS]},
+        "peak MiB over networks and data": {way: round(size) for way, size in sizes.items()},
+        "share of our step in %": {
+            part: round(100 * value / sum(of_parts.values()), 1) for part, value in of_parts.items()
+        },
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["small", "sd-v1"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--memory-of", choices=[OURS, PEER], help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args(arguments)
+    if options.memory_of:
+        print(peak_memory(options.memory_of, SETTINGS[options.settings[0]]))
+        return
+    report = {"machine": machine(), "rounds": options.rounds}
+    write(report | {name: measure(name, options.rounds) for name in options.settings}, options.out)
+
+
+if __name__ == "__main__":
+    if "--memory-of" not in sys.argv:
+        restart_with_process_settings()
+    main()
