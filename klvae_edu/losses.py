@@ -112,7 +112,7 @@ def reconstruction_loss(
     Raises:
         ValueError: shapes that do not fit, or an unknown `pixel` or `reduction`.
 
-    Built in notebook 06, section 4.
+    Built in notebook 06, section 5.
     """
     terms = {"pixel": pixel_loss(reconstruction, target, pixel, reduction)}
     if distance is None:
@@ -126,7 +126,7 @@ def reconstruction_loss(
 def adversarial_loss(logits_fake: Tensor) -> Tensor:
     """What the generator is trained on, -mean D(x̂), for both kinds of discriminator: a scalar.
 
-    Built in notebook 07, section 4.
+    Built in notebook 07, section 3.
     """
     return -logits_fake.mean()
 
@@ -145,7 +145,7 @@ def discriminator_loss(
     Raises:
         ValueError: an unknown `kind`.
 
-    Built in notebook 07, section 4.
+    Built in notebook 07, section 3.
     """
     if kind == "hinge":
         loss = (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean()) / 2
@@ -210,7 +210,7 @@ def own_mean_weights(
     Returns:
         "kl_weight": times c·h·w / (C·H·W); 1e-6 becomes 2.1e-8 for KL-f8. "adversarial_weight": over C·H·W.
 
-    Built in notebook 06, section 4.
+    Built in notebook 06, section 5.
     """
     values = math.prod(image)
     return {"kl_weight": kl_weight * math.prod(latent) / values, "adversarial_weight": adversarial_weight / values}
@@ -221,7 +221,7 @@ def sum_weights(
 ) -> dict[str, float]:
     """The way back: weights of means over each term's own values -> the weights that the functions here take.
 
-    Built in notebook 06, section 4.
+    Built in notebook 06, section 5.
     """
     values = math.prod(image)
     return {"kl_weight": kl_weight * values / math.prod(latent), "adversarial_weight": adversarial_weight * values}

@@ -6,7 +6,8 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,8 @@ class RunFolder:
     def log(self, record: Mapping[str, float]) -> None:
         """Append one line to `log.jsonl`."""
         if self.writes:
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            path = self.path / "log.jsonl"
+            with self._telling(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
     def save_picture(self, picture: Pixels, step: int) -> None:
@@ -142,14 +144,24 @@ class RunFolder:
         from PIL import Image
 
         if self.writes:
-            with written_aside(self.path / f"held_out_{step:06d}.png") as path:
+            name = self.path / f"held_out_{step:06d}.png"
+            with self._telling(name), written_aside(name) as path:
                 Image.fromarray(picture).save(path, format="PNG")
 
     def save_report(self, report: str | None) -> None:
         """Write which files of the data could not be read, all of them, into `unreadable.txt`."""
         if self.writes and report:
-            with written_aside(self.path / "unreadable.txt") as path:
+            name = self.path / "unreadable.txt"
+            with self._telling(name), written_aside(name) as path:
                 path.write_text(report + "\n", encoding="utf-8")
+
+    @contextmanager
+    def _telling(self, path: Path) -> Iterator[None]:
+        """An error of the disk within it says which file it was, and what is kept."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"{path} could not be written ({error}); {self.kept()}") from error
 
 
 def unused(path: Path) -> Path:

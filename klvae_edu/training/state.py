@@ -179,15 +179,21 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _save(content: Mapping[str, Any], path: Path) -> None:
-    torch.save(dict(content), path)
+    try:
+        with path.open("wb") as file:
+            torch.save(dict(content), file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch says "unexpected pos"; the reason is beneath
+            raise error.__context__ from None
+        raise
     _sync(path)
 
 
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:  # foreign code, which is not run
-        raise ValueError(f"{path}: not what a checkpoint holds ({error})") from error
+    except (RuntimeError, pickle.UnpicklingError) as error:  # whose words tell how to run foreign code after all
+        raise ValueError(f"{path}: not what a checkpoint holds: tensors, numbers and their names") from error
 
 
 def _sync(path: Path) -> None:

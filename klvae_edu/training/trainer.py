@@ -137,7 +137,7 @@ def train(config: TrainingConfig) -> TrainingResult:
             started = time.perf_counter()
     for tracker in accelerator.trackers:
         tracker.finish()
-    folder.save_report(data.report(limit=None))
+    folder.save_report("\n".join(filter(None, [data.report(limit=None), held_out.unreadable])))
     unreadable = [report for report in (data.report(), held_out.unreadable) if report]
     speed = (training.step - first) * images_a_step / seconds_of_steps if seconds_of_steps else 0.0
     lpips = None if training.perceptual is None else training.perceptual.source

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from klvae_edu.exercises import EXERCISES, nb01, nb02, nb03, nb04, nb05
+from klvae_edu.exercises import EXERCISES, nb01, nb02, nb03, nb04, nb05, nb06, nb07
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.losses import vae_loss
 
@@ -32,11 +32,21 @@ MISTAKES = {
     "05.2": nb05.ENCODER_MISTAKES,
     "05.3": nb05.DECODER_MISTAKES,
     "05.5": nb05.NAME_MISTAKES,
+    "06.1": nb06.PCA_MISTAKES,
+    "06.2": nb06.LENGTH_MISTAKES,
+    "06.3": nb06.DISTANCE_MISTAKES,
+    "06.4": nb06.TOTAL_MISTAKES,
+    "06.5": nb06.WEIGHT_MISTAKES,
+    "07.1": nb07.PATCHGAN_MISTAKES,
+    "07.2": nb07.FIELD_MISTAKES,
+    "07.3": nb07.DISCRIMINATOR_LOSS_MISTAKES,
+    "07.4": nb07.WEIGHT_MISTAKES,
+    "07.5": nb07.STEP_MISTAKES,
 }
 
 
 def test_the_catalogue_is_in_order_and_complete():
-    numbers = {"01": 4, "02": 4, "03": 4, "04": 5, "05": 5}
+    numbers = {"01": 4, "02": 4, "03": 4, "04": 5, "05": 5, "06": 5, "07": 5}
     assert list(EXERCISES) == [f"{nb}.{number}" for nb, count in numbers.items() for number in range(1, count + 1)]
 
 

@@ -1,8 +1,7 @@
-"""Runs that end before their time: Ctrl-C, SIGTERM, a loss that is not finite, a disk that is full."""
+"""Runs that end before their time: Ctrl-C, SIGTERM, a loss that is not finite."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -13,40 +12,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from torch import Tensor
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.cli import main
-from klvae_edu.environment import PROCESS_SETTINGS
-from klvae_edu.training import trainer
+from klvae_edu.perceptual import LPIPS
+from klvae_edu.training import steps, trainer
+from klvae_edu.training.setup import Training
+from klvae_edu.training.state import read_description
 
-SMALL = ["--size", "16", "--batch-size", "2", "--held-out", "2", "--device", "cpu"]
+PATIENCE = 300  # seconds, on a busy machine
+ENDLESS = 100_000  # steps
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
+
+
+@pytest.fixture
+def small(pictures: Path) -> list[str]:
+    """The options of a run with steps of some milliseconds."""
+    sizes = ["--size", "16", "--batch-size", "2", "--held-out", "2", "--device", "cpu"]
+    return [*sizes, "--data", str(pictures)]
 
 
 def weights_are_finite(folder: Path) -> bool:
     return all(tensor.isfinite().all() for tensor in AutoencoderKL.from_pretrained(folder).state_dict().values())
 
 
-def started(out: Path, *options: str) -> subprocess.Popen[str]:
-    """A training run in a process group of its own, as a terminal gives it one, that has made three steps."""
-    command = [sys.executable, "-m", "klvae_edu", "train", *SMALL, "--steps", "100000", "--out", str(out), *options]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **PROCESS_SETTINGS},  # it need not start anew
-        text=True,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    deadline, log = time.monotonic() + 120, out / "log.jsonl"
-    while not (log.exists() and log.read_text().count("\n") >= 3):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the run did not get going"
-        time.sleep(0.05)
-    return process
+def how_to_go_on(printed: str) -> list[str]:
+    """The words of the command that an interrupted run ends with."""
+    (line,) = [line for line in printed.splitlines() if line.startswith("Interrupted. To go on: ")]
+    return shlex.split(line.split(": ", 1)[1])
 
 
 @posix
@@ -59,109 +57,162 @@ def started(out: Path, *options: str) -> subprocess.Popen[str]:
     ],
     ids=["ctrl-c", "sigterm", "sigterm to all"],
 )
-def test_an_interrupted_run_saves_its_weights_and_says_how_to_go_on(
-    send: Callable[[int], None], options: list[str], tmp_path: Path
+def test_an_interrupted_run_saves_everything_and_says_how_to_go_on(
+    send: Callable[[int], None], options: list[str], small: list[str], runs: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    process = started(out, *options)
+    process = runs.start(*small, *options, "--steps", str(ENDLESS), "--out", str(out))
+    runs.wait_for_step(process, out, 3)
     send(process.pid)
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert "Stopping after this step" in errors
 
-    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, len(steps) + 1))
+    step = runs.last_step(out)
+    assert [record["step"] for record in runs.log(out)] == list(range(1, step + 1))
     assert weights_are_finite(out / "model")
+    assert read_description(out / "checkpoints" / f"step_{step:07d}")["step"] == step
 
-    (line,) = [line for line in printed.splitlines() if line.startswith("Interrupted. To go on")]
-    words = shlex.split(line.split(": ", 1)[1])
+    words = how_to_go_on(printed)
     assert words[:2] == ["klvae", "train"]
-    assert words[words.index("--init") + 1] == str(out / "model")
-    assert int(words[words.index("--steps") + 1]) == 100000 - steps[-1]
-    assert words[words.index("--out") + 1] == str(tmp_path / "run-2")
-    words[words.index("--steps") + 1] = "2"
+    for option, value in {"--resume": "auto", "--out": str(out), "--steps": str(ENDLESS)}.items():
+        assert words[words.index(option) + 1] == value
+    words[words.index("--steps") + 1] = str(step + 2)
     assert main(words[1:]) == 0  # the command as it was printed works
-    assert weights_are_finite(tmp_path / "run-2" / "model")
+    assert runs.last_step(out) == step + 2
+
+
+@posix
+def test_two_processes_stop_after_the_same_step_whichever_is_asked(small: list[str], runs: Any, tmp_path: Path) -> None:
+    out, step = tmp_path / "run", 0
+    options = [*small, "--steps", str(ENDLESS), "--out", str(out)]
+
+    def ctrl_c(torchrun: subprocess.Popen[str]) -> None:
+        os.killpg(torchrun.pid, signal.SIGINT)  # it passes it on
+
+    def sigterm_for_one(torchrun: subprocess.Popen[str]) -> None:
+        psutil.Process(torchrun.pid).children()[-1].terminate()
+
+    for send in (ctrl_c, sigterm_for_one):
+        process = runs.start(*options, ranks=2)
+        runs.wait_for_step(process, out, step + 3)
+        send(process)
+        printed, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode not in (0, -signal.SIGKILL), errors
+        assert errors.count("Stopping after this step") >= 1
+        assert not step or f"Resumed from {out}/checkpoints/step_{step:07d}." in printed
+        step = runs.last_step(out)
+        state = read_description(out / "checkpoints" / f"step_{step:07d}")
+        assert (state["step"], state["processes"]) == (step, 2)
+        assert [record["step"] for record in runs.log(out)] == list(range(1, step + 1))
+        options = how_to_go_on(printed)[2:]
 
 
 @posix
 def test_a_second_ctrl_c_stops_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def impatient(*args: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
 
-    monkeypatch.setattr(trainer, "generator_step", impatient)
-    assert main(["train", *SMALL, "--out", str(tmp_path / "run")]) == 130
+    monkeypatch.setattr(trainer, "training_step", impatient)
+    assert main(["train", *small, "--out", str(tmp_path / "run")]) == 130
     assert "klvae: interrupted" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
 
 
 @posix
-def test_after_a_run_ctrl_c_does_again_what_it_did_before(tmp_path: Path) -> None:
+def test_after_a_run_ctrl_c_does_again_what_it_did_before(small: list[str], tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    assert main(["train", *SMALL, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+    assert main(["train", *small, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_an_interruption_in_the_last_step_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = trainer.generator_step
+def test_an_interruption_in_the_last_step_is_none(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_step = trainer.training_step
 
     def interrupted(*args: Any) -> dict[str, float]:
         signal.raise_signal(signal.SIGINT)
-        return step(*args)
+        return make_step(*args)
 
-    monkeypatch.setattr(trainer, "generator_step", interrupted)
-    assert main(["train", *SMALL, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+    monkeypatch.setattr(trainer, "training_step", interrupted)
+    assert main(["train", *small, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_step_and_the_last_good_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+Spoil = Callable[[Training, Tensor, pytest.MonkeyPatch], None]
+
+
+def spoil_image(training: Training, images: Tensor, patch: pytest.MonkeyPatch) -> None:
+    images[0, 0, 0, 0] = float("nan")
+
+
+def spoil_lpips(training: Training, images: Tensor, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LPIPS, "forward", lambda self, images, targets: (images * float("nan")).mean((1, 2, 3)))
+
+
+def spoil_kl(training: Training, images: Tensor, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(steps, "kl_loss", lambda posterior, *args: posterior.kl().mean() * float("inf"))
+
+
+def spoil_discriminator(training: Training, images: Tensor, patch: pytest.MonkeyPatch) -> None:
+    with torch.no_grad():
+        next(training.patchgan.parameters()).fill_(float("nan"))
+
+
+DISCRIMINATOR = ["--disc-weight", "0.5", "--disc-channels", "4", "--disc-layers", "1"]
+
+
+@pytest.mark.parametrize(
+    ("term", "spoil", "options"),
+    [
+        ("pixel is nan", spoil_image, DISCRIMINATOR),
+        ("perceptual is nan", spoil_lpips, ["--perceptual-weight", "1", "--lpips", "untrained"]),
+        ("kl is inf", spoil_kl, DISCRIMINATOR),
+        ("adversarial is nan", spoil_discriminator, DISCRIMINATOR),
+        ("disc_loss is nan", spoil_discriminator, [*DISCRIMINATOR, "--disc-start", "9", "--disc-warmup", "9"]),
+        ("disc_loss is nan", spoil_discriminator, [*DISCRIMINATOR, "--disc-start", "3", "--alternate"]),
+    ],
+    ids=["pixel", "perceptual", "kl", "adversarial", "disc_loss before its start", "disc_loss in turns"],
+)
+def test_a_term_that_is_not_finite_ends_the_run_with_its_step_and_the_last_good_checkpoint(
+    term: str,
+    spoil: Spoil,
+    options: list[str],
+    small: list[str],
+    runs: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    step, calls = trainer.generator_step, 0
+    make_step, out = trainer.training_step, tmp_path / "run"
 
-    def spoiled(model: torch.nn.Module, *args: Any) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            next(model.parameters()).data[0] = float("nan")
-        return step(model, *args)
+    def spoiled(training: Training, images: Tensor) -> dict[str, float]:
+        if training.step == 3:
+            spoil(training, images, spoiling)
+        return make_step(training, images)
 
-    monkeypatch.setattr(trainer, "generator_step", spoiled)
-    out = tmp_path / "run"
-    assert main(["train", *SMALL, "--save-every", "2", "--out", str(out)]) == 2
+    command = ["train", *small, *options, "--save-every", "2", "--steps", "5", "--out", str(out)]
+    with monkeypatch.context() as spoiling:
+        spoiling.setattr(trainer, "training_step", spoiled)
+        assert main(command) == 2
     error = capsys.readouterr().err
-    assert error.startswith("klvae: step 4: the loss is nan")
-    assert f"the weights of step 2 are whole in {out / 'model'}" in error and "--lr" in error
-    assert error.count("\n") == 1
+    assert error.startswith("klvae: step 4: ") and error.count("\n") == 1
+    assert f"{term}" in error and "--lr" in error
+    assert f"the last good checkpoint is {out / 'checkpoints' / 'step_0000002'}" in error
+    assert runs.last_step(out) == 3
     assert weights_are_finite(out / "model")
-    assert len((out / "log.jsonl").read_text().splitlines()) == 3
+    assert main([*command, "--resume", "auto"]) == 0  # once the reason is gone
+    assert [record["step"] for record in runs.log(out)] == [1, 2, 3, 4, 5]
 
 
-def test_a_learning_rate_that_is_far_too_large_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *SMALL, "--lr", "1e30", "--out", str(tmp_path / "run")]) == 2
-    assert "the loss is" in capsys.readouterr().err
-
-
-def test_a_full_disk_ends_the_run_with_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_learning_rate_that_is_far_too_large_is_noticed(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fsync, calls = os.fsync, 0
-
-    def full(file: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 3:  # training.json, weights and config.json of the first save
-            raise OSError(28, "No space left on device")
-        fsync(file)
-
-    monkeypatch.setattr(os, "fsync", full)
-    out = tmp_path / "run"
-    assert main(["train", *SMALL, "--save-every", "2", "--out", str(out)]) == 2
+    assert main(["train", *small, "--lr", "1e30", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("klvae: the weights of step 4 could not be saved") and error.count("\n") == 1
-    assert "the weights of step 2 are whole" in error
-    assert weights_are_finite(out / "model")
+    assert "loss is" in error and "nothing was saved in" in error

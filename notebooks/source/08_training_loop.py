@@ -1,0 +1,760 @@
+# %% [markdown]
+# # 08 · The training loop
+#
+# {{badge}}
+#
+# All the parts are there: posterior, KL, encoder, decoder, losses, discriminator, adaptive weight. Here they are trained
+# together, through the moment in which the discriminator is switched on. Then every safeguard is taken away, one at a time.
+#
+# **You will be able to**
+#
+# * write the autoencoder's step, with one pass back for all its losses, and say which gradients it may leave behind;
+# * say who is trained when, and read a log through the discriminator's start;
+# * recognise a run without isolation, without a late start, without the adaptive weight;
+# * average weights, and stop a run so that it goes on as if nothing had happened.
+#
+# **You need** the losses of notebook 06, and 07: discriminator, adaptive weight, and its `discriminator_step`.
+#
+# {{budget}}
+
+# %% tags=["environment"]
+
+# %%
+import copy
+import inspect
+import math
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import klvae_edu
+from klvae_edu import AutoencoderKL
+from klvae_edu.data import image_dataset
+from klvae_edu.discriminator import NLayerDiscriminator
+from klvae_edu.environment import progress
+from klvae_edu.exercises import check, hint, solution
+from klvae_edu.exercises.nb08 import restore
+from klvae_edu.losses import adaptive_weight, adversarial_loss, discriminator_loss, generator_loss, kl_loss, pixel_loss
+from klvae_edu.metrics import psnr
+from klvae_edu.plots import PALETTE, figure, image_grid, show
+from klvae_edu.training import steps
+from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.setup import set_up, start_accelerator
+from klvae_edu.training.state import load_checkpoint, networks, save_checkpoint
+
+BLUE, ORANGE, GREEN, GREY = *PALETTE[:3], "0.6"
+
+# %% [markdown]
+# Training from nothing takes hours. So you start where a long run stands when its discriminator is switched on: with a small
+# autoencoder from the package, trained on L2 and KL only.
+
+# %%
+START = Path(klvae_edu.__file__).parent / "assets" / "narrow-start"
+vae = AutoencoderKL.from_pretrained(START, dtype=torch.float32)
+batches = [*DataLoader(image_dataset("photos", 32, seed=0, length=1440), batch_size=8)]
+held_out = next(iter(DataLoader(image_dataset("photos", 32, split="held-out", length=32), batch_size=32)))
+print(f"{vae.num_parameters():,} parameters; {len(batches)} batches of {tuple(batches[0].shape)}")
+
+# %% [markdown]
+# What does it lack? Take the energy of an image's edges, the mean square of the differences between neighbouring pixels, in the
+# reconstruction and in the original. Guess the ratio, for a model whose PSNR is that of a good one for its size.
+
+
+# %%
+def sharpness(images):
+    """The energy of the edges in `images`, over that in the held-out crops."""
+    energy = [x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean() for x in (images, held_out)]
+    return (energy[0] / energy[1]).item()
+
+
+with torch.no_grad():
+    before = vae(held_out).sample
+print(f"PSNR {psnr(before, held_out).mean():.1f} dB, edges {sharpness(before):.0%} of the originals'")
+
+# %% [markdown]
+# Nearly half of the edges' energy is gone: the mean of all plausible textures is no texture (notebook 06). This is what the
+# discriminator is for. It can only punish what it has learnt to see, and it learns from the same run.
+
+# %% [markdown]
+# ## 1. What can go wrong between two networks?
+#
+# One batch, two networks, two optimisers, opposite wishes. The autoencoder's loss runs *through* the discriminator. Before you
+# run the cell: after one `backward()` of the autoencoder's adversarial loss, which of the two networks holds gradients?
+
+# %%
+torch.manual_seed(0)
+discriminator = NLayerDiscriminator(num_filters=32, num_layers=2)
+images = batches[0]
+adversarial_loss(discriminator(vae(images).sample)).backward()
+for name, network in {"autoencoder": vae, "discriminator": discriminator}.items():
+    held = sum(parameter.grad is not None for parameter in network.parameters())
+    print(f"{name}: {held} of {sum(1 for _ in network.parameters())} weights hold a gradient")
+
+# %% [markdown]
+# (The encoder's too: the loss runs through the latent.) The discriminator holds a gradient that wants *higher* logits for
+# reconstructions, the contrary of its own aim. If its optimiser steps without clearing, it learns to be fooled. Section 5 does so.
+#
+# Three more questions for this notebook: when may the untrained judge speak, how loudly, and what must be saved?
+
+# %%
+vae.zero_grad(), discriminator.zero_grad()
+print("cleared:", all(p.grad is None for network in (vae, discriminator) for p in network.parameters()))
+
+# %% [markdown]
+# ## 2. How does the autoencoder learn from three losses at once?
+#
+# Its loss is a sum, in CompVis' units: each term summed over an image, averaged over the batch.
+#
+# $$L = \mathrm{nll} + 10^{-6}\, \mathrm{KL} + \tfrac12\, \lambda \cdot \big(-\mathrm{mean}\, D(\hat x)\big), \qquad
+# \lambda = \frac{\lVert\nabla\,\mathrm{nll}\rVert}{\lVert\nabla\,\mathrm{adversarial}\rVert + 10^{-4}}$$
+#
+# The gradients in λ are those at the decoder's last layer (07). nll is the reconstruction loss; here it is L2 alone. The
+# perceptual term is left out: without a network there are no trained weights for it.
+
+# %% [markdown]
+# {{exercise 08.1}}
+#
+# One step, in plain PyTorch. The discriminator judges but must not learn: while it judges, its weights ask for no gradient
+# (`requires_grad_(False)`), and afterwards they do again. The optimiser is the autoencoder's.
+
+
+# %%
+def generator_step(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
+    """One step of the autoencoder on images (B, 3, H, W). Returns their reconstruction, without a graph."""
+    # BEGIN SOLUTION
+    posterior = vae.encode(images).latent_dist
+    reconstruction = vae.decode(posterior.sample()).sample
+    nll, kl = pixel_loss(reconstruction, images, "l2"), kl_loss(posterior, images)
+    discriminator.requires_grad_(False)
+    adversarial = adversarial_loss(discriminator(reconstruction))
+    discriminator.requires_grad_(True)
+    last_layer = vae.decoder.conv_out.weight
+    (nll_gradient,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
+    (adversarial_gradient,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    weight = disc_weight * adaptive_weight(nll_gradient, adversarial_gradient)
+    optimizer.zero_grad()
+    (nll + kl_weight * kl + weight * adversarial).backward()
+    optimizer.step()
+    return reconstruction.detach()
+    # SKELETON
+    #| posterior, reconstruction = ...  # a sample of the posterior is decoded, not the mean
+    #| nll, kl = ...                    # L2 and KL, with the losses imported above
+    #| adversarial = ...                # the discriminator's weights keep no gradient of this
+    #| weight = ...                     # disc_weight times the adaptive weight, at vae.decoder.conv_out.weight
+    #| loss = ...                       # three terms
+    #| ...                              # clear, backward, update
+    #| return ...
+    # END SOLUTION
+
+
+generator_step = check("08.1", generator_step)
+
+# %% [markdown]
+# Does it keep to itself? Make one step and look at both networks. `None` is stricter than zero: where nothing was, nothing came.
+
+# %%
+optimizer = torch.optim.Adam(vae.parameters(), lr=2e-4, betas=(0.5, 0.9))
+old = vae.get_parameters(), nn.utils.parameters_to_vector(discriminator.parameters()).detach()
+generator_step(vae, discriminator, optimizer, images)
+print("autoencoder moved:", not torch.equal(vae.get_parameters(), old[0]))
+assert torch.equal(nn.utils.parameters_to_vector(discriminator.parameters()), old[1])
+print("discriminator: untouched, gradients", {parameter.grad for parameter in discriminator.parameters()})
+
+# %% [markdown]
+# But count the passes back. The nll goes back once for λ and once for the update, and so does the adversarial loss, each through
+# everything that it is made of: VGG16, the discriminator. Can each be done once?
+
+# %%
+x = torch.tensor([1.0, -2.0, 0.0, 2.0, 3.0], requires_grad=True)
+gradients = [torch.autograd.grad(loss(x), x)[0] for loss in (lambda x: x.square().sum(), lambda x: x.exp().sum())]
+wanted = (gradients[0] + 0.5 * gradients[1]).detach()
+print("gradient of the sum     ", [round(value, 2) for value in wanted.tolist()])
+print("gradient of Σ x · wanted", [round(v, 2) for v in torch.autograd.grad((x * wanted).sum(), x)[0].tolist()])
+
+# %% [markdown]
+# The same five numbers. A *linear* function of x with slope g has the gradient g, whatever the losses were that g came from.
+# So take each loss's gradient at the reconstruction, once; combine them as you like; and send back $\sum \hat x \cdot g$.
+
+# %% [markdown]
+# {{exercise 08.2}}
+#
+# Write this surrogate for any losses of the reconstruction. Their graphs must end at the reconstruction: detach it into a leaf.
+# The surrogate itself keeps the graph that leads back into the autoencoder.
+
+
+# %%
+def surrogate(reconstruction, losses, weights):
+    """A scalar, linear in the reconstruction, whose gradient is that of the losses' weighted sum."""
+    # BEGIN SOLUTION
+    leaf = reconstruction.detach().requires_grad_()
+    gradient = torch.zeros_like(leaf)
+    for loss, weight in zip(losses, weights, strict=True):
+        gradient += weight * torch.autograd.grad(loss(leaf), leaf)[0]
+    return (reconstruction * gradient).sum()
+    # SKELETON
+    #| leaf, gradient = ...  # the reconstruction without its graph, asking for a gradient; and zeros like it
+    #| for loss, weight in zip(losses, weights):
+    #|     gradient += ...
+    #| return ...            # linear in the reconstruction
+    # END SOLUTION
+
+
+surrogate = check("08.2", surrogate)
+
+# %% [markdown]
+# Is it exact for a whole network? Compare all of the autoencoder's gradients with those of the plain sum, in float64, where
+# rounding cannot hide a mistake. The weight 30 stands for ½λ.
+
+# %%
+exact, judge = copy.deepcopy(vae).double(), copy.deepcopy(discriminator).double().eval().requires_grad_(False)
+photos = images.double()
+losses = [lambda x: pixel_loss(x, photos, "l2"), lambda x: adversarial_loss(judge(x))]
+
+
+def all_gradients(scalar):
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(scalar, [*exact.parameters()])])
+
+
+# %%
+reconstruction = exact(photos, sample_posterior=True, generator=torch.Generator().manual_seed(0)).sample
+plain = losses[0](reconstruction) + 30.0 * losses[1](reconstruction)
+mine = exact(photos, sample_posterior=True, generator=torch.Generator().manual_seed(0)).sample
+a, b = all_gradients(plain), all_gradients(surrogate(mine, losses, [1.0, 30.0]))
+assert (a - b).norm() / a.norm() < 1e-10
+print("relative |Δ| of the whole gradient < 1e-10")
+
+# %% [markdown]
+# The package's step does that. λ then costs two weight gradients of one convolution, because the gradients at the reconstruction
+# are known already. Read it as it is; `frozen` is your `requires_grad_(False)` and back, `parts` splits a batch too large for memory.
+
+# %%
+print(inspect.getsource(steps.generator_step))
+print(inspect.getsource(steps.generator_backward))
+
+# %% [markdown]
+# The KL does not go through the reconstruction, so it is added to the surrogate as it is. `generator_loss` only names the terms
+# for the log. What would a surrogate's *value* tell you? Nothing: only its gradient is meant.
+
+# %% [markdown]
+# ## 3. Who is trained when?
+#
+# The discriminator's step you wrote in notebook 07: the same batch, the reconstructions detached, its own optimiser. Here is the
+# package's; find the `detach`, and find what it does about gradients of earlier steps.
+
+# %%
+print(inspect.getsource(steps.discriminator_step))
+
+# %% [markdown]
+# When does it begin? In CompVis' configuration for KL-f8 after 50,001 steps (`disc_start`). An autoencoder should first get
+# right what pixels can teach. Some let the discriminator train a while before it is heard: here that is `disc_warmup`. With
+# `disc_start=4`, `disc_warmup=2`, what happens in step 3? And in step 5?
+
+# %%
+config = TrainingConfig(disc_weight=0.5, disc_start=4, disc_warmup=2)
+for step in range(1, 7):
+    print(
+        f"step {step}: discriminator trained {config.trains_discriminator(step)!s:5}  heard {config.adversarial(step)}"
+    )
+
+# %% [markdown]
+# {{exercise 08.3}}
+#
+# Put both steps in order. `generator_step(images, adversarial)` returns the reconstructions; `discriminator_step(images,
+# reconstructions)` returns nothing that you need. Steps count from 1; the first one *after* `disc_start` steps is heard.
+
+
+# %%
+def training_step(step, images, generator_step, discriminator_step, disc_start, disc_warmup):
+    """Step 1, 2, … on one batch. Returns the reconstructions that generator_step(images, adversarial) gives."""
+    # BEGIN SOLUTION
+    adversarial, trains_discriminator = step > disc_start, step > disc_start - disc_warmup
+    reconstructions = generator_step(images, adversarial)
+    if trains_discriminator:
+        discriminator_step(images, reconstructions)
+    return reconstructions
+    # SKELETON
+    #| adversarial, trains_discriminator = ...  # two conditions on the step
+    #| reconstructions = generator_step(images, ...)
+    #| if trains_discriminator:
+    #|     discriminator_step(images, ...)
+    #| return reconstructions
+    # END SOLUTION
+
+
+training_step = check("08.3", training_step)
+
+# %% [markdown]
+# The step counts batches. A framework that counts *optimiser* steps counts two per batch, and the start comes twice as early:
+# Lightning since 1.6 does so (lightning issue 17958). A schedule is worth a glance at the log.
+
+# %% [markdown]
+# ## 4. What happens when the discriminator is switched on?
+#
+# Now the run: 40 steps as before, then 140 with the discriminator. Guess three curves: the PSNR of held-out crops, the energy of
+# their edges, the weight ½λ. Which rise, which fall?
+
+# %%
+CONFIG = TrainingConfig(
+    init=str(START), size=32, batch_size=8, device="cpu", reduction="sum", grad_clip=math.inf,
+    lr=2e-4, disc_lr=5e-4, schedule="constant", warmup=0.0, betas=(0.5, 0.9), ema=0.95,
+    disc_weight=0.5, disc_start=40, disc_channels=32, disc_layers=2,
+)  # fmt: skip
+
+# %% [markdown]
+# Your `training_step` drives the package's two steps. Every ten steps the held-out crops are measured, with the weights as they
+# are and with their running average, which section 6 explains.
+
+
+# %%
+def measured(vae):
+    with torch.no_grad():
+        found = vae(held_out).sample
+    return psnr(found, held_out).mean().item(), sharpness(found)
+
+
+def run(config, count, measure=10, step_of=training_step):
+    training, log, curve = set_up(config, start_accelerator(config)), [], []
+
+    def autoencoder(images, adversarial):
+        assert adversarial == config.adversarial(training.step)  # the package asks its configuration
+        scalars, reconstructions = steps.generator_step(training, images)
+        log.append(scalars)
+        return reconstructions
+
+    def judge(images, reconstructions):
+        log[-1].update(steps.discriminator_step(training, images, reconstructions))
+
+    for images in progress(batches[:count], desc="training"):
+        training.begin_step()
+        step_of(training.step, images, autoencoder, judge, config.disc_start, config.disc_warmup)
+        if measure and training.step % measure == 0:
+            curve.append((training.step, *measured(training.vae), *measured(training.averaged)))
+    return training, log, torch.tensor(curve)
+
+
+training, log, curve = run(CONFIG, 180)
+
+
+# %%
+def smooth(log, name, width=10):
+    """Means over the last `width` steps that have it, and their steps."""
+    found = [(step, scalars[name]) for step, scalars in enumerate(log, 1) if name in scalars]
+    values = torch.tensor([value for _, value in found])
+    return [step for step, _ in found][width - 1 :], values.unfold(0, width, 1).mean(1)
+
+
+def mark_start(ax, start=CONFIG.disc_start):
+    ax.axvline(start, color=GREY, linestyle=":")
+
+
+# %% [markdown]
+# The training loss jumps from batch to batch more than it moves in the whole run, so look at the held-out crops; logits are means
+# of ten steps. The dotted line is the discriminator's start.
+
+# %%
+fig, axes = figure(2, 2, size=(9, 5.4))
+(quality, edges), (verdicts, loudness) = axes
+quality.plot(curve[:, 0], curve[:, 1], "o-", color=BLUE, markersize=3)
+edges.plot(curve[:, 0], curve[:, 2], "s-", color=ORANGE, markersize=3)
+verdicts.plot(*smooth(log, "logits_real"), color=BLUE, label="photographs")
+verdicts.plot(*smooth(log, "logits_fake"), color=ORANGE, linestyle="--", label="reconstructions")
+loudness.semilogy(*smooth(log, "adversarial_weight"), color=GREEN)
+edges.axhline(1, color=GREY, linestyle="--"), verdicts.legend()
+titles = "PSNR on held-out crops, dB", "their edges, relative to the originals'", "mean logits", "weight ½λ"
+for ax, title in zip(axes.flat, titles, strict=True):
+    ax.set(title=title, xlim=(0, 185))
+    mark_start(ax)
+loudness.set_xlabel("step"), verdicts.set_xlabel("step")
+show(
+    fig,
+    alt="Four curves over 180 steps, the start at 40: PSNR level, then falling; edges level, then rising; logits that come apart; a weight that falls from 200 to 20.",
+)
+
+# %% [markdown]
+# Above: what the start costs, and what it buys. PSNR goes *down*, and nothing is broken. An edge that is invented a pixel off costs
+# more squared error than one left out. Whoever stops a run for it stops it at the wrong moment.
+
+# %%
+first, last = curve[curve[:, 0] <= CONFIG.disc_start, 1:3].mean(0), curve[-5:, 1:3].mean(0)
+assert last[0] < first[0] - 0.2 and last[1] > first[1] + 0.08
+print("after the start: PSNR lower, edges stronger")
+
+# %% [markdown]
+# Below, left: the logits begin together, for an untrained judge cannot tell. They part slowly, because the autoencoder answers.
+# Right: the untrained judge's gradients are weak, so the balance makes it *loud*. That is the case for `disc_warmup`.
+
+# %%
+logits = {name: smooth(log, name, 40)[1] for name in ("logits_real", "logits_fake")}
+weights = torch.tensor([scalars["adversarial_weight"] for scalars in log[CONFIG.disc_start :]])
+assert logits["logits_real"][-1] > logits["logits_fake"][-1]
+assert weights[:20].mean() > 3 * weights[-20:].mean() and weights.min() > 3
+print("logits: photographs above reconstructions at the end; the weight: highest just after the start")
+
+# %% [markdown]
+# And what do the pictures say? Eight of the held-out crops with the most detail:
+
+# %%
+with torch.no_grad():
+    after = training.vae(held_out).sample
+chosen = sorted(range(32), key=lambda i: -float(held_out[i].diff(dim=2).square().mean()))[4:20:2]
+rows = {"held out": held_out[chosen], "before": before[chosen], "after": after[chosen]}
+show(
+    image_grid([*rows.values()], row_labels=[*rows]),
+    alt="Eight crops of a cat and a cup; reconstructed before the run, smooth; and after it, with more contrast at the edges.",
+    format="jpeg",
+)
+
+# %% [markdown]
+# Look at fur and rims: more contrast, and some of it invented. 140 steps of a small judge only begin what takes a real run
+# a hundred thousand. The direction is the same: sharper, less exact.
+
+# %% [markdown]
+# ## 5. What does each safeguard prevent?
+#
+# ### Isolation
+#
+# Several public training scripts forget two lines: they do not freeze the discriminator in the autoencoder's step, and do not
+# clear its gradients before its own. What will its logits do?
+
+
+# %%
+def leaky_step(training, images):
+    """One batch, as in such scripts: a single graph, gradients cleared only after each update."""
+    (reconstruction, posterior), patchgan = training.model(images), training.patchgan
+    nll, adversarial = pixel_loss(reconstruction, images, "l2"), adversarial_loss(patchgan(reconstruction))
+    last_layer = training.vae.decoder.conv_out.weight
+    pair = [torch.autograd.grad(term, last_layer, retain_graph=True)[0] for term in (nll, adversarial)]
+    loss = nll + 1e-6 * kl_loss(posterior, images) + 0.5 * adaptive_weight(*pair) * adversarial
+    loss.backward()  # into the discriminator, too
+    training.optimizer.step(), training.optimizer.zero_grad()
+    terms = discriminator_loss(patchgan(images), patchgan(reconstruction.detach()))
+    terms["disc_loss"].backward()  # added to what lies there
+    training.disc_optimizer.step(), training.disc_optimizer.zero_grad()
+    return {name: value.item() for name, value in terms.items()}
+
+
+# %% [markdown]
+# Same seed, same batches, same start, the discriminator on from the first step; once with the package's steps, once leaking.
+
+# %%
+AT_ONCE = replace(CONFIG, disc_start=0, ema=0.0)
+_, kept_apart, _ = run(AT_ONCE, 50, measure=0)
+leaking = set_up(AT_ONCE, start_accelerator(AT_ONCE))
+leaked = [leaky_step(leaking, images) for images in progress(batches[:50], desc="leaking")]
+
+# %%
+fig, axes = figure(1, 2, size=(8, 3))
+for found, style, name in ((kept_apart, "-", "kept apart"), (leaked, "--", "leaking")):
+    axes[0].plot([scalars["disc_loss"] for scalars in found], style, color=BLUE, label=name)
+    axes[1].plot([scalars["logits_fake"] for scalars in found], style, color=ORANGE, label=name)
+axes[0].set(xlabel="step", title="discriminator's loss")
+axes[1].set(xlabel="step", title="logits of reconstructions")
+axes[0].legend(), axes[1].legend()
+show(fig, alt="Kept apart, loss and logits stay near 1 and 0; leaking, both climb without end.")
+
+# %% [markdown]
+# Can the discriminator at least still tell the two apart? Compare its logits for photographs and reconstructions at the end:
+
+# %%
+assert leaked[-1]["disc_loss"] > 2 * kept_apart[-1]["disc_loss"] and kept_apart[-1]["disc_loss"] < 1.2
+assert sum(s["logits_fake"] - s["logits_real"] for s in leaked[-20:]) > 0
+print("leaking: the discriminator's loss climbs, and it finds reconstructions more real than photographs")
+
+# %% [markdown]
+# The discriminator has been trained to please: the autoencoder's gradient, ½λ times its own, drowned what it should learn.
+# No error, no NaN, and a loss that only a reader of the log would miss. Undecided, the hinge loss is 1: above it something
+# is wrong.
+
+# %% [markdown]
+# ### A late start
+#
+# Now an *untrained* autoencoder, with the discriminator from the first step, and without one. Will it learn faster with a second
+# teacher?
+
+# %%
+folder = tempfile.TemporaryDirectory()
+torch.manual_seed(0)
+AutoencoderKL(vae.config).save_pretrained(folder.name)
+UNTRAINED = replace(AT_ONCE, init=folder.name, lr=1e-3)
+judged, with_judge, _ = run(UNTRAINED, 80, measure=0)
+unjudged, alone, _ = run(replace(UNTRAINED, disc_start=10**6), 80, measure=0)
+
+# %%
+fig, ax = figure(size=(6, 3))
+ax.semilogy(*smooth(with_judge, "pixel"), color=ORANGE, linestyle="--", label="discriminator from step 1")
+ax.semilogy(*smooth(alone, "pixel"), color=BLUE, label="without")
+ax.set(xlabel="step", ylabel="pixel loss")
+ax.legend()
+show(
+    fig,
+    alt="Pixel loss of an untrained autoencoder over 80 steps: falling, for the most part more slowly with the discriminator.",
+)
+
+# %% [markdown]
+# Slower, at best. Is the second teacher at a loss, or is its task too easy? Its own loss says: 1 is undecided, 0 is certain.
+
+# %%
+easy, hard = (sum(s["disc_loss"] for s in found) / len(found) for found in (with_judge[20:60], kept_apart[20:]))
+assert easy < 0.7 and hard > 0.8
+assert measured(judged.vae)[0] < measured(unjudged.vae)[0] - 0.3
+print("untrained autoencoder: the discriminator is soon certain, and PSNR is lower with it than without")
+
+# %% [markdown]
+# Telling grey smears from photographs is easy, and pixels say more exactly what is wrong with a smear. Yet the adaptive weight
+# gives that verdict half the length of the pixels' gradient. So `disc_start` comes late.
+
+# %% [markdown]
+# ### The adaptive weight
+#
+# What if the weight is a constant? In section 4 ½λ moved by a factor of more than three within one run. Take CompVis' 0.5
+# *as it is*, or something strong, 5,000. Which of them drowns, which collapses?
+
+# %%
+strong, strong_log, _ = run(replace(AT_ONCE, adaptive=False, disc_weight=5000.0), 50, measure=0)
+pixel_strong, pixel_kept = (sum(s["pixel"] for s in found[-20:]) for found in (strong_log, kept_apart))
+assert pixel_strong > 1.4 * pixel_kept and measured(strong.vae)[0] < first[0] - 1
+print("5000: the reconstructions fall apart")
+print("0.5: less than a sixth of every adaptive weight in the run:", bool((weights > 3).all()))
+
+# %%
+fig, ax = figure(size=(6, 3))
+ax.plot(*smooth(strong_log, "pixel"), color=ORANGE, linestyle="--", label="constant 5,000")
+ax.plot(*smooth(kept_apart, "pixel"), color=BLUE, label="adaptive")
+ax.set(xlabel="step", ylabel="pixel loss", ylim=(0, None))
+ax.legend()
+show(fig, alt="Pixel loss: with the constant weight 5,000 it climbs far above that with the adaptive one.")
+
+# %% [markdown]
+# With 5,000 the reconstruction serves a judge who has not learnt anything yet. With 0.5 the judge is not heard. A constant
+# can be found for one model, one loss and one resolution, and is wrong in the next; the ratio of gradients travels.
+
+# %% [markdown]
+# ## 6. Which weights do you keep?
+#
+# Every step jumps a little to one side of where the run is heading. The last weights are one such jump. Average five of
+# them, and the jumps cancel: with noise of 1 in each, what is left in the mean of many?
+
+# %%
+torch.manual_seed(0)
+jumps, average = torch.randn(2000), torch.zeros(())
+kept = torch.stack([average := 0.9 * average + 0.1 * jump for jump in jumps])
+print(f"spread of the weights {jumps.std():.1f}, of their average {kept[100:].std():.2f}")
+
+# %% [markdown]
+# A running average needs one copy of the model (an *exponential moving average*, EMA): in each update the average keeps the
+# share d of itself. Near 1 it remembers long, and would remember the untrained weights; so CompVis begins with less
+# (`ldm/modules/ema.py`):
+#
+# $$\bar w \leftarrow d\, \bar w + (1 - d)\, w, \qquad d = \min\!\left(\text{decay}, \frac{1 + n}{10 + n}\right)$$
+
+# %% [markdown]
+# {{exercise 08.4}}
+#
+# Write update n = 1, 2, … for lists of tensors, in place: the averages belong to a model, which must see the change. No graph
+# may grow in them.
+
+
+# %%
+def ema_update(averages, weights, n, decay=0.9999):
+    """Update n = 1, 2, …: move each average, in place, towards its weight. Returns the averages."""
+    # BEGIN SOLUTION
+    d = min(decay, (1 + n) / (10 + n))
+    with torch.no_grad():
+        for average, weight in zip(averages, weights, strict=True):
+            average.mul_(d).add_(weight, alpha=1 - d)
+    return averages
+    # SKELETON
+    #| d, one_minus_d = ...  # the share that stays, and the rest
+    #| with torch.no_grad():
+    #|     for average, weight in zip(averages, weights):
+    #|         ...           # in place
+    #| return averages
+    # END SOLUTION
+
+
+ema_update = check("08.4", ema_update)
+
+# %%
+n = torch.arange(1, 100_001)
+fig, ax = figure(size=(6, 3))
+ax.semilogx(n, ((1 + n) / (10 + n)).clamp(max=0.9999), color=BLUE)
+ax.set(xlabel="update n", ylabel="share d that stays")
+show(fig, alt="The share that stays rises from 0.18 in the first update to 0.9999 near update 90,000.")
+assert min(0.9999, 2 / 11) < 0.19 and (1 + 89_990) / (10 + 89_990) >= 0.9999 - 1e-9
+
+# %% [markdown]
+# With a decay of 0.9999 the warm-up lasts 90,000 updates: shorter runs never reach it. The run of section 4 kept an average too,
+# with 0.95. Is it steadier? Compare how far PSNR moves from one measurement to the next.
+
+# %%
+fig, ax = figure(size=(6, 3))
+ax.plot(curve[:, 0], curve[:, 1], "o-", color=BLUE, markersize=3, label="weights as they are")
+ax.plot(curve[:, 0], curve[:, 3], "s--", color=ORANGE, markersize=3, label="averaged")
+ax.set(xlabel="step", ylabel="PSNR on held-out crops, dB")
+mark_start(ax), ax.legend()
+show(fig, alt="Held-out PSNR over the steps: the curve of the averaged weights lies higher and is smoother.")
+
+# %%
+moves = curve[4:, [1, 3]].diff(dim=0).abs().mean(0)
+assert moves[1] < moves[0] and curve[-5:, 3].mean() > curve[-5:, 1].mean()
+print("averaged: steadier, and higher in PSNR at the end")
+
+# %% [markdown]
+# One more number that recipes leave to a rule: CompVis multiplies the base learning rate by everything that makes a step's batch
+# larger (`main.py`, `--scale_lr`). For a base of 4.5e-6, batches of 12, 2 of them accumulated, on 1 GPU:
+
+# %%
+base, batch, accumulate, processes = 4.5e-6, 12, 2, 1
+print(f"learning rate {base * batch * accumulate * processes:.3g}")
+
+# %% [markdown]
+# Whoever copies 4.5e-6 without the rule trains 24 times more slowly. In `bfloat16` it is worse: 8 bits of precision, so a weight
+# near 1 moves in steps of 0.004 to 0.008. How many weights move at all in 100 steps at this rate, all in one direction?
+
+# %%
+for dtype in (torch.float32, torch.bfloat16):
+    weight = nn.Parameter(vae.get_parameters().to(dtype))
+    old, optimizer = weight.detach().clone(), torch.optim.Adam([weight], lr=base)
+    weight.grad = torch.ones_like(weight)
+    for _ in range(100):
+        optimizer.step()
+    print(f"{str(dtype):15} {(weight != old).float().mean():.0%} of the weights have moved")
+
+# %% [markdown]
+# So weights stay in float32, and only the arithmetic between them may be 16 bits wide (`--mixed-precision bf16`). That is
+# notebook 12.
+
+# %% [markdown]
+# ## 7. What must be saved for a run to go on?
+#
+# Machines stop. You have the weights in a file, load them, and train on. Is that the same run? Guess what a step reads that is
+# not a weight; there are four things at least.
+
+# %% [markdown]
+# {{exercise 08.5}}
+#
+# A small run: a model with dropout, Adam, an average. Take a `snapshot` from which `restore` (given) makes a run that goes on
+# exactly as this one would have. The run goes on in the same memory, meanwhile.
+
+
+# %%
+@dataclass
+class Run:
+    """A training run between two steps."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: nn.Module  # the model with averaged weights
+    step: int = 0
+
+
+print(inspect.getsource(restore))
+
+
+# %%
+def snapshot(run):
+    """All that `restore` needs, under the keys "model", "optimizer", "average", "step" and "random"."""
+    # BEGIN SOLUTION
+    return {
+        "model": copy.deepcopy(run.model.state_dict()),
+        "optimizer": copy.deepcopy(run.optimizer.state_dict()),
+        "average": copy.deepcopy(run.average.state_dict()),
+        "step": run.step,
+        "random": torch.get_rng_state(),
+    }
+    # SKELETON
+    #| return {"model": ..., "optimizer": ..., "average": ..., "step": ..., "random": ...}
+    # END SOLUTION
+
+
+snapshot = check("08.5", snapshot)
+
+# %% [markdown]
+# Now on the real loop. Four steps, a checkpoint, two more. Then twice from the checkpoint: once with everything, once with the
+# networks' weights alone.
+
+
+# %%
+def make(training, first, last):
+    for images in batches[first:last]:
+        training.begin_step()
+        scalars, reconstructions = steps.generator_step(training, images)
+        steps.discriminator_step(training, images, reconstructions)
+
+
+SHORT = replace(CONFIG, disc_start=0)
+unbroken = set_up(SHORT, start_accelerator(SHORT))
+make(unbroken, 0, 4)
+checkpoint = Path(folder.name) / "step_4"
+save_checkpoint(unbroken, checkpoint)
+weights_alone = {name: tensor.clone() for name, tensor in networks(unbroken).items()}
+make(unbroken, 4, 6)
+print(sorted(path.name for path in checkpoint.iterdir()))
+
+# %% [markdown]
+# Networks, both optimisers, the random numbers, and a description with the step and a fingerprint of every file. The order of the
+# data and the learning rate follow from the step (notebook 12 and `klvae_edu.training.data_order`).
+
+# %%
+resumed, from_weights = (set_up(SHORT, start_accelerator(SHORT)) for _ in range(2))
+load_checkpoint(resumed, checkpoint)
+make(resumed, 4, 6)
+with torch.no_grad():
+    for name, tensor in networks(from_weights).items():
+        tensor.copy_(weights_alone[name])
+make(from_weights, 4, 6)
+
+# %%
+for name, training in {"everything": resumed, "weights alone": from_weights}.items():
+    pairs = zip(networks(unbroken).values(), networks(training).values(), strict=True)
+    print(f"{name}: every bit the same as without a break: {all(torch.equal(a, b) for a, b in pairs)}")
+folder.cleanup()
+
+# %% [markdown]
+# To the bit, or not at all. Adam without its memory begins with steps of full length in every direction, and the posterior draws
+# other noise. The checkpoint is written aside, forced to the disk and renamed: killed at any moment, the last one is whole.
+
+# %% [markdown]
+# All of this is one command. From the folder of the course:
+#
+# ```
+# klvae train mini
+# klvae train mini --resume auto
+# klvae train --init klvae_edu/assets/narrow-start --lr 2e-4 --disc-weight 0.5 --disc-start 500 --disc-channels 32 --disc-layers 2
+# ```
+#
+# The first is a recipe of 4,000 steps with a start at 3,000; the second goes on with it where it was cut off; the third goes on
+# with the model of this notebook, in a folder `run`.
+
+# %% [markdown]
+# ## Summary
+#
+# 1. Two networks, two optimisers, one batch: neither step may leave a gradient in the other's network.
+# 2. Gradients at the reconstruction, each loss once; λ from them; their sum goes back in one pass.
+# 3. After the discriminator's start PSNR falls while edges come back: that is the trade.
+# 4. Undetached and uncleared, the discriminator learns to be fooled; from the first step it wastes gradients; with a constant weight it is too loud or mute.
+# 5. A run that goes on needs weights, both optimisers, average, random numbers and the step.
+#
+# ### Check yourself
+#
+# <details><summary>Your log shows a discriminator's hinge loss of 3, and rising. Where do you look?</summary>
+#
+# Undecided is 1. Above it the discriminator does the contrary of its task, so it gets gradients of the other's loss: is it
+# frozen in the autoencoder's step, and are its gradients cleared before its own?
+# </details>
+#
+# <details><summary>After disc_start the PSNR has fallen by half a decibel. Do you stop?</summary>
+#
+# No. Look at pictures and at the edges: an invented edge beside the true one costs squared error. Stop if they get worse too.
+# </details>
+#
+# <details><summary>Why is the surrogate's value of no use in the log?</summary>
+#
+# It is made to have the right slope at one point, nothing more: adding any constant to it changes no gradient.
+# </details>
+#
+# **Next:** 09, measuring quality. PSNR fell and the pictures got sharper: so which number should a table hold?
