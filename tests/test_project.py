@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-COMMANDS = {"help", "lab", "fresh", "test", "lint", "notebooks", "measure", "bench", "constraints"}
+COMMANDS = {"help", "lab", "fresh", "test", "lint", "notebooks", "measure", "bench", "soak", "constraints"}
 
 
 def tracked():

@@ -44,6 +44,7 @@ class TrainingResult:
     held_out: dict[str, float]  # mean PSNR in dB on held-out crops, of "model", "patch-PCA" and "bicubic"
     images_per_second: float  # of the training steps alone
     unreadable: list[str]  # which files of the data could not be read, in words
+    processes: int = 1
     lpips: str | None = None  # where VGG16's weights came from, in words; None: no perceptual loss
 
     @property
@@ -70,7 +71,11 @@ class TrainingResult:
         weights = str(config.out / "model")
         lines += [f"Weights in {weights}. To see what they do: klvae reconstruct PHOTO --model {shlex.quote(weights)}"]
         if self.interrupted:
-            lines += [f"Interrupted. To go on: {config.command(resume='auto')}"]
+            command = config.command(resume="auto")
+            if self.processes > 1:
+                launcher = f"torchrun --nproc-per-node {self.processes} -m klvae_edu.training"
+                command = command.replace("klvae train", launcher, 1)
+            lines += [f"Interrupted. To go on: {command}"]
         return "\n".join(lines)
 
 
@@ -141,7 +146,9 @@ def train(config: TrainingConfig) -> TrainingResult:
     unreadable = [report for report in (data.report(), held_out.unreadable) if report]
     speed = (training.step - first) * images_a_step / seconds_of_steps if seconds_of_steps else 0.0
     lpips = None if training.perceptual is None else training.perceptual.source
-    result = TrainingResult(training.averaged, config, training.step, measured, speed, unreadable, lpips)
+    result = TrainingResult(
+        training.averaged, config, training.step, measured, speed, unreadable, accelerator.num_processes, lpips
+    )
     accelerator.print(result.summary())
     return result
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from klvae_edu.exercises import EXERCISES, nb01, nb02, nb03, nb04, nb05, nb06, nb07
+from klvae_edu.exercises import EXERCISES, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.losses import vae_loss
 
@@ -42,11 +42,16 @@ MISTAKES = {
     "07.3": nb07.DISCRIMINATOR_LOSS_MISTAKES,
     "07.4": nb07.WEIGHT_MISTAKES,
     "07.5": nb07.STEP_MISTAKES,
+    "08.1": nb08.GENERATOR_MISTAKES,
+    "08.2": nb08.SURROGATE_MISTAKES,
+    "08.3": nb08.SCHEDULE_MISTAKES,
+    "08.4": nb08.EMA_MISTAKES,
+    "08.5": nb08.SNAPSHOT_MISTAKES,
 }
 
 
 def test_the_catalogue_is_in_order_and_complete():
-    numbers = {"01": 4, "02": 4, "03": 4, "04": 5, "05": 5, "06": 5, "07": 5}
+    numbers = {"01": 4, "02": 4, "03": 4, "04": 5, "05": 5, "06": 5, "07": 5, "08": 5}
     assert list(EXERCISES) == [f"{nb}.{number}" for nb, count in numbers.items() for number in range(1, count + 1)]
 
 

@@ -332,5 +332,10 @@ def test_the_summary_of_an_interrupted_run_says_how_to_go_on() -> None:
     assert "--resume auto" in last and "--steps 5" in last
 
 
+def test_of_several_processes_as_many_go_on() -> None:
+    result = replace(result_with({"model": 20.0, "patch-PCA": 26.0, "bicubic": 25.5}, step=3), processes=2)
+    assert "To go on: torchrun --nproc-per-node 2 -m klvae_edu.training --resume auto " in result.summary()
+
+
 def test_every_held_out_figure_is_measured_on_the_final_weights(result: TrainingResult) -> None:
     assert HeldOut(result.config, result.vae).measure(result.vae) == result.held_out
