@@ -81,6 +81,11 @@ class LPIPS(nn.Module):
             raise ValueError(
                 f"expected two batches of one shape (B, 3, H, W), got {tuple(images.shape)} and {tuple(targets.shape)}"
             )
+        if not (images.is_floating_point() and targets.is_floating_point()) or self.scale.dtype == torch.float16:
+            raise ValueError(
+                "expected floating-point images, and weights in float32 or float64 (in float16 a small length is 0), "
+                f"got images of {images.dtype} and {targets.dtype}, weights of {self.scale.dtype}"
+            )
         if min(images.shape[-2:]) < SMALLEST_SIDE:
             raise ValueError(f"expected images of at least {SMALLEST_SIDE} pixels a side, got {tuple(images.shape)}")
         with torch.autocast(images.device.type, enabled=False):

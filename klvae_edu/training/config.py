@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -72,13 +73,19 @@ class TrainingConfig:
     tensorboard: bool = False  # write the log for TensorBoard too
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out).expanduser())
+        for name in ("resume", "init", "lpips"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
         for name in (
             *("size", "batch_size", "accumulate", "steps", "held_out", "sample_every", "save_every", "keep"),
             *("disc_channels", "disc_layers"),
         ):
-            self._expect(name, getattr(self, name) >= 1, "a whole number of at least 1")
+            value = getattr(self, name)
+            self._expect(name, isinstance(value, int) and value >= 1, "a whole number of at least 1")
         for name in ("workers", "seed", "disc_start", "disc_warmup"):
-            self._expect(name, getattr(self, name) >= 0, "a whole number of at least 0")
+            value = getattr(self, name)
+            self._expect(name, isinstance(value, int) and 0 <= value < 2**63, "a whole number of at least 0")
         self._expect("lr", 0 < self.lr < math.inf, "a positive number")
         self._expect("disc_lr", self.disc_lr is None or 0 < self.disc_lr < math.inf, "a positive number")
         self._expect("grad_clip", self.grad_clip > 0, "a positive number")
@@ -99,12 +106,12 @@ class TrainingConfig:
 
     def lr_factor(self, step: int) -> float:
         """The learning rate of step 1, 2, … over its peak: a straight rise, then half a cosine down to 0, or level."""
-        done, rise = step - 1, round(self.warmup * self.steps)
+        done, rise = min(step - 1, self.steps), round(self.warmup * self.steps)
         if done < rise:
             return (done + 1) / (rise + 1)
         if self.schedule == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (done - rise) / (self.steps - rise)))
+        return 0.5 * (1 + math.cos(math.pi * (done - rise) / max(1, self.steps - rise)))
 
     def trains_discriminator(self, step: int) -> bool:
         """Whether the discriminator is trained in this step (1, 2, …)."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,9 @@ from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import Training
 from klvae_edu.training.state import partial_folder, read_description, save_checkpoint
 from klvae_edu.weight_files import written_aside
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from klvae_edu.plots import Pixels
@@ -37,20 +42,30 @@ class RunFolder:
         self.resume = resume
         self.writes = writes
         self.saved_step: int | None = None  # of the last whole checkpoint
-        # A kill before `training.json` has its name leaves a file that nobody but `start` can have made.
-        in_use = path.exists() and (not path.is_dir() or not all(one.match(".*.part") for one in path.iterdir()))
-        of_a_run = (path / "training.json").is_file()
-        if writes and in_use and not (resume and of_a_run):
-            go_on = " Go on with that run: --resume auto." if of_a_run else ""
-            raise FileExistsError(
-                f"out: expected a new or an empty folder; {path} is in use, and nothing in it was changed.{go_on} "
-                f"Name another one, for example --out {unused(path)}"
-            )
+        self._lock: int | None = None
+        if writes:
+            self._refuse_what_is_in_use()
 
     @property
     def model(self) -> Path:
         """Where the weights to use lie; `AutoencoderKL.from_pretrained` reads it."""
         return self.path / "model"
+
+    def _refuse_what_is_in_use(self) -> None:
+        of_a_run = (self.path / "training.json").is_file()
+        own = self.resume == "auto" or (
+            self.resume is not None and Path(self.resume).resolve().parent == (self.path / "checkpoints").resolve()
+        )
+        if own and of_a_run:
+            return
+        # A kill before `training.json` has its name leaves a file that nobody but `start` can have made.
+        empty = self.path.is_dir() and all(one.match(".*.part") for one in self.path.iterdir())
+        if self.path.exists() and not empty:
+            go_on = " Go on with that run: --resume auto." if of_a_run else ""
+            raise FileExistsError(
+                f"out: expected a new or an empty folder; {self.path} is in use, and nothing in it was changed.{go_on} "
+                f"Name another one, for example --out {unused(self.path)}"
+            )
 
     def to_resume(self) -> Path | None:
         """The checkpoint to go on from: the one that was named, or the last whole one; None to begin at the beginning.
@@ -79,8 +94,10 @@ class RunFolder:
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
+        self._take()
         with written_aside(self.path / "training.json") as path:
-            path.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+            values = config.to_dict() | {"resume": None}  # whoever repeats this run begins at its beginning
+            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         for later in self.checkpoints():
             if _number(later) > step:
                 _delete(later)
@@ -94,6 +111,30 @@ class RunFolder:
             kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) in range(step + 1)]
             with written_aside(log) as path:
                 path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def _take(self) -> None:
+        """Lock the folder for this process, until it ends or `release`s it.
+
+        Raises:
+            FileExistsError: another run has it.
+        """
+        if sys.platform == "win32":  # it has no such locks
+            return
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise FileExistsError(f"out: another run is writing into {self.path}; nothing in it was changed") from error
+        except OSError:  # a file system without locks
+            self.release()
+        self._refuse_what_is_in_use()  # of two runs that began together, one may be done already
+
+    def release(self) -> None:
+        """Let other runs have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def save(self, training: Training) -> None:
         """Write a checkpoint and, in the place of those before, the weights to use. Every process calls it.

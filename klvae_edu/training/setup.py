@@ -16,7 +16,7 @@ from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.discriminator import NLayerDiscriminator, smallest_side
 from klvae_edu.environment import pick_device
 from klvae_edu.gaussian import DiagonalGaussianDistribution
-from klvae_edu.perceptual import LPIPS
+from klvae_edu.perceptual import LPIPS, SMALLEST_SIDE
 from klvae_edu.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -156,7 +156,11 @@ def starting_model(config: TrainingConfig) -> AutoencoderKL:
         vae = AutoencoderKL.from_preset(config.preset, seed=config.seed)
     else:
         vae = AutoencoderKL.from_pretrained(config.init, dtype=torch.float32)
-    factor = vae.downsample_factor
+    factor, channels = vae.downsample_factor, (vae.config.in_channels, vae.config.out_channels)
+    if channels != (3, 3):
+        raise ValueError(f"init: expected a model of RGB images, got one with {channels[0]} in and {channels[1]} out")
+    if config.perceptual_weight and config.size < SMALLEST_SIDE:
+        raise ValueError(f"size: expected at least {SMALLEST_SIDE} pixels for LPIPS, got {config.size}")
     if config.size % factor:
         raise ValueError(f"size: expected a multiple of {factor}, the model's downsample factor, got {config.size}")
     if config.disc_weight and config.size < smallest_side(config.disc_layers):
@@ -170,7 +174,8 @@ def starting_model(config: TrainingConfig) -> AutoencoderKL:
 def ema_update(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
     """For `AveragedModel`: average ← d · average + (1 - d) · weights, d = min(decay, (1 + n) / (10 + n)) in update n.
 
-    Early averages forget the untrained weights faster. Source: CompVis, `ldm/modules/ema.py`.
+    Update 0, `AveragedModel`'s own, copies the weights. Early averages forget the untrained weights faster.
+    Source: CompVis, `ldm/modules/ema.py`.
     Built in notebook 08, section 6.
     """
 

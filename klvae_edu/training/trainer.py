@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from klvae_edu.training.data_order import PASS, ShuffledFrom
 from klvae_edu.training.held_out import HeldOut
 from klvae_edu.training.run_folder import RunFolder
 from klvae_edu.training.setup import Training, set_up, start_accelerator
-from klvae_edu.training.state import load_checkpoint
+from klvae_edu.training.state import load_checkpoint, read_description
 from klvae_edu.training.steps import discriminator_step, generator_step
 
 if TYPE_CHECKING:
@@ -98,8 +99,11 @@ def train(config: TrainingConfig) -> TrainingResult:
     held_out = HeldOut(config, training.vae)
     checkpoint = folder.to_resume()
     if checkpoint is not None:
-        load_checkpoint(training, checkpoint)
-        accelerator.print(f"Resumed from {checkpoint}.")
+        _resume(training, checkpoint)
+    elif config.resume:
+        accelerator.print(f"There is no checkpoint in {config.out}: the run begins at step 1.")
+    if config.disc_weight and config.disc_start >= config.steps:
+        accelerator.print(f"The discriminator would begin after step {config.disc_start}: it will have no say.")
     images_a_step = config.batch_size * config.accumulate * accelerator.num_processes
     passes = -(-config.steps * images_a_step // PASS)  # an index lies in the last of them, at most
     # A stream is endless: its end, in each worker, would cost a batch.
@@ -107,16 +111,47 @@ def train(config: TrainingConfig) -> TrainingResult:
     data = image_dataset(config.data, config.size, seed=config.seed, length=length, streaming=config.streaming)
     loader = accelerator.prepare(training_loader(config, data, training.step * images_a_step))
     folder.start(config, training.step)
-    if checkpoint is not None:
-        folder.publish(training)
-    if config.tensorboard:
-        accelerator.init_trackers(config.out.name)
+    try:
+        if checkpoint is not None:
+            folder.publish(training)
+        if config.tensorboard:
+            accelerator.init_trackers(config.out.name)
+        measured, speed = _make_steps(training, loader, folder, held_out)
+        folder.save_report("\n".join(filter(None, [data.report(limit=None), held_out.unreadable])))
+    finally:
+        folder.release()
+    unreadable = [report for report in (data.report(), held_out.unreadable) if report]
+    lpips = None if training.perceptual is None else training.perceptual.source
+    result = TrainingResult(
+        training.averaged, config, training.step, measured, speed, unreadable, accelerator.num_processes, lpips
+    )
+    accelerator.print(result.summary())
+    return result
 
-    first, seconds_of_steps = training.step, 0.0
+
+def _resume(training: Training, checkpoint: Path) -> None:
+    """Load the checkpoint, and say what is not as it was when it was written."""
+    config = training.config
+    was, now = read_description(checkpoint)["config"], config.to_dict()
+    load_checkpoint(training, checkpoint)
+    if training.step > config.steps or (training.step == config.steps and config.resume != "auto"):
+        raise ValueError(f"steps: {checkpoint} has made {training.step} already, got {config.steps}")
+    same = {"out", "resume", *(name for name in now if was.get(name) == now[name])}
+    changes = [f"{name} {was.get(name)} -> {now[name]}" for name in now if name not in same]
+    training.accelerator.print(f"Resumed from {checkpoint}{''.join(f'; {change}' for change in changes)}.")
+
+
+def _make_steps(
+    training: Training, loader: DataLoader[Tensor], folder: RunFolder, held_out: HeldOut
+) -> tuple[dict[str, float], float]:
+    """All steps that are left, or those until the run is interrupted: held-out PSNR by name, and images per second."""
+    config, accelerator, first = training.config, training.accelerator, training.step
+    images_a_step, seconds_of_steps = config.batch_size * config.accumulate * accelerator.num_processes, 0.0
+    again = first if config.streaming else 0  # a stream has no places: it is read again up to here
     measured: dict[str, float] = {} if first < config.steps else held_out.measure(training.averaged)
     with _stop_when_asked() as stop, _progress_bar(config, accelerator, first) as bar:
         started = time.perf_counter()
-        for images in islice(_batches(loader, config, first), config.steps - first):
+        for images in islice(loader, again, again + config.steps - first):
             try:
                 scalars = training_step(training, images)
             except FloatingPointError as error:
@@ -142,15 +177,7 @@ def train(config: TrainingConfig) -> TrainingResult:
             started = time.perf_counter()
     for tracker in accelerator.trackers:
         tracker.finish()
-    folder.save_report("\n".join(filter(None, [data.report(limit=None), held_out.unreadable])))
-    unreadable = [report for report in (data.report(), held_out.unreadable) if report]
-    speed = (training.step - first) * images_a_step / seconds_of_steps if seconds_of_steps else 0.0
-    lpips = None if training.perceptual is None else training.perceptual.source
-    result = TrainingResult(
-        training.averaged, config, training.step, measured, speed, unreadable, accelerator.num_processes, lpips
-    )
-    accelerator.print(result.summary())
-    return result
+    return measured, (training.step - first) * images_a_step / seconds_of_steps if seconds_of_steps else 0.0
 
 
 def training_step(training: Training, images: Tensor) -> dict[str, float]:
@@ -164,8 +191,8 @@ def training_step(training: Training, images: Tensor) -> dict[str, float]:
     since = training.step - max(0, config.disc_start - config.disc_warmup)
     if both_train and config.alternate and since % 2:
         with torch.no_grad():
-            reconstructions, _ = training.model(images)
-        return discriminator_step(training, images, reconstructions)
+            parts = [training.model(part)[0] for part in images.chunk(config.accumulate)]
+        return discriminator_step(training, images, torch.cat(parts))
     scalars, reconstructions = generator_step(training, images)
     if both_train and not config.alternate:
         scalars |= discriminator_step(training, images, reconstructions)
@@ -190,11 +217,6 @@ def _ignore_signals(worker: int) -> None:
     """Both are sent to the workers too; they have to live until the trainer has made its last step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _batches(loader: DataLoader[Tensor], config: TrainingConfig, made: int) -> Iterator[Tensor]:
-    """The batches after those of the first `made` steps. A stream is read again up to there: it has no places."""
-    yield from islice(loader, made if config.streaming else 0, None)
 
 
 def _any_process(accelerator: Accelerator, value: bool) -> bool:

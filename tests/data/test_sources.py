@@ -375,6 +375,12 @@ def test_a_folder_of_unreadable_files_only_is_an_error(tmp_path: Path) -> None:
         data[0]
 
 
+def test_images_take_turns_in_an_order_of_their_own_not_by_name(tmp_path: Path) -> None:
+    flat_images(tmp_path, 20)
+    names = Folder(str(tmp_path), "train").names
+    assert sorted(names) != names == Folder(str(tmp_path), "train").names
+
+
 def test_a_file_that_vanishes_during_the_run_is_replaced_too(tmp_path: Path) -> None:
     flat_images(tmp_path, 5)
     data = image_dataset(str(tmp_path), 8, length=8)
@@ -386,8 +392,7 @@ def test_a_file_that_vanishes_during_the_run_is_replaced_too(tmp_path: Path) -> 
 
 
 def test_a_report_names_all_of_them_on_request(tmp_path: Path) -> None:
-    flat_images(tmp_path, 1)
-    for number in range(1, 61):
+    for number in range(61):
         (tmp_path / f"{number:02}.png").write_bytes(b"damaged")
     train = Folder(str(tmp_path), "train").names
     Image.new("RGB", (8, 8)).save(tmp_path / train[0])

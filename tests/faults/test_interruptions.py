@@ -106,7 +106,8 @@ def test_two_processes_stop_after_the_same_step_whichever_is_asked(small: list[s
         state = read_description(out / "checkpoints" / f"step_{step:07d}")
         assert (state["step"], state["processes"]) == (step, 2)
         assert [record["step"] for record in runs.log(out)] == list(range(1, step + 1))
-        options = how_to_go_on(printed)[2:]
+        launcher, options = how_to_go_on(printed)[:5], how_to_go_on(printed)[5:]
+        assert launcher == ["torchrun", "--nproc-per-node", "2", "-m", "klvae_edu.training"]
 
 
 @posix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def run_saved_at(out: Path, *steps: int, keep: int = 2) -> Training:
         training.step = step
         folder.log({"step": step})
         folder.save(training)
+    folder.release()
     return training
 
 
@@ -163,7 +165,37 @@ def test_a_checkpoint_that_is_named_must_be_whole(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"weights\.safetensors: damaged: 0 bytes of"):
         RunFolder(tmp_path, str(first)).to_resume()
     with pytest.raises(ValueError, match="no checkpoint here"):
-        RunFolder(tmp_path, str(tmp_path / "nowhere")).to_resume()
+        RunFolder(tmp_path, str(tmp_path / "checkpoints" / "nowhere")).to_resume()
+
+
+def test_another_runs_checkpoint_is_gone_on_from_in_a_new_folder_only(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run_saved_at(tmp_path / name, 1, 2)
+    foreign = str(tmp_path / "b" / "checkpoints" / "step_0000001")
+    with pytest.raises(FileExistsError, match="a is in use, and nothing in it was changed"):
+        RunFolder(tmp_path / "a", foreign)
+    assert RunFolder(tmp_path / "c", foreign).to_resume() == Path(foreign)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")  # both begin before it is there
+    first.start(TrainingConfig(seed=1))
+    with pytest.raises(FileExistsError, match="another run is writing into"):
+        second.start(TrainingConfig(seed=2))
+    with pytest.raises(FileExistsError, match="another run is writing into"):
+        RunFolder(tmp_path / "run", "auto").start(TrainingConfig(seed=3))
+    first.release()
+    with pytest.raises(FileExistsError, match="in use"):  # the first one is done, and the second knows of none
+        second.start(TrainingConfig(seed=2))
+    second.release()
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["seed"] == 1
+    RunFolder(tmp_path / "run", "auto").start(TrainingConfig(seed=3))
+
+
+def test_whoever_repeats_a_run_does_not_resume_it(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", "auto").start(TrainingConfig(resume="auto"))
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["resume"] is None
 
 
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:

@@ -185,6 +185,28 @@ def test_a_run_that_is_at_its_end_is_resumed_without_a_step(result: TrainingResu
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
 
 
+def test_fewer_steps_than_were_made_are_an_error_that_changes_nothing(tmp_path: Path) -> None:
+    train(tiny_run(tmp_path / "run"))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"steps: .*step_0000005 has made 5 already, got 3"):
+        train(tiny_run(tmp_path / "run", steps=3, resume="auto"))
+    earlier = str(tmp_path / "run" / "checkpoints" / "step_0000004")
+    with pytest.raises(ValueError, match="has made 4 already, got 4"):
+        train(tiny_run(tmp_path / "run", steps=4, resume=earlier))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_what_changed_since_a_checkpoint_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_run(tmp_path / "run"))
+    train(tiny_run(tmp_path / "run", steps=6, lr=1e-5, resume="auto"))
+    assert "step_0000005; steps 5 -> 6; lr 0.002 -> 1e-05." in capsys.readouterr().out
+
+
+def test_a_discriminator_that_never_begins_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_run(tmp_path / "run", steps=1, disc_weight=0.5, disc_layers=1, disc_start=1))
+    assert "The discriminator would begin after step 1: it will have no say." in capsys.readouterr().out
+
+
 def test_averaged_weights_are_what_comes_out(result: TrainingResult, tmp_path: Path) -> None:
     averaged = train(tiny_run(tmp_path / "run", ema=0.9))
     assert same_weights(AutoencoderKL.from_pretrained(tmp_path / "run" / "model"), averaged.vae)
@@ -259,6 +281,7 @@ def test_a_folder_in_use_stops_a_run_before_its_first_step(result: TrainingResul
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"size": 8, "perceptual_weight": 1.0}, "size: expected at least 16 pixels for LPIPS, got 8"),
         ({"size": 30}, "size: expected a multiple of 4, the model's downsample factor, got 30"),
         ({"data": "./no/such/folder"}, "no such folder"),
         ({"streaming": True}, "streaming is for Hugging Face data sets"),
