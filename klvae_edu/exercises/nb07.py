@@ -289,6 +289,13 @@ def _adding_whole_kernels(num_layers: int) -> float:
     return float(side)
 
 
+def _from_nothing(num_layers: int) -> float:
+    side = 0
+    for stride in reversed(_right(num_layers)):
+        side = 4 + (side - 1) * stride
+    return float(side)
+
+
 _ENDS = "num_layers convolutions with stride 2, then two with stride 1"
 FIELD_MISTAKES: tuple[tuple[str, Callable[[int], float]], ...] = (
     (f"the two convolutions with stride 1 are left out: {_ENDS}", _walked(lambda n: [2] * n)),
@@ -319,6 +326,7 @@ FIELD_MISTAKES: tuple[tuple[str, Callable[[int], float]], ...] = (
     ("this is the patch's area: its side is asked for", lambda n: float(receptive_field(n) ** 2)),
     ("one side only: the whole patch is asked for", lambda n: float(receptive_field(n) // 2)),
     ("70 holds for num_layers = 3 only: compute it from num_layers", lambda n: 70.0),
+    ("the walk begins with 0 places: one logit is one place", _from_nothing),
 )
 _FIELD_PROBES = (3, 1, 2, 5)
 
@@ -551,7 +559,17 @@ def _of_both_kinds(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 _BEYOND = (3 + probe((1, 1, 5, 5))[0], -2 + probe((1, 1, 5, 5))[0])  # most of them beyond the margin
 
-_judge_loss = judge_function(
+_SURE = (20.0 + probe((1, 1, 3, 3))[0], 20.0 + probe((1, 1, 3, 3))[0])  # wrong about every fake, and sure of it
+
+
+def _judge_discriminator_loss(attempt: Any) -> str | None:
+    complaint = _judge_both_losses(_of_both_kinds(attempt) if callable(attempt) else attempt)
+    if complaint is None and not torch.isfinite(attempt(*_SURE, "vanilla")):
+        return "right for small logits, but infinite at 20: sigmoid(20) is 1 in float32, so use softplus of the logit"
+    return complaint
+
+
+_judge_both_losses = judge_function(
     _of_both_kinds(discriminator_loss),
     [probe((3, 1, 4, 5), (2, 1, 4, 5), scale=2), probe((2, 1, 3, 3), (4, 1, 3, 3), scale=2), _BEYOND],
     [(message, _of_both_kinds(code)) for message, code in DISCRIMINATOR_LOSS_MISTAKES],
@@ -737,6 +755,12 @@ def _images_only(
     return discriminator_step(discriminator, optimizer, images, images)
 
 
+def _in_place(
+    discriminator: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, reconstructions: Tensor
+) -> Tensor:
+    return discriminator_step(discriminator, optimizer, images, reconstructions.detach_())
+
+
 def _in_eval_mode(
     discriminator: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, reconstructions: Tensor
 ) -> Tensor:
@@ -762,6 +786,7 @@ STEP_MISTAKES: tuple[tuple[str, _Step], ...] = (
         f"{_NO_DETACH}; and the generator's gradient is still in the update: optimizer.zero_grad() before backward",
         _step(fake=lambda discriminator, images: discriminator(images), order="backward step"),
     ),
+    ("detach_ cuts the caller's own tensor: detach, without the underscore, leaves it alone", _in_place),
     (_STALE, _step(order="backward step")),
     (_STALE, _step(order="backward step zero_grad")),
     *(
@@ -810,7 +835,7 @@ STEP_MISTAKES: tuple[tuple[str, _Step], ...] = (
 def _played(step: Callable[..., Any]) -> Callable[..., Any]:
     """What a step leaves behind: its loss, the discriminator's weights, and the gradient in what made the fakes."""
 
-    def play(images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def play(images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         torch.manual_seed(0)
         decoder = nn.Conv2d(3, 3, 3, padding=1)
         discriminator = nn.Sequential(
@@ -821,10 +846,12 @@ def _played(step: Callable[..., Any]) -> Callable[..., Any]:
                 parameter.mul_(3)  # logits on both sides of the margin
                 parameter.grad = torch.randn_like(parameter)  # as the generator's step may have left it
         optimizer = torch.optim.SGD(discriminator.parameters(), lr=0.1)
-        loss = call(step, discriminator, optimizer, images, decoder(latents))
+        reconstructions = decoder(latents)
+        loss = call(step, discriminator, optimizer, images, reconstructions)
         left = decoder.weight.grad
         weights = torch.cat([parameter.detach().flatten() for parameter in discriminator.parameters()])
-        return torch.as_tensor(loss).detach(), weights, torch.zeros(3, 3, 3, 3) if left is None else left
+        left = torch.zeros(3, 3, 3, 3) if left is None else left
+        return torch.as_tensor(loss).detach(), weights, left, torch.tensor(float(reconstructions.requires_grad))
 
     return play
 
@@ -834,7 +861,12 @@ _judge_played = judge_function(
     [probe((3, 3, 12, 12), (3, 3, 12, 12)), probe((2, 3, 8, 8), (2, 3, 8, 8))],
     [(message, _played(code)) for message, code in STEP_MISTAKES],
     inputs=("images", "reconstructions"),
-    outputs=("the loss", "the discriminator's weights after the step", "the gradient left in the decoder"),
+    outputs=(
+        "the loss",
+        "the discriminator's weights after the step",
+        "the gradient left in the decoder",
+        "whether the caller's reconstructions still know who made them",
+    ),
 )
 
 
@@ -896,7 +928,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "0.5 * (real.mean() + fake.mean()), where for vanilla real is F.softplus(-logits_real), and fake "
             "F.softplus(logits_fake).",
         ),
-        judge=_wrapped(_judge_loss, _of_both_kinds),
+        judge=_judge_discriminator_loss,
     ),
     Exercise(
         id="07.4",

@@ -439,6 +439,42 @@ def loss_half(logits_real, logits_fake, kind):
     return ...
 
 
+def loss_from_probabilities(logits_real, logits_fake, kind):
+    if kind == "hinge":
+        return 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
+    real, fake = torch.sigmoid(logits_real), torch.sigmoid(logits_fake)
+    return -0.5 * (torch.log(real).mean() + torch.log(1 - fake).mean())
+
+
+def test_logarithms_of_probabilities_are_refused_though_they_are_right_for_small_logits():
+    assert_rejected("07.3", loss_from_probabilities, "infinite at 20")
+
+
+def field_from_no_place(num_layers):
+    side = 0
+    for stride in [1, 1] + [2] * num_layers:
+        side = 4 + (side - 1) * stride
+    return side
+
+
+def test_a_walk_that_begins_with_no_place_is_named():
+    assert_rejected("07.2", field_from_no_place, "begins with 0 places")
+
+
+def step_that_detaches_in_place(discriminator, optimizer, images, reconstructions):
+    reconstructions.detach_()
+    logits = discriminator(images), discriminator(reconstructions)
+    loss = 0.5 * (F.relu(1 - logits[0]).mean() + F.relu(1 + logits[1]).mean())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def test_a_step_must_not_cut_the_callers_tensor():
+    assert_rejected("07.5", step_that_detaches_in_place, "without the underscore")
+
+
 def loss_without_half(logits_real, logits_fake, kind):
     if kind == "hinge":
         return F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean()
@@ -583,7 +619,7 @@ def loss_by_max(logits_real, logits_fake, kind):
     if kind == "hinge":
         real, fake = (1 - logits_real).clamp(min=0), torch.maximum(1 + logits_fake, torch.zeros_like(logits_fake))
     else:
-        real, fake = torch.log1p(torch.exp(-logits_real)), -torch.log(1 - torch.sigmoid(logits_fake))
+        real, fake = torch.log1p(torch.exp(-logits_real)), -F.logsigmoid(-logits_fake)
     return (real.mean() + fake.mean()) / 2
 
 
