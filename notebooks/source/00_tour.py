@@ -294,9 +294,9 @@ print("the noise is less than a quarter as wide as the means are spread; a sampl
 # | [03](03_resnet_blocks.ipynb) | ResNet blocks | gradients with and without the shortcut |
 # | [04](04_resampling_and_attention.ipynb) | resampling and attention | what one latent pixel sees |
 # | [05](05_kl_f8_architecture.ipynb) | the KL-f8 architecture | your assembly equal to the original, on the same weights |
-# | 06 | reconstruction losses | why squared error blurs |
-# | 07 | the PatchGAN discriminator | where it looks |
-# | 08 | the training loop | what each safeguard prevents |
+# | [06](06_reconstruction_losses.ipynb) | reconstruction losses | why squared error blurs |
+# | [07](07_patchgan.ipynb) | the PatchGAN discriminator | where it looks |
+# | [08](08_training_loop.ipynb) | the training loop | what each safeguard prevents |
 # | 09 | quality measures | how to read the published tables |
 # | 10 | a latent explorer | your own photograph under sliders |
 # | 11 | diffusion on latents | noise becoming a latent becoming a picture |

@@ -850,5 +850,5 @@ print("from left to right more gradient energy; from the median on more L1 error
 # changes, for which Adam hardly cares.
 # </details>
 #
-# **Next:** notebook 07. No distance, of pixels or of features, brings back detail that the code does not hold: each asks for the
+# **Next:** notebook [07](07_patchgan.ipynb). No distance, of pixels or of features, brings back detail that the code does not hold: each asks for the
 # average of what may be. A discriminator asks another question: does this look like a photograph at all?
