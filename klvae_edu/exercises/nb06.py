@@ -574,9 +574,15 @@ def _judge_weights(attempt: Any) -> str | None:
     for message, code in WEIGHT_MISTAKES:
         if agree([code(*given) for given in _WEIGHT_PROBES]):
             return message
-    image, latent, *_ = _WEIGHT_PROBES[0]
-    right, found = ("{:.4g} and {:.4g}".format(*pair) for pair in (expected[0], results[0]))
-    return f"for an image {image}, a latent {latent} and weights 1 and 1e-6, {right} was expected, and yours is {found}"
+    triples = zip(_WEIGHT_PROBES, expected, results, strict=True)
+    given, right, found = next(
+        (given, right, found)
+        for given, right, found in triples
+        if not all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(right, found, strict=True))
+    )
+    wanted, yours = ("{:.4g} and {:.4g}".format(*pair) for pair in (right, found))
+    image, latent, w, v = given
+    return f"for {image}, {latent} and weights {w:g} and {v:g}, {wanted} was expected, and yours is {yours}"
 
 
 def _adapted(judge: Judge, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Judge:

@@ -52,12 +52,12 @@ l2, l1 = errors.pow(2).mean(1), errors.abs().mean(1)
 print(f"best guess under L2: {guesses[l2.argmin()]:.1f}   under L1: {guesses[l1.argmin()]:.1f}")
 
 # %% [markdown]
-# A guess is best where the slope of its loss is zero:
+# A guess is best where the slope of its loss changes its sign:
 #
 # $$\frac{\partial}{\partial g}\sum_i (g - x_i)^2 = 2\sum_i (g - x_i), \qquad
 # \frac{\partial}{\partial g}\sum_i |g - x_i| = \sum_i \mathrm{sign}(g - x_i)$$
 #
-# The first is zero at the **mean**. The second is zero where as many values lie above as below: at the **median**.
+# The first does at the **mean**. The second counts values: below the guess minus above it, so that it changes its sign at the **median**.
 
 # %%
 fig, ax = figure(size=(6, 3))
@@ -319,8 +319,8 @@ for name, other in vectors.items():
 
 # %% [markdown]
 # With each pixel's vector brought to length 1, contrast does not count, and only the kind of texture does. So: divide
-# by the length. What if there are no features, as in an even area? Then the length is 0, and a tiny number added to it
-# prevents 0/0. Does it?
+# by the length. What if a pixel has no features, as all of them have in an area of ImageNet's mean colour? Then the length is 0, and
+# a tiny number added to it prevents 0/0. Does it?
 
 # %%
 nothing = torch.zeros(1, 5, 1, 1, requires_grad=True)
@@ -331,7 +331,7 @@ print("gradient", nothing.grad.flatten().tolist())
 
 # %% [markdown]
 # The values are fine, the gradient is not: the slope of √s is 1 / (2√s), infinite at 0. Times the slope of s there,
-# which is 0, it makes NaN. The package `lpips` (0.1.4, `normalize_tensor`) divides in this way. Then an even image must
+# which is 0, it makes NaN. The package `lpips` (0.1.4, `normalize_tensor`) divides in this way. Then an area of that colour must
 # ruin a training. Does it?
 
 # %%
@@ -446,8 +446,8 @@ assert in_fur[0] < in_eye[0]
 assert lpips.trained or all(in_fur[tap] > in_eye[tap] for tap in (1, 3, 5))
 
 # %% [markdown]
-# Squared error complains about a few bright and dark points in the eye. The taps complain about the fur, which has lost
-# its texture, the deeper the more broadly. That is what you would complain about as well.
+# Squared error complains about points on the rim of the eye. The taps complain about the fur, which has lost its texture, the deeper
+# the more broadly. About the lost green none of them says much.
 
 # %% [markdown]
 # Two ways to use it wrongly. First, the range: LPIPS expects images from -1 to 1. What if yours are from 0 to 1?
@@ -502,7 +502,7 @@ print("parameters that an optimiser could find:", len(list(lpips.parameters())))
 # %%
 torch.manual_seed(0)
 noise = torch.randn(eye.shape)
-tiles = F.interpolate(torch.randn(1, 3, 16, 16), scale_factor=8)
+colours = F.interpolate(torch.randn(1, 3, 16, 16), scale_factor=8)
 
 
 def shifted(image, by):
@@ -515,7 +515,7 @@ def shifted(image, by):
 spoil = {
     "blur": lambda s: gaussian_blur(eye, 25, 8 * s + 0.01),
     "noise": lambda s: eye + s * noise,
-    "tiles": lambda s: eye + s * tiles,
+    "tiles": lambda s: eye + s * colours,
     "darker": lambda s: eye - s,
     "shift": lambda s: shifted(eye, 8 * s),
     "less contrast": lambda s: eye.mean() + (1 - s) * (eye - eye.mean()),
@@ -539,8 +539,8 @@ def tuned(spoiled, target):
 spoiled = {"patch-PCA": rough} | {name: tuned(code, psnr(rough, eye)) for name, code in spoil.items()}
 
 # %% [markdown]
-# Here they are, all at the same PSNR. Rank them by eye before you read the numbers: which is nearest to the photograph,
-# which the farthest? Then see how LPIPS ranks them.
+# Here they are, all at the same PSNR, from the farthest to the nearest by LPIPS. Cover the numbers, and rank them by eye first: do you
+# agree with the order?
 
 # %%
 decibels = {name: psnr(image, eye).item() for name, image in spoiled.items()}
@@ -551,8 +551,8 @@ assert max(decibels.values()) - min(decibels.values()) < 0.01
 
 # %%
 images = {"photograph": eye} | {f"{name}: {distance[name]:.3f}": spoiled[name] for name in ranked}
-names, tiles = list(images), [image[0] for image in images.values()]
-fig = image_grid([tiles[:4], tiles[4:]], captions=[names[:4], names[4:]])
+names, row = list(images), [image[0] for image in images.values()]
+fig = image_grid([row[:4], row[4:]], captions=[names[:4], names[4:]])
 show(
     fig,
     alt="A cat's eye eight times: the photograph; in shaded squares; blurred; noisy; darker; with coloured tiles; shifted; paler.",
@@ -564,8 +564,8 @@ if not lpips.trained:
 
 # %% [markdown]
 # For PSNR they are all equal. LPIPS, even untrained, says otherwise, and where texture and outlines are lost
-# (patch-PCA, blur) it agrees with the eye. So it does for the pale one, at the end of the list. Why is that one so
-# cheap?
+# (patch-PCA, blur) it agrees with the eye. The pale one, faded towards its own mean, comes out cheapest by far. What if it fades towards
+# the colour that VGG16 takes for zero?
 
 # %%
 pale = lpips.shift + 0.5 * (eye - lpips.shift)  # half the contrast, about ImageNet's mean
@@ -573,12 +573,12 @@ with torch.no_grad():
     print(f"half the contrast: {psnr(pale, eye).item():.1f} dB, LPIPS {lpips(pale, eye).item():.3f}")
 
 # %% [markdown]
-# Features of length 1 do not know contrast: without biases, as here, they do not change at all. (Trained weights have
-# biases, and may notice.) Blindness and agreement with the eye come from the same line of code.
+# Then nothing changes at all: without biases, as here, features of length 1 do not know contrast. (Trained weights have biases, and
+# may notice.) Blindness and agreement with the eye come from the same line of code.
 
 # %% [markdown]
 # And there are disagreements. You hardly notice that one is darker; to LPIPS it is as bad as noise or coloured tiles.
-# The shift, less than two pixels, you may not have seen at all; it costs over two thirds of what the blur costs.
+# The shift you may not have seen at all; it costs over two thirds of what the blur costs.
 
 # %%
 if not lpips.trained:
@@ -668,7 +668,7 @@ print(f"KL-f8: LPIPS {w:.0f}, KL {v:.1e} per latent value")
 assert math.isclose(v, losses.own_mean_weights((3, 256, 256), (4, 32, 32), kl_weight=1e-6)["kl_weight"])
 
 # %% [markdown]
-# In means, KL-f8 was trained with L1 + LPIPS + 2.1e-8 · KL. Is it really the same loss? Then all gradients must be
+# In means, KL-f8 began with L1 + LPIPS + 2.1e-8 · KL. Is it really the same loss? Then all gradients must be
 # parallel, and the ratio of their lengths C·H·W. A small untrained autoencoder, with a KL weight that can be seen:
 
 # %%
@@ -703,8 +703,8 @@ assert math.isclose(sums.norm() / means.norm(), values, rel_tol=1e-4)
 
 # %% [markdown]
 # Parallel, and 3 · 64 · 64 = 12,288 times as long. The second is the mixture of notebook 02, a mean here and a sum
-# there: nearly at right angles, it goes where the KL goes. In the third LPIPS is not heard: it counts once, where the pixels count
-# 12,288 times.
+# there: nearly at right angles, it goes where the KL goes, at this weight. In the third LPIPS is not heard: it counts once, where the
+# pixels count 12,288 times. Its 0.93 is what L1 alone would have.
 
 # %% [markdown]
 # Which one weighs what? The terms of the eye and its patch-PCA version, with 20 nats per latent value supposed, as in
@@ -741,7 +741,7 @@ assert torch.allclose(shares[0], shares[1], atol=1e-4) and shares[0, 2] < 1e-4
 assert shares[2, 2] > 0.05 and shares[3, 0] > 0.999
 
 # %% [markdown]
-# The first two rows are one loss. In the third a "1e-6" has become a tenth of it, in the fourth LPIPS has vanished.
+# The first two rows are one loss. In the third a "1e-6" has become about an eighth of it, in the fourth LPIPS has vanished.
 # Every row has the same three terms, by name.
 # Which reduction do you find in the code that you use?
 
@@ -814,12 +814,16 @@ errors = [(image - crops).abs().mean().item() for image in (*answers.values(), c
 if not lpips.trained:
     assert energies == sorted(energies) and energies[2] > 1.2 * energies[1] and 0.5 < energies[3] < 1
     assert errors[1] < errors[2] < errors[3] < errors[4]
-print("from left to right more gradient energy; from the median on more L1 error")
+with torch.no_grad():
+    perceptual.append(perceptual_distance(lpips.features(crops[24][None]), centre, heads).item())
+for name, error, found in zip([*answers, "a crop"], errors, perceptual, strict=True):
+    print(f"{name:12} L1 {error:.3f}" + ("" if lpips.trained else f"   LPIPS to the mean of features {found:.3f}"))
+assert perceptual[-1] == max(perceptual) or lpips.trained
 
 # %% [markdown]
-# LPIPS puts grain where fur was: to its features grain is nearer to the 49 crops than smooth skin is. But it is not
-# *this* fur, nor fur at all, for a mean of features belongs to no image, either. L1 + LPIPS, KL-f8's choice, lies
-# between. (With trained weights the grain will be another. Try.)
+# LPIPS puts grain where fur was, and at the eye: to its features grain is nearer to the 49 crops than smooth skin is. It is no fur, for
+# a mean of features belongs to no image, and here, too, a real crop is the worst. L1 + LPIPS, KL-f8's choice, lies between. (With
+# trained weights the grain will be another. Try.)
 
 # %% [markdown]
 # ## Summary
@@ -827,7 +831,7 @@ print("from left to right more gradient energy; from the median on more L1 error
 # 1. L2 wants the mean of all images that share a code, and blurs; L1 wants the median, keeps edges, and loses what is thin.
 # 2. Patch-PCA with four numbers per 8 × 8 patch is the best linear code of single patches: the bar for a network.
 # 3. LPIPS compares features of length 1, channel by channel; eps belongs inside the root, and no `no_grad` around it.
-# 4. At equal PSNR pictures look different; LPIPS sees lost texture, is blind to contrast, and dislikes small shifts more than you do.
+# 4. At equal PSNR pictures look different. LPIPS, even untrained, sees lost texture; untrained it is blind to contrast, and dislikes a small shift.
 # 5. In CompVis' sum LPIPS counts C·H·W times; in means its weight stays and the KL's becomes 1e-6 · chw / CHW = 2.1e-8.
 #
 # ### Check yourself
@@ -840,14 +844,12 @@ print("from left to right more gradient energy; from the median on more L1 error
 #
 # <details><summary>Your LPIPS curve falls nicely, and a colleague says that LPIPS is under `no_grad`. How can both be true, and how do you find out?</summary>
 #
-# L1 pulls the images closer, and LPIPS falls along with it. Ask the term itself: its `requires_grad` must be True. Or
-# set its weight to 0: if nothing changes in training, it never counted.
+# L1 pulls the images closer, and LPIPS falls along with it. Ask the term itself: its `requires_grad` must be True.
 # </details>
 #
 # <details><summary>A paper trains at 512 × 512 with sums and a KL weight of 1e-6; you train at 256 × 256. Must you change the weight?</summary>
 #
-# No. Pixels, LPIPS and KL all grow with the area, by four, so that their balance stays. Only the length of the gradient
-# changes, for which Adam hardly cares.
+# No. Pixels, LPIPS and KL all grow with the area, by four, so that their balance stays. Only the length of the gradient changes.
 # </details>
 #
 # **Next:** notebook [07](07_patchgan.ipynb). No distance, of pixels or of features, brings back detail that the code does not hold: each asks for the

@@ -868,3 +868,13 @@ def test_right_weights_pass_in_any_style(answer):
 def test_the_result_instead_of_the_function_is_named(id):
     verdict = EXERCISES[id].run(torch.zeros(2))
     assert not verdict.passed and "expected the function itself" in verdict.message
+
+
+def weights_with_one_fixed(image, latent, perceptual_weight, kl_weight):
+    return 1.0, kl_weight * latent[0] * latent[1] * latent[2] / (image[0] * image[1] * image[2])
+
+
+def test_a_weight_that_is_fixed_is_shown_where_it_differs():
+    message = EXERCISES["06.5"].run(weights_with_one_fixed).message
+    expected, got = message.split(" was expected, and yours is ")
+    assert expected.split(", ")[-1] != got
