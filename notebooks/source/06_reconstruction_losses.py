@@ -265,11 +265,11 @@ assert (psnr(images["bicubic"], eye) - psnr(rough, eye)).abs() < 0.1
 
 # %% [markdown]
 # By squared error the two are equal here. Are they equal to you? One has lost the outlines, the other the green, and
-# its patches show. Keep the question for section 4.
+# its patches show. Section 4 puts more such pairs side by side.
 
 # %% [markdown]
-# Patch-PCA's decibels are the bar: it has as many numbers as KL-f8's latent, and a network that stays below it has
-# learned nothing that a matrix does not know.
+# Patch-PCA's decibels are the bar: it has as many numbers as KL-f8's latent, and of a network that stays below it a matrix is the
+# better one, by squared error.
 
 # %% [markdown]
 # ## 3. How can you compare what a picture shows, not its pixels?
@@ -829,7 +829,7 @@ assert perceptual[-1] == max(perceptual) or lpips.trained
 # ## Summary
 #
 # 1. L2 wants the mean of all images that share a code, and blurs; L1 wants the median, keeps edges, and loses what is thin.
-# 2. Patch-PCA with four numbers per 8 × 8 patch is the best linear code of single patches: the bar for a network.
+# 2. Patch-PCA with four numbers per 8 × 8 patch is the best linear code, under L2, of the patches it was fitted to: the bar for a network.
 # 3. LPIPS compares features of length 1, channel by channel; eps belongs inside the root, and no `no_grad` around it.
 # 4. At equal PSNR pictures look different. LPIPS, even untrained, sees lost texture; untrained it is blind to contrast, and dislikes a small shift.
 # 5. In CompVis' sum LPIPS counts C·H·W times; in means its weight stays and the KL's becomes 1e-6 · chw / CHW = 2.1e-8.
@@ -852,5 +852,5 @@ assert perceptual[-1] == max(perceptual) or lpips.trained
 # No. Pixels, LPIPS and KL all grow with the area, by four, so that their balance stays. Only the length of the gradient changes.
 # </details>
 #
-# **Next:** notebook [07](07_patchgan.ipynb). No distance, of pixels or of features, brings back detail that the code does not hold: each asks for the
-# average of what may be. A discriminator asks another question: does this look like a photograph at all?
+# **Next:** notebook [07](07_patchgan.ipynb). No distance, of pixels or of features, brings back detail that the code does not hold: each asks for a
+# compromise between all that may be. A discriminator asks another question: does this look like a photograph at all?
