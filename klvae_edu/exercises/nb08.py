@@ -139,6 +139,7 @@ def _stepped(
     updates: bool = True,
     freezes: bool = True,
     frees: bool = True,
+    retains: bool = True,
     create_graph: bool = False,
     mode: bool = True,
     detaches: bool = True,
@@ -159,7 +160,7 @@ def _stepped(
         terms = [nll(reconstruction, images), kl(posterior), adversarial(discriminator(shown(reconstruction)))]
         discriminator.requires_grad_(frees or not freezes)
         gradients = [
-            torch.autograd.grad(term, layer(vae), retain_graph=True, create_graph=create_graph)[0]
+            torch.autograd.grad(term, layer(vae), retain_graph=retains, create_graph=create_graph)[0]
             for term in (terms[0], terms[2])
         ]
         nll_gradient, adversarial_gradient = gradients
@@ -206,6 +207,14 @@ _MOVING_MISTAKES = (
     (
         "disc_weight and the adaptive weight are added: multiply them",
         _stepped(weight=lambda a, b, share: share + adaptive_weight(a, b)),
+    ),
+    (
+        "disc_weight is a fixed number: take the argument",
+        _stepped(weight=lambda a, b, share: 0.5 * adaptive_weight(a, b)),
+    ),
+    (
+        "a pass back frees the graph that backward() needs: retain_graph=True in both calls of torch.autograd.grad",
+        _stepped(retains=False),
     ),
     (
         "the adaptive weight is upside down: the nll's gradient comes first",
@@ -338,7 +347,11 @@ _LINEAR = "the surrogate is reconstruction · gradient, summed over everything"
 SURROGATE_MISTAKES = (
     (
         f"no gradient reaches the autoencoder: {_LINEAR}, with the reconstruction as it came, not the detached one",
-        lambda r, losses, weights: (_leaf(r).detach() * _total(_gradients(_leaf(r), losses, weights))).sum(),
+        lambda r, losses, weights: (_leaf(r) * _total(_gradients(_leaf(r), losses, weights))).sum(),
+    ),
+    (
+        "the losses are taken where no gradient is kept: the leaf is reconstruction.detach().requires_grad_()",
+        lambda r, losses, weights: (r * _total(_gradients(r.detach(), losses, weights))).sum(),
     ),
     (
         "the product is averaged: sum it, or the gradient is too small",
@@ -378,6 +391,10 @@ SURROGATE_MISTAKES = (
 _THROUGH = (
     "the gradient is right, but it runs through the losses in the backward pass: take theirs at a leaf beforehand"
 )
+_LEAKS = (
+    "the gradient is right, but backward() leaves gradients in a network that a loss uses, such as the discriminator: "
+    "torch.autograd.grad(…, leaf) leaves none"
+)
 _TWICE = "the gradient is right, but a loss is computed {} times: once is enough"
 
 
@@ -402,7 +419,7 @@ def _behind(attempt: Callable[..., Any], counts: dict[str, int] | None = None) -
     def gradient(weight: Tensor) -> Tensor:
         weight = weight.detach().clone().requires_grad_()
         reconstruction = (weight.sin() @ weight).view(1, 1, *weight.shape)
-        calls = [0, 0]
+        calls, judge = [0, 0], torch.ones((), requires_grad=True)  # a weight of the network that judges
 
         def counted(number: int, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             def run(x: Tensor) -> Tensor:
@@ -411,14 +428,16 @@ def _behind(attempt: Callable[..., Any], counts: dict[str, int] | None = None) -
 
             return run
 
-        losses = [counted(0, lambda x: (x - 1).pow(2).sum()), counted(1, lambda x: -x.pow(3).mean())]
+        losses = [counted(0, lambda x: (x - 1).pow(2).sum()), counted(1, lambda x: -(judge * x).pow(3).mean())]
         scalar = call(attempt, reconstruction, losses, (0.7, 3.0))
         if not isinstance(scalar, Tensor):
             raise TypeError(f"expected a Tensor, got {type(scalar).__name__}")
         before = _Counted.passes
-        (found,) = torch.autograd.grad(scalar, weight)
+        found = torch.autograd.grad(scalar, weight, allow_unused=True)[0] if scalar.requires_grad else None
+        if found is None:
+            raise ValueError("no gradient reaches the autoencoder")
         if counts is not None:
-            counts.update(calls=max(calls), late=_Counted.passes - before)
+            counts.update(calls=max(calls), late=_Counted.passes - before, left=int(judge.grad is not None))
         return found
 
     return gradient
@@ -443,6 +462,8 @@ def _judge_surrogate(attempt: Any) -> str | None:
     _behind(attempt, counts)(probe((3, 3))[0])
     if counts["late"]:
         return _THROUGH
+    if counts["left"]:
+        return _LEAKS
     return _TWICE.format(counts["calls"]) if counts["calls"] > 1 else None
 
 
@@ -760,6 +781,11 @@ SNAPSHOT_MISTAKES = (
             snapshot(run) | {name: copy.deepcopy(getattr(run, name)) for name in ("model", "optimizer", "average")}
         ),
     ),
+    ("the step is another number: keep run.step as it is", lambda run: snapshot(run) | {"step": run.step + 1}),
+    (
+        "a seed says how the random numbers began, not how far they have come: torch.get_rng_state()",
+        lambda run: snapshot(run) | {"random": torch.initial_seed()},
+    ),
 )
 
 
@@ -818,10 +844,18 @@ def _judge_snapshot(attempt: Any) -> str | None:
     if unknown:
         return f"restore does not know {', '.join(unknown)}: the keys are {', '.join(_ALL)}"
     for message, code in SNAPSHOT_MISTAKES:
-        if kept.keys() == code(_run()).keys() and wrong == _wrong_after_restoring(code) and _alike(kept, code(_run())):
+        if kept.keys() == code(_run()).keys() and _does(code, wrong) and _alike(kept, code(_run())):
             return message
     missing = [_WHAT_IT_COSTS[name] for name in wrong if name not in kept]
     return "; ".join(missing) or f"after restore these parts are not as they were: {', '.join(wrong)}"
+
+
+def _does(mistake: Callable[[Run], Any], wrong: list[str]) -> bool:
+    """Whether the same parts are wrong after this mistake; some cannot be restored at all."""
+    try:
+        return _wrong_after_restoring(mistake) == wrong
+    except Exception:
+        return False
 
 
 def _alike(mine: dict[str, Any], other: dict[str, Any]) -> bool:

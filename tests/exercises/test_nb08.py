@@ -228,6 +228,35 @@ def step_returning_the_graph(vae, discriminator, optimizer, images, disc_weight=
     return reconstruction
 
 
+def step_freeing_the_graph(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
+    reconstruction, nll, kl, adversarial = losses_of(vae, discriminator, images)
+    last = vae.decoder.conv_out.weight
+    a, b = torch.autograd.grad(nll, last)[0], torch.autograd.grad(adversarial, last)[0]
+    optimizer.zero_grad()
+    (nll + kl_weight * kl + disc_weight * adaptive_weight(a, b) * adversarial).backward()
+    optimizer.step()
+    return reconstruction.detach()
+
+
+def step_freeing_the_graph_at_the_second(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
+    reconstruction, nll, kl, adversarial = losses_of(vae, discriminator, images)
+    last = vae.decoder.conv_out.weight
+    (a,) = torch.autograd.grad(nll, last, retain_graph=True)
+    (b,) = torch.autograd.grad(adversarial, last)
+    optimizer.zero_grad()
+    (nll + kl_weight * kl + disc_weight * adaptive_weight(a, b) * adversarial).backward()
+    optimizer.step()
+    return reconstruction.detach()
+
+
+def step_with_a_fixed_half(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
+    reconstruction, nll, kl, adversarial = losses_of(vae, discriminator, images)
+    optimizer.zero_grad()
+    (nll + kl_weight * kl + 0.5 * weight_of(vae, nll, adversarial) * adversarial).backward()
+    optimizer.step()
+    return reconstruction.detach()
+
+
 def step_returning_nothing(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
     step_returning_the_graph(vae, discriminator, optimizer, images, disc_weight, kl_weight)
 
@@ -300,6 +329,9 @@ def test_a_half_written_step_has_an_open_gap():
         ("leaves gradients in the discriminator", step_without_freezing),
         ("stays frozen", step_freezing_for_good),
         ("comes back with its graph", step_returning_the_graph),
+        ("retain_graph=True in both", step_freeing_the_graph),
+        ("retain_graph=True in both", step_freeing_the_graph_at_the_second),
+        ("disc_weight is a fixed number", step_with_a_fixed_half),
         ("is a return missing", step_returning_nothing),
     ],
 )
@@ -366,6 +398,27 @@ def surrogate_of_the_leaf(reconstruction, losses, weights):
     return (leaf * combined(reconstruction, losses, weights)).sum()
 
 
+def surrogate_of_the_asking_leaf(reconstruction, losses, weights):
+    leaf = reconstruction.detach().requires_grad_()
+    gradient = sum(w * torch.autograd.grad(loss(leaf), leaf)[0] for loss, w in zip(losses, weights, strict=True))
+    return (leaf * gradient).sum()
+
+
+def surrogate_of_a_leaf_that_does_not_ask(reconstruction, losses, weights):
+    leaf = reconstruction.detach()
+    gradient = torch.zeros_like(leaf)
+    for loss, weight in zip(losses, weights, strict=True):
+        gradient += weight * torch.autograd.grad(loss(leaf), leaf)[0]
+    return (reconstruction * gradient).sum()
+
+
+def surrogate_by_backward(reconstruction, losses, weights):
+    leaf = reconstruction.detach().clone().requires_grad_(True)
+    for loss, weight in zip(losses, weights, strict=True):
+        (weight * loss(leaf)).backward()
+    return torch.sum(reconstruction * leaf.grad)
+
+
 def surrogate_mean(reconstruction, losses, weights):
     return torch.mean(reconstruction * combined(reconstruction, losses, weights))
 
@@ -410,10 +463,10 @@ def surrogate_returning_the_gradient(reconstruction, losses, weights):
     return combined(reconstruction, losses, weights)
 
 
-def surrogate_by_backward(reconstruction, losses, weights):
+def surrogate_by_backward_into_the_leaf(reconstruction, losses, weights):
     leaf = reconstruction.detach().clone().requires_grad_(True)
     total = sum(weight * loss(leaf) for loss, weight in zip(losses, weights, strict=True))
-    total.backward()
+    total.backward(inputs=[leaf])
     return torch.sum(reconstruction * leaf.grad)
 
 
@@ -446,6 +499,9 @@ def test_a_half_written_surrogate_has_an_open_gap():
     "08.2",
     [
         ("no gradient reaches the autoencoder", surrogate_of_the_leaf),
+        ("no gradient reaches the autoencoder", surrogate_of_the_asking_leaf),
+        ("the leaf is reconstruction.detach().requires_grad_()", surrogate_of_a_leaf_that_does_not_ask),
+        ("leaves gradients in a network", surrogate_by_backward),
         ("averaged: sum it", surrogate_mean),
         ("a scalar is asked for", surrogate_not_summed),
         ("the weights are missing", surrogate_unweighted),
@@ -461,7 +517,10 @@ def test_a_wrong_surrogate_is_named(keyword, answer):
     assert_rejected("08.2", answer, keyword)
 
 
-@verdicts("08.2", [surrogate_by_backward, surrogate_by_einsum, surrogate_of_value_zero, surrogate_without_a_leaf])
+@verdicts(
+    "08.2",
+    [surrogate_by_backward_into_the_leaf, surrogate_by_einsum, surrogate_of_value_zero, surrogate_without_a_leaf],
+)
 def test_a_right_surrogate_passes_in_any_style(answer):
     assert_passes("08.2", answer)
 
@@ -843,6 +902,18 @@ def snapshot_drawing(run):
     return {**snapshot_by_copies(run), "random": torch.get_rng_state() if torch.rand(1) < 2 else None}
 
 
+def snapshot_one_step_ahead(run):
+    return {**snapshot_by_copies(run), "step": run.step + 1}
+
+
+def snapshot_from_step_zero(run):
+    return {**snapshot_by_copies(run), "step": 0}
+
+
+def snapshot_of_the_seed(run):
+    return {**snapshot_by_copies(run), "random": torch.initial_seed()}
+
+
 def snapshot_with_another_key(run):
     kept = snapshot_by_copies(run)
     kept["rng"] = kept.pop("random")
@@ -896,6 +967,9 @@ def test_a_half_written_snapshot_says_which_gap_is_open():
         ('under "average" lie the model', snapshot_of_the_model_twice),
         ("whole objects are kept", snapshot_of_objects),
         ("draws a random number", snapshot_drawing),
+        ("keep run.step as it is", snapshot_one_step_ahead),
+        ("keep run.step as it is", snapshot_from_step_zero),
+        ("a seed says how the random numbers began", snapshot_of_the_seed),
         ("restore does not know rng", snapshot_with_another_key),
         ("expected a dictionary, got tuple", snapshot_in_a_tuple),
     ],
