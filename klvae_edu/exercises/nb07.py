@@ -91,6 +91,7 @@ def _net(
     padding: int = 1,
     normed_bias: bool = False,
     bias: bool = True,
+    last_bias: bool = True,
     first_stride: int = 2,
     strides: Callable[[int, int], int] = lambda number, count: 2 if number < count else 1,
     widths: Callable[[int], int] = lambda number: min(2**number, 8),
@@ -116,7 +117,7 @@ def _net(
                 before, width = width, num_filters * widths(number)
                 conv = nn.Conv2d(before, width, kernel, strides(number, count(num_layers)), padding, bias=normed_bias)
                 layers += block(conv, width, activation())
-            layers += last(nn.Conv2d(width, 1, kernel, 1, padding, bias=bias))
+            layers += last(nn.Conv2d(width, 1, kernel, 1, padding, bias=last_bias))
             self.main = nn.Sequential(*layers)
 
         def forward(self, images: Tensor) -> Tensor:
@@ -157,11 +158,13 @@ PATCHGAN_MISTAKES: tuple[ModuleMistake, ...] = (
     ),
     (
         "no convolution has a bias: those without a norm behind them, the first and the last, need one",
-        _net(bias=False),
+        _net(bias=False, last_bias=False),
     ),
+    ("the first convolution has no bias: without a norm behind it, it needs one", _net(bias=False)),
+    ("the last convolution has no bias: without a norm behind it, it needs one", _net(last_bias=False)),
     (
         "the biases are the wrong way round: only the convolutions before a BatchNorm go without",
-        _net(bias=False, normed_bias=True),
+        _net(bias=False, last_bias=False, normed_bias=True),
     ),
     *(
         ("there is a norm after the first convolution: only the middle ones have one", code)
@@ -386,7 +389,10 @@ def _on_probabilities(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.binary_cross_entropy(real, ones) + F.binary_cross_entropy(fake, zeros))
 
 
-_BEFORE = "take relu of every logit's 1 - logit (1 + logit for fakes), and the mean afterwards"
+def _on_probabilities_above(eps: float) -> _Loss:
+    return lambda real, fake: -_half((real.sigmoid() + eps).log(), (1 - fake.sigmoid() + eps).log())
+
+
 DISCRIMINATOR_LOSS_MISTAKES: tuple[tuple[str, _Kinds], ...] = (
     *_in_any(
         "the factor ½ is missing: the loss is the mean of the two terms",
@@ -464,8 +470,12 @@ DISCRIMINATOR_LOSS_MISTAKES: tuple[tuple[str, _Kinds], ...] = (
         lambda r, f: ((r - 1).square().mean() + f.square().mean()) / 2,
     ),
     ("the kinds are exchanged: hinge is made of relu, vanilla of softplus", _kinds(_vanilla, _hinge)),
+    *_in_any(
+        "the mean is taken first: cost every logit by relu or softplus, and take the mean of the costs",
+        lambda r, f: (F.relu(1 - r.mean()) + F.relu(1 + f.mean())) / 2,
+        lambda r, f: (F.softplus(-r.mean()) + F.softplus(f.mean())) / 2,
+    ),
     # hinge
-    (f"relu is taken of the mean: {_BEFORE}", _kinds(lambda r, f: (F.relu(1 - r.mean()) + F.relu(1 + f.mean())) / 2)),
     (
         "hinge: the relu is missing, so that it pays to push logits beyond the margin for ever",
         _kinds(lambda r, f: _half(1 - r, 1 + f)),
@@ -514,8 +524,16 @@ DISCRIMINATOR_LOSS_MISTAKES: tuple[tuple[str, _Kinds], ...] = (
         _kinds(vanilla=lambda r, f: _half(-r.sigmoid(), f.sigmoid())),
     ),
     (
-        "vanilla: softplus is taken of the mean: take it of every logit, and the mean afterwards",
-        _kinds(vanilla=lambda r, f: (F.softplus(-r.mean()) + F.softplus(f.mean())) / 2),
+        "vanilla: infinite at 20, where sigmoid is 1 in float32: use softplus of the logit, no log of a probability",
+        _kinds(vanilla=lambda r, f: _half(-r.sigmoid().log(), -(1 - f.sigmoid()).log())),
+    ),
+    (
+        "vanilla: binary_cross_entropy after a sigmoid, which is 1 in float32 at 20: use softplus of the logit",
+        _kinds(vanilla=lambda r, f: _on_probabilities(r.sigmoid(), f.sigmoid())),
+    ),
+    *(
+        (f"vanilla: wrong at 20, where sigmoid is 1 in float32, and no {eps:g} helps: use softplus of the logit", code)
+        for eps, code in ((eps, _kinds(vanilla=_on_probabilities_above(eps))) for eps in (1e-6, 1e-7, 1e-8, 1e-12))
     ),
     (
         "vanilla: a margin of 1 is inside: softplus takes the logit as it is",
@@ -524,7 +542,7 @@ DISCRIMINATOR_LOSS_MISTAKES: tuple[tuple[str, _Kinds], ...] = (
     ("the argument kind is not used: it is always hinge", _kinds(vanilla=_hinge)),
     ("the argument kind is not used: it is always vanilla", _kinds(hinge=_vanilla)),
     (
-        "there is one number for each logit: take the mean of each term",
+        "images and reconstructions are added logit by logit: take the mean of each term first",
         _kinds(
             lambda r, f: (F.relu(1 - r) + F.relu(1 + f)[: len(r)]) / 2,
             lambda r, f: (F.softplus(-r) + F.softplus(f)[: len(r)]) / 2,
@@ -558,20 +576,11 @@ def _of_both_kinds(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _BEYOND = (3 + probe((1, 1, 5, 5))[0], -2 + probe((1, 1, 5, 5))[0])  # most of them beyond the margin
+_SURE = probe((1, 1, 5, 5), (1, 1, 5, 5), scale=20)  # so far from zero that sigmoid gives 1
 
-_SURE = (20.0 + probe((1, 1, 3, 3))[0], 20.0 + probe((1, 1, 3, 3))[0])  # wrong about every fake, and sure of it
-
-
-def _judge_discriminator_loss(attempt: Any) -> str | None:
-    complaint = _judge_both_losses(_of_both_kinds(attempt) if callable(attempt) else attempt)
-    if complaint is None and not torch.isfinite(attempt(*_SURE, "vanilla")):
-        return "right for small logits, but infinite at 20: sigmoid(20) is 1 in float32, so use softplus of the logit"
-    return complaint
-
-
-_judge_both_losses = judge_function(
+_judge_loss = judge_function(
     _of_both_kinds(discriminator_loss),
-    [probe((3, 1, 4, 5), (2, 1, 4, 5), scale=2), probe((2, 1, 3, 3), (4, 1, 3, 3), scale=2), _BEYOND],
+    [probe((3, 1, 4, 5), (2, 1, 4, 5), scale=2), probe((2, 1, 3, 3), (4, 1, 3, 3), scale=2), _BEYOND, _SURE],
     [(message, _of_both_kinds(code)) for message, code in DISCRIMINATOR_LOSS_MISTAKES],
     inputs=("logits_real", "logits_fake"),
     outputs=("hinge", "vanilla"),
@@ -693,6 +702,7 @@ def _weight_probes() -> list[tuple[Tensor, Tensor, float]]:
     ]
 
 
+_FROM_MIN = "it is a plain number, as from min(ratio, limit) or .item(): a tensor's clamp(max=limit) keeps it a tensor"
 _judge_values = judge_function(
     adaptive_weight, _weight_probes(), WEIGHT_MISTAKES, inputs=("nll_gradient", "adversarial_gradient", "limit")
 )
@@ -701,7 +711,7 @@ _judge_values = judge_function(
 def _judge_adaptive_weight(attempt: Any) -> str | None:
     complaint = _judge_values(attempt)
     if complaint:
-        return complaint
+        return _FROM_MIN if complaint.startswith("expected a Tensor, got float") else complaint
     nll, adversarial, limit = _weight_probes()[0]
     weight = attempt(nll.requires_grad_(), adversarial.requires_grad_(), limit)
     if weight.requires_grad:
@@ -924,11 +934,11 @@ EXERCISES: tuple[Exercise, ...] = (
         in_package=(losses.discriminator_loss,),
         hints=(
             "Two checks: logits of 0 everywhere give 1 for hinge and log 2 for vanilla.",
-            "Hinge: relu(1 - logit) for images, relu(1 + logit) for reconstructions. Vanilla: softplus in both places.",
-            "0.5 * (real.mean() + fake.mean()), where for vanilla real is F.softplus(-logits_real), and fake "
-            "F.softplus(logits_fake).",
+            "Hinge is F.relu and vanilla F.softplus, each of all logits. Images and reconstructions differ in a sign.",
+            "A high logit is to cost an image little, so there the logit has a minus. At the end both kinds have the "
+            "same half of two means.",
         ),
-        judge=_judge_discriminator_loss,
+        judge=_wrapped(_judge_loss, _of_both_kinds),
     ),
     Exercise(
         id="07.4",
@@ -941,7 +951,8 @@ EXERCISES: tuple[Exercise, ...] = (
         hints=(
             "weight · ‖adversarial gradient‖ is to equal ‖reconstruction's gradient‖. Solve for the weight.",
             "gradient.norm() is the length over all axes. What if the adversarial one is zero?",
-            "(nll_gradient.norm() / (adversarial_gradient.norm() + 1e-4)).clamp(0, limit).detach()",
+            "ratio has 1e-4 below the line, beside the adversarial norm. Its clamp(max=...) stays a tensor, and "
+            "detach() cuts it off.",
         ),
         judge=_judge_adaptive_weight,
     ),

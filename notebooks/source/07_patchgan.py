@@ -15,8 +15,8 @@
 # * balance two losses at one layer, and say when the clamp acts;
 # * run the discriminator's step without leaving a trace in the autoencoder.
 #
-# **You need** the receptive field of notebook [04](04_resampling_and_attention.ipynb), the reconstruction losses of notebook [06](06_reconstruction_losses.ipynb),
-# `backward` and `.grad` in PyTorch.
+# **You need** the receptive field of notebook [04](04_resampling_and_attention.ipynb), the reconstruction losses of notebook
+# [06](06_reconstruction_losses.ipynb), `backward` and `.grad` in PyTorch.
 #
 # {{budget}}
 
@@ -66,8 +66,8 @@ print("soft ", [round(value, 2) for value in edges(soft[:5]).tolist()])
 
 # %%
 crops = image_dataset("photos", 64)
-seen = torch.stack([crops[index] for index in range(256)])
-high, low = edges(seen), edges(soften(seen, 2))
+training = torch.stack([crops[index] for index in range(256)])
+high, low = edges(training), edges(soften(training, 2))
 choices = torch.linspace(0, 0.25, 251)[:, None]
 threshold = choices[((high > choices).sum(1) + (low <= choices).sum(1)).argmax()]
 
@@ -82,8 +82,8 @@ print(f"alone {alone:.0%} right, with a threshold of {threshold.item():.2f}")
 # %%
 fig, ax = figure(size=(6, 2.8))
 bins = torch.linspace(0, 0.3, 31).tolist()
-ax.hist(edges(sharp), bins, color=BLUE, alpha=0.5, label="sharp")
-ax.hist(edges(soft), bins, histtype="step", hatch="//", color=ORANGE, label="soft")
+ax.hist(edges(sharp), bins, color=BLUE, alpha=0.4, label="sharp")
+ax.hist(edges(soft), bins, histtype="step", linewidth=2, color=ORANGE, label="soft")
 ax.axvline(threshold.item(), color="black", linestyle="--", label="threshold")
 ax.set(xlabel="mean difference of neighbours", ylabel="patches")
 ax.legend()
@@ -116,8 +116,7 @@ show(
 
 # %% [markdown]
 # Should D judge whole pictures? Layout and colours are taken care of already, by the latent and the pixel loss; what is missing is
-# texture, and texture is local. In Isola et al. 2017 (section 4.4), judging patches of 70×70 gave results as good as judging whole
-# 286×286 pictures, or better.
+# texture, and texture is local. Patches much smaller than the picture are enough (Isola et al. 2017, section 3.2.2).
 
 # %% [markdown]
 # ## 2. How are all patches judged at once?
@@ -132,7 +131,8 @@ for stride in (2, 2, 2, 1, 1):
     print(f"stride {stride}: {side}")
 
 # %% [markdown]
-# 30 × 30 verdicts on one picture. A 4×4 kernel with stride 1 has no middle pixel, so each of the last two steps loses one.
+# 30 × 30 verdicts on one picture. With stride 1 a 4×4 kernel takes three pixels off a row, and the padding gives two back: each of
+# the last two steps loses one.
 #
 # The middle three convolutions are each followed by BatchNorm, and have no bias. Why not? Add 100 to every value before a
 # BatchNorm:
@@ -213,8 +213,8 @@ with torch.no_grad():
     print("max |Δ| < 1e-5:", bool((discriminator(pair) - theirs(pair)).abs().max() < 1e-5))
 
 # %% [markdown]
-# One thing is left, how it begins: pix2pix, and CompVis after it, draw all weights with a spread of 0.02 (Isola et al. 2017, appendix
-# 6.2). PyTorch has a choice of its own. Which of the two starts with stronger opinions?
+# One thing is left, how it begins. pix2pix, and CompVis after it, draw all weights with a spread of 0.02 (Isola et al. 2017, appendix
+# 6.2); the finished one does so by itself, and yours will in section 4.
 
 
 # %%
@@ -224,18 +224,6 @@ def initialise(layer):
     if isinstance(layer, nn.BatchNorm2d):
         nn.init.normal_(layer.weight, 1.0, 0.02)
 
-
-# %%
-torch.manual_seed(0)
-fresh = NLayerDiscriminator()
-print(f"spread of the last weights: PyTorch's {fresh.main[-1].weight.std():.3f}, pix2pix' 0.020")
-with torch.no_grad():
-    print(f"spread of the logits: PyTorch's {fresh(pair).std():.1f}", end=", ")
-    print(f"pix2pix' {fresh.apply(initialise)(pair).std():.1f}")
-
-# %% [markdown]
-# BatchNorm makes the middle indifferent to its weights' size; the last convolution has no norm behind it, and decides. With 0.02,
-# logits begin spread by one, the width of a margin that section 3 will draw.
 
 # %% [markdown]
 # {{exercise 07.2}}
@@ -266,7 +254,7 @@ receptive_field = check("07.2", receptive_field)
 print({num_layers: receptive_field(num_layers) for num_layers in range(1, 6)})
 
 # %% [markdown]
-# 70 for three, which gives the "70×70 PatchGAN" its name. Now measure it: which pixels of the two photographs move the logit in
+# 70 for three: the "70×70 PatchGAN" (Isola et al. 2017, appendix 6.1.2). Now measure it: which pixels of the two photographs move the logit in
 # the middle, (15, 15) of the first? At first in eval mode, where BatchNorm's mean and spread are fixed numbers.
 
 
@@ -281,32 +269,32 @@ def what_one_logit_sees():
 by_mode = {}
 for mode in ("eval", "train"):
     discriminator.train(mode == "train")
-    by_mode[mode] = seen = what_one_logit_sees()
-    print(
-        f"{mode:5} mode: {seen[0].count_nonzero():6} pixels of its own picture, {seen[1].count_nonzero():6} of the other"
-    )
+    by_mode[mode] = what_one_logit_sees()
+    own, other = (picture.count_nonzero() for picture in by_mode[mode])
+    print(f"{mode:5} mode: {own:6} pixels of its own picture, {other:6} of the other")
 assert by_mode["eval"].count_nonzero() == receptive_field(3) ** 2
 
 # %% [markdown]
 # In eval mode exactly 70² = 4,900. In train mode *every pixel of every picture in the batch*: through the batch's mean and spread,
-# each verdict depends on the company. How much of it?
+# each verdict depends on the company. How much of it? Each mode in parts of its own largest gradient:
 
 # %%
+relative = {mode: gradient / gradient.max() for mode, gradient in by_mode.items()}
 panels = {
-    "eval mode": by_mode["eval"][0],
-    "train mode": by_mode["train"][0],
-    "train mode, the other picture": by_mode["train"][1],
+    "eval mode": relative["eval"][0],
+    "train mode": relative["train"][0],
+    "train mode, the other picture": relative["train"][1],
 }
 fig, axes = figure(1, 3, size=(9, 3.2))
-for ax, (title, seen) in zip(axes, panels.items(), strict=True):
-    strength = (seen / by_mode["train"].max()).log10().where(seen > 0, torch.nan)
+for ax, (title, gradient) in zip(axes, panels.items(), strict=True):
+    strength = gradient.log10().where(gradient > 0, torch.nan)
     image = ax.imshow(strength, cmap="viridis", vmin=-5, vmax=0)
     ax.set(title=title, xticks=[0, 97, 166, 255], yticks=[0, 97, 166, 255])
     ax.grid(False)
-fig.colorbar(image, ax=axes, label="log10 of the gradient", shrink=0.9)
+fig.colorbar(image, ax=axes, label="log10, relative", shrink=0.9)
 show(
     fig,
-    alt="A dim square of 70 pixels on white; the same square, bright, on a dim floor that fills the picture; the dim floor alone.",
+    alt="A bright square of 70 pixels on white; the same on a dim floor that fills the picture; the dim floor alone.",
 )
 
 # %%
@@ -316,8 +304,7 @@ print(f"in the other picture {by_mode['train'][1].sum() / total:.0%} of the grad
 
 # %% [markdown]
 # The patch is 70 pixels wide, rows 97 to 166. The floor is thin, but wide: a sixth of the gradient lies outside the patch, nearly
-# half of that in the other picture. (White is exactly zero. The square is dim in eval mode: a fresh BatchNorm divides by 1 there,
-# in train mode by the small spread that it finds.)
+# half of that in the other picture. (White is zero.) Training happens in train mode; section 4 shows what D makes of it.
 
 # %% [markdown]
 # ## 3. What is a verdict worth?
@@ -333,8 +320,14 @@ print("vanilla", [round(cost, 2) for cost in F.softplus(-logits).tolist()])
 
 # %% [markdown]
 # *Hinge* is: from 1 on, the *margin*, nothing is to be gained. *Vanilla* is the cross-entropy, −log of the probability
-# sigmoid(logit). Write it as softplus(−logit), softplus(x) = log(1 + eˣ): in float32 sigmoid(20) is 1, and log(1 − 1) is −∞. For
-# reconstructions, the logit's sign changes:
+# sigmoid(logit). Why is it written with softplus(x) = log(1 + eˣ), the same in algebra? A reconstruction with a logit of 20:
+
+# %%
+logit = torch.tensor(20.0)
+print(f"−log(1 − sigmoid) {-(1 - logit.sigmoid()).log():.3g}   softplus {F.softplus(logit):.3g}")
+
+# %% [markdown]
+# In float32 sigmoid(20) *is* 1, and log 0 is left. So leave the logits raw. For reconstructions, their sign changes:
 #
 # $$\tfrac12\,\mathbb E\max(0, 1 - D(x)) + \tfrac12\,\mathbb E\max(0, 1 + D(\hat x)) \qquad
 # \tfrac12\,\mathbb E\,\mathrm{softplus}(-D(x)) + \tfrac12\,\mathbb E\,\mathrm{softplus}(D(\hat x))$$
@@ -342,7 +335,7 @@ print("vanilla", [round(cost, 2) for cost in F.softplus(-logits).tolist()])
 # %% [markdown]
 # {{exercise 07.3}}
 #
-# Write both. Each term is the mean over its own logits, and D's last values are the logits as they are.
+# Write both, for D's logits as they are. Each term is the mean over its own, and one may have more of them than the other.
 
 
 # %%
@@ -366,18 +359,21 @@ def discriminator_loss(logits_real, logits_fake, kind):
 discriminator_loss = check("07.3", discriminator_loss)
 
 # %% [markdown]
-# What does a discriminator pay that never makes up its mind, and says 0 to everything? These two numbers are worth knowing: a loss that
-# stays there has learnt nothing.
+# What does a discriminator pay that says the same to everything? Five opinions, from −2 to 2:
 
 # %%
-undecided, x = torch.zeros(1, 1, 30, 30), torch.randn(2, 1, 5, 5)
+x = torch.randn(2, 1, 5, 5)
 for kind in ("hinge", "vanilla"):
-    print(f"{kind:7} {discriminator_loss(undecided, undecided, kind):.3f}")
-    ours = discriminator_loss(x, 1 - x, kind)
-    assert torch.allclose(ours, losses.discriminator_loss(x, 1 - x, kind)["disc_loss"])
+    everywhere = [torch.full((1, 1, 30, 30), opinion) for opinion in (-2.0, -1.0, 0.0, 1.0, 2.0)]
+    print(f"{kind:7}", [round(discriminator_loss(same, same, kind).item(), 2) for same in everywhere])
+    assert torch.allclose(discriminator_loss(x, 1 - x, kind), losses.discriminator_loss(x, 1 - x, kind)["disc_loss"])
 
 # %% [markdown]
-# One, and log 2. Now the other player, the generator. In the textbook it minimises −log sigmoid D(x̂). CompVis'
+# Hinge: 1, for any logit within the margins. Vanilla: log 2 = 0.69, or more. A loss that stays there tells nothing apart; whether D
+# *cannot*, or there is nothing *to* tell, it does not say.
+
+# %% [markdown]
+# Now the other player, the generator. In the textbook it minimises −log sigmoid D(x̂). CompVis'
 # code has −D(x̂) for both kinds (`contperceptual.py`), and so has this course. Where do the two differ? Look at costs and slopes:
 
 # %%
@@ -452,7 +448,7 @@ def train(mixed):
     return network, curve
 
 
-trained = {"two batches": train(mixed=False), "mixed": train(mixed=True)}
+trained = {"in two batches": train(mixed=False), "mixed": train(mixed=True)}
 
 # %% [markdown]
 # Both begin at 1, undecided. Which one will be better off?
@@ -460,15 +456,15 @@ trained = {"two batches": train(mixed=False), "mixed": train(mixed=True)}
 # %%
 fig, ax = figure(size=(6, 3))
 for (name, (_, curve)), color, line in zip(trained.items(), (BLUE, ORANGE), ("-", "--"), strict=True):
-    ax.plot(curve, line, color=color, label=f"trained with {name}" if name != "mixed" else "trained mixed")
+    ax.plot(curve, line, color=color, label=f"trained {name}")
 ax.axhline(1, color=GREY, linestyle=":")
 ax.set(xlabel="step", ylabel="hinge loss", ylim=(0, 1.4))
 ax.legend(loc="upper right")
 show(
     fig,
-    alt="Both losses begin at 1; with two batches it falls to nearly 0, mixed it falls more slowly and stays well above.",
+    alt="Both losses begin at 1; in two batches it falls to nearly 0, mixed it falls more slowly and stays well above.",
 )
-assert sum(trained["two batches"][1][-10:]) < 1 < sum(trained["mixed"][1][-10:]) < 6
+assert sum(trained["in two batches"][1][-10:]) < 1 < sum(trained["mixed"][1][-10:]) < 6
 
 # %% [markdown]
 # Two batches win by far: nearly nothing left to pay. Too good? Ask both about held-out photographs, in both ways: each kind in a
@@ -477,51 +473,37 @@ assert sum(trained["two batches"][1][-10:]) < 1 < sum(trained["mixed"][1][-10:])
 
 # %%
 @torch.no_grad()
-def share_right(network, mixed):
+def shares_right(network, mixed):
     real, fake = verdicts(network, sharp, soften(sharp, 4), mixed)
-    return ((real > 0).float().mean() + (fake < 0).float().mean()).item() / 2
+    return (real > 0).float().mean().item(), (fake < 0).float().mean().item()
 
 
-right = {name: [share_right(network, mixed) for mixed in (False, True)] for name, (network, _) in trained.items()}
+right = {name: [shares_right(network, mixed) for mixed in (False, True)] for name, (network, _) in trained.items()}
 
 # %%
-fig, ax = figure(size=(6, 3))
-for place, (color, hatch, asked) in enumerate([(BLUE, "", "asked in two batches"), (ORANGE, "//", "asked mixed")]):
-    heights = [right[name][place] for name in trained]
-    bars = ax.bar([0.4 * place - 0.2, 0.4 * place + 0.8], heights, 0.38, color=color, hatch=hatch, label=asked)
-    ax.bar_label(bars, [f"{height:.0%}" for height in heights])
-ax.axhline(0.5, color="black", linestyle="--", label="guessing")
-ax.set(xticks=[0, 1], xticklabels=["trained with two batches", "trained mixed"], ylabel="patches right", ylim=(0, 1.15))
-ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+fig, axes = figure(1, 2, size=(9, 3))
+for ax, (name, shares) in zip(axes, right.items(), strict=True):
+    for place, (kind, color, hatch) in enumerate([("images", BLUE, ""), ("fakes", ORANGE, "//")]):
+        heights = [share[place] for share in shares]
+        bars = ax.bar([0.4 * place - 0.2, 0.4 * place + 0.8], heights, 0.38, color=color, hatch=hatch, label=kind)
+        ax.bar_label(bars, [f"{height:.0%}" for height in heights])
+    ax.set(title=f"trained {name}", xticks=[0, 1], xticklabels=["asked in two batches", "asked mixed"], ylim=(0, 1.15))
+axes[0].set_ylabel("patches judged rightly")
+axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show(
     fig,
-    alt="Patches right: trained with two batches, about 100 % asked in the same way and about 50 % asked mixed; trained mixed, less than 50 % and about 90 %.",
+    alt="Trained in two batches: asked so, images and fakes are all judged rightly; asked mixed, all images and hardly a fake. Trained mixed: asked in two batches, most images and few fakes; asked mixed, most images and all fakes.",
 )
-assert right["two batches"][0] > 0.95 and right["mixed"][1] > 0.8
-assert max(right["two batches"][1], right["mixed"][0]) < 0.65
+assert min(right["in two batches"][0]) > 0.95 and min(right["mixed"][1]) > 0.8
+assert right["in two batches"][1][0] > 0.95 and max(right["in two batches"][1][1], right["mixed"][0][1]) < 0.25
 
 # %% [markdown]
-# The perfect one is lost as soon as sharp and soft patches share a batch. It has learnt to judge the *batch*: BatchNorm's
+# The perfect one calls *everything* real as soon as images and fakes share a batch. It has learnt to judge the *batch*: BatchNorm's
 # mean and spread tell at once whether all of it is soft, and they reach every logit. The mixed one had to look at patches.
 
 # %% [markdown]
-# So mix them? The generator's step has reconstructions only, a batch of one kind. How many of those does either take for real? (To the
-# nearest ten percent.)
-
-# %%
-with torch.no_grad():
-    for name, (network, _) in trained.items():
-        taken = (network(soften(sharp, 4)) > 0).float().mean().item()
-        print(
-            f"trained in {name}" if name != "mixed" else "trained mixed",
-            f"{round(taken, 1):.0%} pass for real",
-            sep=": ",
-        )
-        assert taken < 0.05 if name == "two batches" else taken > 0.75
-
-# %% [markdown]
-# The mixed one is worse than a guess there: the norm takes away what all fakes have in common. A discriminator must be trained as
-# it is asked.
+# So mix them? No. The generator's step has reconstructions only, a batch of one kind, and there the mixed one takes most of them for
+# real (right, first orange bar): the norm takes away what all have in common. A discriminator must be trained as it is asked.
 
 # %% [markdown]
 # So CompVis calls D twice, and so does this package. What you pay for it: a loss near zero says that it knows the *batch*. Here is
@@ -541,7 +523,7 @@ axes[0].set(title="the right half is soft")
 for ax, (name, logits) in zip(axes[1:], maps.items(), strict=True):
     edge = (3.5, 4 * logits.shape[1] + 3.5, 4 * logits.shape[0] + 3.5, 3.5)  # 4 pixels for each logit
     image = ax.imshow(logits, cmap="PuOr", vmin=-4, vmax=4, extent=edge)
-    ax.set(title=f"trained with {name}" if name != "mixed" else "trained mixed", xlim=(0, 448), ylim=(400, 0))
+    ax.set(title=f"trained {name}", xlim=(0, 448), ylim=(400, 0))
 for ax in axes:
     ax.axvline(224, color="black", linestyle="--", linewidth=1)
     ax.set(xticks=[], yticks=[])
@@ -549,25 +531,22 @@ for ax in axes:
 fig.colorbar(image, ax=axes, label="logit: real above 0", shrink=0.8)
 show(
     fig,
-    alt="A cup, its right half soft; the logits of the first discriminator, positive on both sides; those of the second, mostly positive on the left, negative on the right.",
+    alt="A cup, its right half soft; the logits of the first discriminator, positive on both sides; those of the second, on the left positive at texture and edges, negative at the smooth saucer, and negative on the right.",
     format="jpeg",
 )
 
 # %% [markdown]
-# Violet says real, orange fake. D is in train mode, as always here, with this picture as its whole batch. The mean logit of the
-# outer half of either side says:
+# Violet says real, orange fake. D is in train mode, as always here, with this picture as its whole batch, a mixed one. What does the
+# mean logit say, of the outer half of either side?
 
 # %%
 for name, logits in maps.items():
     left, right_half = logits[:, :27].mean(), logits[:, -27:].mean()
-    print(f"{name:11} left: {'real' if left > 0 else 'fake'}   right: {'real' if right_half > 0 else 'fake'}")
+    print(f"{name:14} left: {'real' if left > 0 else 'fake'}   right: {'real' if right_half > 0 else 'fake'}")
 
 # %% [markdown]
-# The first one does react to texture, its left is darker; but where zero lies, it takes from the batch, and calls
-# everything real.
-#
-# The map on the right is what PatchGAN's drawings promise, and it shows the limits too: sharp but smooth places on the left are
-# called fake. There is nothing in 34 pixels of plain cup that could tell.
+# The first does react to texture, its left is darker; but where zero lies it takes from the batch, and calls everything real. The
+# second is what PatchGAN's drawings promise, with a limit: sharp but smooth places are called fake, for want of texture.
 
 # %% [markdown]
 # ## 5. How loudly may it speak?
@@ -581,6 +560,7 @@ WEIGHTS = "untrained"  # "auto" downloads VGG16's, 528 MB
 perceptual = LPIPS(WEIGHTS)
 vae = AutoencoderKL.from_preset("mini", seed=0)
 weight = vae.decoder.conv_out.weight
+torch.manual_seed(0)
 judge = finished.NLayerDiscriminator()
 
 # %% [markdown]
@@ -591,8 +571,6 @@ judge = finished.NLayerDiscriminator()
 # %%
 def both_losses(side):
     images = pair[:, :, 96 : 96 + side, 96 : 96 + side]
-    torch.manual_seed(0)
-    judge.apply(initialise)
     reconstruction = vae(images).sample
     nll = reconstruction_loss(reconstruction, images, perceptual(reconstruction, images))["nll"]
     return reconstruction, nll, adversarial_loss(judge(reconstruction))
@@ -605,12 +583,12 @@ def at_last_layer(loss):
 # %%
 reconstruction, nll, adversarial = both_losses(64)
 nll_gradient, adversarial_gradient = at_last_layer(nll), at_last_layer(adversarial)
-print(f"‖∇ nll‖ {nll_gradient.norm():.0e}   ‖∇ adversarial‖ {adversarial_gradient.norm():.0e}")
+print(f"‖∇ nll‖ {nll_gradient.norm():.1e}, ‖∇ adversarial‖ {adversarial_gradient.norm():.1e}", end=", ")
+print(f"ratio {nll_gradient.norm() / adversarial_gradient.norm():.1e}")
 
 # %% [markdown]
-# Several thousand times, and by how much depends on the picture's size, the reduction, and the day of training. Esser et al. 2021
-# (eq. 7) measure it in every step, at the last layer's weight w. When D's gradient vanishes the ratio would explode, so 10⁻⁴ stands
-# below the line, and CompVis' clamp above all:
+# Several thousand times, and by how much depends on the picture's size, the reduction, and the day of training. No fixed factor
+# will do. Esser et al. 2021 (eq. 7) measure it in every step instead, at the last layer's weight w; CompVis clamps it:
 #
 # $$\lambda = \min\left(\frac{\lVert\nabla_w\,\mathrm{nll}\rVert}{\lVert\nabla_w\,\mathrm{adversarial}\rVert + 10^{-4}},\; 10^4\right)$$
 
@@ -657,40 +635,45 @@ show(
 )
 
 # %% [markdown]
-# With λ both pull equally hard at the last layer, in whatever directions. And the clamp? Try three sizes and two reductions: "sum",
-# CompVis', adds over a picture's values, "mean" divides that whole total by their number. Where does the limit of 10⁴ act?
+# With λ both pull equally hard at the last layer, in whatever directions. Then what is the clamp for? Let the adversarial gradient
+# fade, until there is none:
+
+# %%
+for shrink in (1, 1e-3, 1e-6, 0):
+    faint = shrink * adversarial_gradient
+    raw, clamped = (adaptive_weight(nll_gradient, faint, limit) for limit in (float("inf"), 1e4))
+    print(f"times {shrink:5g}: λ {raw:.1e}, clamped {clamped:.1e}")
+
+# %% [markdown]
+# 10⁻⁴ only keeps λ finite; without a clamp, next to nothing is made as loud as nll. But how large is too large? CompVis sums over a
+# picture's values ("sum"), "mean" divides that total by their number. Where does 10⁴ act?
 
 # %%
 for side in (64, 96, 160):
-    _, *pulls = both_losses(side)
-    nll_pull, adversarial_pull = map(at_last_layer, pulls)
-    for reduction, values in [("sum", 1), ("mean", 3 * side**2)]:
-        raw = adaptive_weight(nll_pull / values, adversarial_pull, limit=float("inf"))
-        print(f"{side:3} pixels, {reduction:4}: {raw:8.2g} ", "clamped" if raw > 1e4 else "as it is")
+    nll_pull, adversarial_pull = map(at_last_layer, both_losses(side)[1:])
+    print(f"{side} pixels, ‖∇ adversarial‖ {adversarial_pull.norm():.2g}")
+    for reduction, pull in [("sum", nll_pull), ("mean", nll_pull / (3 * side**2))]:
+        raw = adaptive_weight(pull, adversarial_pull, limit=float("inf")).item()
+        print(f"  {reduction:4}: ‖∇ nll‖ {pull.norm():.0e}, λ {raw:5.1g}, the clamp leaves {min(1, 1e4 / raw):.0%}")
 
 # %% [markdown]
-# The sum's gradient grows with the number of values; that of a mean over logits shrinks. Where λ is clamped, the adversarial share is
-# 10⁴ over the raw value: an eighth at 160 pixels, and CompVis trains on 256. Under "mean" the same clamp is 10⁴ / (C·H·W).
+# The sum's gradient grows with the picture, the adversarial one shrinks. CompVis trains on 256 pixels, still further down: at the
+# start of such a training the adversarial share is small. Under "mean" λ stays near 1, and the same clamp is 10⁴ / (C·H·W).
 
 # %% [markdown]
-# What does λ cost? Done as above, each gradient at the last layer goes back through LPIPS or D, and then the training step's `backward`
-# goes through both again. Shorter: stop at the reconstruction, once for each loss. From there it is one convolution.
+# What does λ cost? Done as above, each loss goes back through LPIPS or D for λ, and once more in the step's own `backward`. Once is
+# enough: stop at the reconstruction. From there to w it is one convolution.
 
 # %%
-reconstruction, nll, adversarial = both_losses(64)
-at_picture = torch.autograd.grad(nll, reconstruction, retain_graph=True)
-short = torch.autograd.grad(reconstruction, weight, at_picture, retain_graph=True)[0]
-print("relative |Δ| < 1e-4:", bool((short - at_last_layer(nll)).norm() < 1e-4 * short.norm()))
+reconstruction, *both = both_losses(64)
+at_picture = [torch.autograd.grad(loss, reconstruction, retain_graph=True)[0] for loss in both]
+at_weight = [torch.autograd.grad(reconstruction, weight, gradient, retain_graph=True)[0] for gradient in at_picture]
+print("same λ to 1e-3:", bool((adaptive_weight(*at_weight) / factor - 1).abs() < 1e-3))
+assert all(map(torch.allclose, at_weight, losses.last_layer_gradients(reconstruction, weight, at_picture)))
 
 # %% [markdown]
-# The chain rule in two halves. The gradients *at the picture* are kept: their sum, weighted by λ, goes back through the autoencoder in
-# a single pass. In the package, `last_layer_gradients` does the second half for both losses:
-
-# %%
-both_at_picture = [*at_picture, *torch.autograd.grad(adversarial, reconstruction, retain_graph=True)]
-gradients = losses.last_layer_gradients(reconstruction, weight, both_at_picture)
-print("same λ to 1e-4:", bool((adaptive_weight(*gradients) / losses.adaptive_weight(*gradients) - 1).abs() < 1e-4))
-assert torch.allclose(adaptive_weight(*gradients), factor, rtol=1e-3)
+# The chain rule in two halves; the second is the package's `last_layer_gradients`. The gradients *at the picture* are kept: their sum,
+# weighted by λ, goes back through the autoencoder in a single pass.
 
 # %% [markdown]
 # ## 6. What leaks between two networks?
@@ -726,44 +709,47 @@ reconstruction, nll, adversarial = both_losses(64)
 print(f"left in the discriminator: {length(judge):.0e}, {length(judge) / own:.0e} times its own gradient")
 
 # %% [markdown]
-# Thousands of times its own gradient, for λ is in it, and it points the wrong way: D is asked to find reconstructions *real*. What
-# becomes of a discriminator that keeps it? Section 4's, for forty steps; the leak is put in by hand, with 2,500, which is less than half of
-# the λ above:
+# Some ten thousand times its own gradient, for λ is in it, and it points the wrong way: D is asked to find reconstructions *real*. What
+# becomes of one that calls `zero_grad` only at the end of its own step? Section 4's, for forty steps, with half of the λ above:
 
 
 # %%
-def forty_steps(leaking):
+def forty_steps(clear_first):
     torch.manual_seed(0)
     network = NLayerDiscriminator(num_filters=16, num_layers=2).apply(initialise)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.5, 0.9))
     curve = []
     for real in batches[:40]:
         fake = soften(real, 4)
-        optimizer.zero_grad()
-        if leaking:
-            (2500 * adversarial_loss(network(fake))).backward()
+        (0.5 * factor * adversarial_loss(network(fake))).backward()  # the generator's step
+        if clear_first:
+            optimizer.zero_grad()
         loss = discriminator_loss(network(real), network(fake), "hinge")
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
         curve.append(loss.item())
     return curve
 
 
-clean, leaking = forty_steps(leaking=False), forty_steps(leaking=True)
+clean, leaking = forty_steps(clear_first=True), forty_steps(clear_first=False)
 
 # %%
 fig, ax = figure(size=(6, 3))
-ax.plot(clean, "-", color=BLUE, label="own gradient only")
-ax.plot(leaking, "--", color=ORANGE, label="with the generator's left in")
+ax.plot(clean, "-", color=BLUE, label="zero_grad before backward")
+ax.plot(leaking, "--", color=ORANGE, label="zero_grad only at the end")
 ax.axhline(1, color=GREY, linestyle=":")
 ax.set(xlabel="step", ylabel="hinge loss", ylim=(0, None))
 ax.legend()
-show(fig, alt="The clean loss falls below the dotted line of the undecided; with the leak it rises far above it.")
+show(
+    fig,
+    alt="With zero_grad before backward the loss falls below the dotted line of the undecided; without, it rises far above.",
+)
 assert sum(clean[-10:]) < 10 and min(leaking[-10:]) > 1.5
 
 # %% [markdown]
-# It learns to be wrong, and nothing raises an error. (diffusers' example `train_autoencoderkl.py` has both leaks.) Three guards, and
-# each closes one door:
+# It learns to be wrong, and nothing raises an error; the only sign is a loss far above 1, worse than undecided. (diffusers' example
+# `train_autoencoderkl.py` has both leaks.) Three guards, and each closes one door:
 
 # %% [markdown]
 # * **detach** the reconstructions in D's step: nothing flows into the autoencoder;
@@ -834,20 +820,21 @@ assert all(parameter.grad is None for parameter in vae.parameters())
 #
 # <details><summary>The discriminator's hinge loss has been 1.00 for a thousand steps. Has it reached a balance with the autoencoder?</summary>
 #
-# The loss alone cannot say. One and the same logit between -1 and 1 for everything costs ½(1 - c) + ½(1 + c) = 1: that is a discriminator
-# that has learnt nothing, and also one that nothing is left to tell apart. Look at the reconstructions; if *you* see a difference, it has learnt nothing.
+# The loss alone cannot say. One and the same logit between −1 and 1 for everything costs 1: that is a discriminator that has learnt
+# nothing, and also one that nothing is left to tell apart. Give a copy of it the easy fakes of section 4: if its loss falls within 80
+# steps, it can learn, and the reconstructions hold it at 1. (A leaked gradient is something else: it drives the loss above 1.)
 # </details>
 #
 # <details><summary>You go from crops of 256 to 512 pixels, with sums over the picture. What becomes of λ, and what of the clamp?</summary>
 #
-# The reconstruction's gradient is a sum over four times as many values and grows; the adversarial one is a mean over logits and shrinks.
-# The raw λ grows, so the clamp at 10⁴ acts more often, and the adversarial share shrinks.
+# The reconstruction's gradient is a sum over four times as many values and grows; the adversarial one is a mean over logits, and shrank
+# in section 5. The raw λ grows, so the clamp at 10⁴ acts more often, and the adversarial share shrinks.
 # </details>
 #
 # <details><summary>Somebody speeds up the discriminator by sending images and reconstructions through in one batch. The loss rises. Is the code wrong?</summary>
 #
 # It computes another thing: BatchNorm's statistics are now those of the mixture, the same for both, so the easy clue is gone. And in the
-# generator's step, with reconstructions only, D would see statistics that it was never trained with.
+# generator's step, with reconstructions only, D sees statistics that it was never trained with: in section 4 it took most fakes for real.
 # </details>
 #
 # **Next:** [08](08_training_loop.ipynb), the training loop: both steps in turn, for as long as it takes, with a late start for the discriminator, and what keeps the two in balance.
