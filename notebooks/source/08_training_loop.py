@@ -386,22 +386,20 @@ show(
 
 # %%
 first, last = curve[curve[:, 0] <= CONFIG.disc_start, 1:3].mean(0), curve[-5:, 1:3].mean(0)
-assert last[0] < first[0] - 0.2 and last[1] > first[1] + 0.08
-for name, (quality, edges) in {"before the start": first, "last five": last}.items():
-    print(f"{name:16}: PSNR {quality:.1f} dB, edges {edges:.0%}")
+assert last[0] < first[0] - 0.2 and last[1] > first[1] + 0.1
+print("last five, against before the start: PSNR more than 0.2 dB lower, edges more than 10 points higher")
 
 # %% [markdown]
 # Below, left: the logits begin together, for an untrained judge cannot tell, and part slowly. Right: its gradients are weak, so
-# the balance makes it *loud*, loudest not at once but within twenty steps.
+# the balance makes it *loud*, loudest not at once but some steps later.
 
 # %%
 logits = {name: smooth(log, name, 40)[1] for name in ("logits_real", "logits_fake")}
 weights = torch.tensor([scalars["adversarial_weight"] for scalars in log[CONFIG.disc_start :]])
-assert logits["logits_real"][-1] > logits["logits_fake"][-1]
-assert weights[:20].mean() > 3 * weights[-20:].mean() and weights.min() > 5 and weights.argmax() < 20
-gap = logits["logits_real"][-1] - logits["logits_fake"][-1]
-print(f"logits of photographs, mean of the last 40 steps: {gap:.1f} above reconstructions")
-print(f"½λ, mean of the first 20 steps {weights[:20].mean():.2g}, of the last 20 {weights[-20:].mean():.2g}")
+assert logits["logits_real"][-1] - logits["logits_fake"][-1] > 0.1
+assert weights[:20].mean() > 100 and weights[-20:].mean() < 25 and 2 < weights.argmax() < 30 and weights.min() > 3
+print("mean logits of the last 40 steps: photographs more than 0.1 above reconstructions")
+print("mean ½λ: above 100 in the first 20 steps, below 25 in the last 20; its peak is not the first step")
 
 # %% [markdown]
 # (Try `replace(CONFIG, disc_warmup=40)`: how loud is it then?) And what do the pictures say? Four of the held-out crops with the
@@ -419,7 +417,8 @@ show(
 )
 
 # %% [markdown]
-# Look at fur and rims: more contrast, and some of it invented. 140 steps of a small judge only begin what takes a real run
+# Look at the fur and the rims: a little more contrast. (The wood is too red before and after; that is the small model.) 140 steps
+# of a small judge only begin what takes a real run
 # a hundred thousand. The direction is the same: sharper, less exact.
 
 # %% [markdown]
@@ -470,11 +469,13 @@ show(fig, alt="Kept apart, loss and logits stay near 1 and 0; leaking, both clim
 # Can the discriminator at least still tell the two apart? Compare its logits for photographs and reconstructions at the end:
 
 # %%
-assert leaked[-1]["disc_loss"] > 2 * kept_apart[-1]["disc_loss"] and kept_apart[-1]["disc_loss"] < 1.2
 assert sum(s["logits_fake"] - s["logits_real"] for s in leaked[-20:]) > 0
-for name, end in {"kept apart": kept_apart[-1], "leaking": leaked[-1]}.items():
-    loss, real, fake = (end[key] for key in ("disc_loss", "logits_real", "logits_fake"))
-    print(f"{name:10}: loss {loss:.1f}, mean logits {real:.1f} for photographs, {fake:.1f} for reconstructions")
+calm, wild = (
+    [of_run[-1][key] for key in ("disc_loss", "logits_real", "logits_fake")] for of_run in (kept_apart, leaked)
+)
+assert calm[0] < 1.1 and max(map(abs, calm[1:])) < 0.6 and wild[0] > 4 and min(wild[1:]) > 7
+print("kept apart: loss below 1.1, mean logits below 0.6 in size, of photographs and reconstructions alike")
+print("leaking: loss above 4, both mean logits above 7, reconstructions above photographs")
 
 # %% [markdown]
 # The discriminator has been trained to please: the adversarial gradient, ½λ times as strong, drowned what it should learn. No
@@ -507,12 +508,12 @@ show(
 )
 
 # %% [markdown]
-# Slower at first, then level on the noisy batches. And on the held-out crops? Is the second teacher at a loss, or is its task too
+# Slower for the most part, and level at the end. And on the held-out crops? Is the second teacher at a loss, or is its task too
 # easy? Its own loss says: 1 is undecided, 0 is certain.
 
 # %%
 easy, hard = (sum(s["disc_loss"] for s in found) / len(found) for found in (with_judge[20:50], kept_apart[20:]))
-print(f"discriminator's loss from step 21 to 50: {easy:.1f}; with the trained autoencoder {hard:.1f}")
+print("discriminator's mean loss from step 21 to 50: below 0.6; with the trained autoencoder above 0.9")
 ends = [measured(network.vae) for network in (judged, unjudged)]
 assert easy < 0.6 and hard > 0.9 and ends[0][0] < ends[1][0] - 0.5 and ends[0][1] > ends[1][1]
 print("held out, judged against alone: PSNR more than 0.5 dB lower, edges stronger")
@@ -532,41 +533,40 @@ fig, ax = figure(size=(6, 3))
 ax.semilogy(range(41, 181), weights, color=GREEN, label="adaptive, ½λ")
 for constant, style in ((500, "--"), (50, "-."), (0.5, ":")):
     ax.axhline(constant, color=ORANGE, linestyle=style, label=f"constant {constant}")
-ax.set(xlabel="step", ylabel="weight", xlim=(35, 240)), ax.legend(loc="center right")
+ax.set(xlabel="step", ylabel="weight", xlim=(35, 185)), ax.legend(loc=(0.02, 0.1))
 show(fig, alt="The adaptive weight falls from some 200 to some 15; 50 crosses it, 500 lies above, 0.5 far below.")
-assert weights.max() < 500 and weights.min() > 5
 
 # %% [markdown]
-# In 140 steps the rule went through a factor of more than ten, crossing 50 on its way, and never came near 0.5. Now 50 steps with
+# In 140 steps the rule went through a factor of more than ten, crossing 50 on its way; 0.5
+# lies far below. Now 50 steps with
 # each of the larger two, the discriminator on from the first step:
 
 # %%
-found = {"adaptive": measured(adaptive.vae)}
+quality = {"adaptive": measured(adaptive.vae)[0]}
 for constant in (50, 500):
     loud, _, _ = run(replace(AT_ONCE, adaptive=False, disc_weight=float(constant)), 50, measure=0)
-    found[f"constant {constant}"] = measured(loud.vae)
-for name, (quality, edges) in found.items():
-    print(f"{name:12}: PSNR {quality:.1f} dB, edges {edges:.0%}")
-assert (
-    found["constant 500"][0] < found["adaptive"][0] - 0.7 and abs(found["constant 50"][0] - found["adaptive"][0]) < 0.3
-)
+    quality[constant] = measured(loud.vae)[0]
+assert abs(quality[50] - quality["adaptive"]) < 0.2 and quality[500] < quality["adaptive"] - 0.7
+print("PSNR against the adaptive run's: constant 50 within 0.2 dB, constant 500 more than 0.7 dB lower")
 
 # %% [markdown]
-# 50 does as well here as the rule: a constant *can* be found, by trying. 500, only twice what the rule itself once chose, costs a
+# 50 does as well here as the rule: a constant *can* be found, by trying. 500, above the rule's own peak, costs most of a
 # decibel. What the rule saves is the search.
 #
-# Does it have to be made again? Take the same loss in other units, each term averaged over an image's 3,072 values (`reduction="mean"`),
-# with the same `disc_weight` of 0.5:
+# Does it have to be made again? Take the same loss in other units, each term averaged over an image's 3,072 values
+# (`reduction="mean"`), with the same `disc_weight` of 0.5:
 
 # %%
 other, other_log, _ = run(replace(AT_ONCE, reduction="mean"), 50, measure=0)
-first_weights = [sum(s["adversarial_weight"] for s in found[:20]) / 20 for found in (kept_apart, other_log)]
-print(f"mean ½λ of the first 20 steps: summed {first_weights[0]:.2g}, averaged {first_weights[1]:.2g}")
-print(f"averaged: PSNR {measured(other.vae)[0]:.1f} dB, edges {measured(other.vae)[1]:.0%}")
+first_weights = [sum(s["adversarial_weight"] for s in of_run[:20]) / 20 for of_run in (kept_apart, other_log)]
+assert first_weights[0] > 100 and first_weights[1] < 0.1
+print("mean ½λ of the first 20 steps: summed > 100, averaged < 0.1")
+assert abs(measured(other.vae)[0] - quality["adaptive"]) < 0.2
+print("PSNR: within 0.2 dB of the run with sums")
 
 # %% [markdown]
-# The weights are 3,000 times smaller, and the pictures as good: the ratio of gradients travels, where 50 would be 3,000 times too
-# loud.
+# The rule's weights are a thousand times smaller and more, PSNR is as before: the ratio of gradients travels. A constant has to be
+# found again, with every change of loss, model or resolution.
 
 # %% [markdown]
 # ## 6. Which weights do you keep?
@@ -633,17 +633,15 @@ fig, axes = figure(1, 2, size=(9, 3))
 for ax, column, title in zip(axes, (1, 2), ("PSNR on held-out crops, dB", "their edges"), strict=True):
     ax.plot(curve[:, 0], curve[:, column], "o-", color=BLUE, markersize=3, label="weights as they are")
     ax.plot(curve[:, 0], curve[:, column + 2], "s--", color=ORANGE, markersize=3, label="averaged")
-    ax.set(xlabel="step", title=title), mark_start(ax)
-axes[0].legend()
+    ax.set(xlabel="step", title=title), ax.legend(), mark_start(ax)
 show(fig, alt="PSNR and edges over the steps: the averaged weights follow both curves, smoother and a little behind.")
 
 # %%
 moves, ends = curve[4:, 1:].diff(dim=0).abs().mean(0), curve[-5:, 1:].mean(0)
 assert moves[2] < moves[0] and moves[3] < moves[1] and ends[2] > ends[0] and ends[3] < ends[1]
-for name, k in {"as they are": 0, "averaged": 2}.items():
-    print(
-        f"{name:11}: PSNR moves by {moves[k]:.2f} dB a measurement; last five {ends[k]:.1f} dB, edges {ends[k + 1]:.0%}"
-    )
+print(
+    "averaged: steadier in both; over the last five, PSNR higher and edges lower than those of the weights as they are"
+)
 
 # %% [markdown]
 # Steadier, yes. But not better: PSNR falls and edges rise, and an average that lags behind has a little more of the one and less
@@ -762,7 +760,8 @@ folder.cleanup()
 
 # %% [markdown]
 # To the bit, or not at all. Adam without its memory begins with steps of full length in every direction, and the posterior draws
-# other noise. (A checkpoint is written aside and then renamed, `klvae_edu.training.state`, so that a run killed meanwhile keeps its last.)
+# other noise. (A checkpoint is written aside and then renamed,
+# `klvae_edu.training.state`, so that a run killed meanwhile keeps its last.)
 
 # %% [markdown]
 # All of this is one command. From the folder of the course:
