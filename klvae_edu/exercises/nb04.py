@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from klvae_edu.attention import eager
 from klvae_edu.blocks import Attention, Downsample2D, Upsample2D
 from klvae_edu.encoder_decoder import Encoder
-from klvae_edu.exercises.framework import Exercise, call
+from klvae_edu.exercises.framework import Exercise
 from klvae_edu.exercises.judging import judge_function, probe
 from klvae_edu.exercises.modules import judge_module
+from klvae_edu.exercises.numbers import judge_numbers
 
 NOTEBOOK = "04_resampling_and_attention"
 
@@ -334,30 +335,6 @@ _FIELD_PROBES: tuple[Layers, ...] = (
     [(3, 2), (5, 3), (3, 1)],
     [(7, 2), (1, 1), (4, 2), (3, 1), (5, 3), (3, 1)],
 )
-
-
-def _judge_receptive_field(attempt: Any) -> str | None:
-    """As `judge_function` does it, for a number instead of tensors."""
-    if not callable(attempt):
-        return f"expected the function itself, got its result or another object ({type(attempt).__name__})"
-    results = []
-    for layers in _FIELD_PROBES:
-        given = list(layers)
-        result = call(attempt, given)
-        if given != layers:
-            return "it changes its input layers: work on a copy, such as layers[::-1]"
-        try:
-            results.append(float(result))
-        except (TypeError, ValueError):
-            return f"expected one number, got {type(result).__name__}"
-    expected = [float(receptive_field(list(layers))) for layers in _FIELD_PROBES]
-    if results == expected:
-        return None
-    for message, code in FIELD_MISTAKES:
-        if results == [code(layers) for layers in _FIELD_PROBES]:
-            return message
-    wrong = [a == b for a, b in zip(results, expected, strict=True)].index(False)
-    return f"for the layers {_FIELD_PROBES[wrong]} {expected[wrong]:g} was expected, and yours is {results[wrong]:g}"
 
 
 # 04.4
@@ -711,7 +688,12 @@ EXERCISES = (
             "A kernel of k adds k - 1 pixels, each as far apart as the layers before have made them.",
             "Begin with field, jump = 1, 1. For each layer: field += (kernel - 1) * jump, then jump *= stride.",
         ),
-        judge=_judge_receptive_field,
+        judge=judge_numbers(
+            lambda layers: receptive_field(list(layers)),
+            [(list(layers),) for layers in _FIELD_PROBES],
+            FIELD_MISTAKES,
+            given=lambda probe: f"the layers {probe[0]}",
+        ),
     ),
     Exercise(
         id="04.4",

@@ -14,6 +14,7 @@ from klvae_edu import losses
 from klvae_edu.exercises.framework import Blank, Exercise, OpenGap, call
 from klvae_edu.exercises.judging import judge_function, probe
 from klvae_edu.exercises.modules import ModuleMistake, judge_module
+from klvae_edu.exercises.numbers import judge_numbers
 from klvae_edu.training import steps
 
 NOTEBOOK = "07_patchgan"
@@ -332,27 +333,6 @@ FIELD_MISTAKES: tuple[tuple[str, Callable[[int], float]], ...] = (
     ("the walk begins with 0 places: one logit is one place", _from_nothing),
 )
 _FIELD_PROBES = (3, 1, 2, 5)
-
-
-def _judge_receptive_field(attempt: Any) -> str | None:
-    """As `judge_function` does it, for a number instead of tensors."""
-    if not callable(attempt):
-        return f"expected the function itself, got its result or another object ({type(attempt).__name__})"
-    results = []
-    for num_layers in _FIELD_PROBES:
-        result = call(attempt, num_layers)
-        try:
-            results.append(float(result))
-        except (TypeError, ValueError):
-            return f"expected one number, got {type(result).__name__}"
-    expected = [float(receptive_field(num_layers)) for num_layers in _FIELD_PROBES]
-    if results == expected:
-        return None
-    for message, code in FIELD_MISTAKES:
-        if results == [code(num_layers) for num_layers in _FIELD_PROBES]:
-            return message
-    wrong = [a == b for a, b in zip(results, expected, strict=True)].index(False)
-    return f"for num_layers={_FIELD_PROBES[wrong]} {expected[wrong]:g} was expected, and yours is {results[wrong]:g}"
 
 
 # 07.3
@@ -922,7 +902,12 @@ EXERCISES: tuple[Exercise, ...] = (
             "Walk back from one logit: what do n neighbouring values see of the map before them?",
             "side = 4 + (side - 1) * stride, beginning with 1 and with the last convolution.",
         ),
-        judge=_judge_receptive_field,
+        judge=judge_numbers(
+            receptive_field,
+            [(num_layers,) for num_layers in _FIELD_PROBES],
+            FIELD_MISTAKES,
+            given=lambda probe: f"num_layers={probe[0]}",
+        ),
     ),
     Exercise(
         id="07.3",

@@ -46,6 +46,21 @@ class RunFolder:
         if writes:
             self._refuse_what_is_in_use()
 
+    def __enter__(self) -> RunFolder:
+        """Keep other runs out of the folder, if it is there yet, before anything in it is read."""
+        if self.writes and self.path.is_dir():
+            self._take()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let other runs have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     @property
     def model(self) -> Path:
         """Where the weights to use lie; `AutoencoderKL.from_pretrained` reads it."""
@@ -94,7 +109,7 @@ class RunFolder:
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        self._take()
+        self._take()  # one that is new
         with written_aside(self.path / "training.json") as path:
             values = config.to_dict() | {"resume": None}  # whoever repeats this run begins at its beginning
             path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -113,12 +128,12 @@ class RunFolder:
                 path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def _take(self) -> None:
-        """Lock the folder for this process, until it ends or `release`s it.
+        """Lock the folder for this process, unless it has it already.
 
         Raises:
             FileExistsError: another run has it.
         """
-        if sys.platform == "win32":  # it has no such locks
+        if sys.platform == "win32" or self._lock is not None:  # Windows has no such locks
             return
         self._lock = os.open(self.path, os.O_RDONLY)
         try:
@@ -129,12 +144,6 @@ class RunFolder:
         except OSError:  # a file system without locks
             self.release()
         self._refuse_what_is_in_use()  # of two runs that began together, one may be done already
-
-    def release(self) -> None:
-        """Let other runs have the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def save(self, training: Training) -> None:
         """Write a checkpoint and, in the place of those before, the weights to use. Every process calls it.

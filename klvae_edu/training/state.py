@@ -46,7 +46,7 @@ def save_checkpoint(training: Training, folder: Path) -> None:
         if accelerator.is_main_process:
             write_safetensors(networks(training), partial / WEIGHTS, {"format": "pt"})
             _save(_optimizers(training), partial / OPTIMIZERS)
-            (partial / STATE).write_text(json.dumps(_description(training, partial), indent=1), encoding="utf-8")
+            (partial / STATE).write_text(sealed(_description(training, partial)), encoding="utf-8")
             _sync(partial / STATE)
             _sync(partial)
             if folder.exists():  # damaged, or of a run that was taken up from an earlier step
@@ -96,20 +96,26 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / STATE
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        files = state["files"]
         if state["format"] != FORMAT:
             raise ValueError(f"{folder}: a checkpoint of format {state['format']}, this version reads {FORMAT}")
+        if state.pop("seal") != _seal(state):
+            raise KeyError("seal")
     except FileNotFoundError as error:
         raise ValueError(f"{folder}: no checkpoint here: {STATE} is missing") from error
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged, not the description of a checkpoint") from error
-    for name, expected in files.items():
+    for name, expected in state["files"].items():
         found = _fingerprint(folder / name) if (folder / name).is_file() else None
         if found != expected:
             what = "missing" if found is None else f"{found['bytes']} bytes of {expected['bytes']}"
             same_length = found is not None and found["bytes"] == expected["bytes"]
             raise ValueError(f"{folder / name}: damaged: {'its contents have changed' if same_length else what}")
     return state
+
+
+def sealed(description: Mapping[str, Any]) -> str:
+    """`state.json`: a checkpoint's description, with a digest of it, so that a change by hand or by a disk is seen."""
+    return json.dumps({**description, "seal": _seal(description)}, indent=1)
 
 
 def partial_folder(folder: Path) -> Path:
@@ -170,6 +176,10 @@ def _description(training: Training, partial: Path) -> dict[str, Any]:
         "config": training.config.to_dict(),
         "files": {path.name: _fingerprint(path) for path in sorted(partial.iterdir())},
     }
+
+
+def _seal(description: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -94,7 +94,14 @@ def train(config: TrainingConfig) -> TrainingResult:
     """
     _check_tensorboard(config)
     accelerator = start_accelerator(config)
-    folder = RunFolder(config.out, config.resume, writes=accelerator.is_main_process)
+    with RunFolder(config.out, config.resume, writes=accelerator.is_main_process) as folder:
+        result = _train_in(folder, config, accelerator)
+    accelerator.print(result.summary())
+    return result
+
+
+def _train_in(folder: RunFolder, config: TrainingConfig, accelerator: Accelerator) -> TrainingResult:
+    """The run between the lock on its folder and its summary."""
     training = set_up(config, accelerator)
     held_out = HeldOut(config, training.vae)
     checkpoint = folder.to_resume()
@@ -111,22 +118,17 @@ def train(config: TrainingConfig) -> TrainingResult:
     data = image_dataset(config.data, config.size, seed=config.seed, length=length, streaming=config.streaming)
     loader = accelerator.prepare(training_loader(config, data, training.step * images_a_step))
     folder.start(config, training.step)
-    try:
-        if checkpoint is not None:
-            folder.publish(training)
-        if config.tensorboard:
-            accelerator.init_trackers(config.out.name)
-        measured, speed = _make_steps(training, loader, folder, held_out)
-        folder.save_report("\n".join(filter(None, [data.report(limit=None), held_out.unreadable])))
-    finally:
-        folder.release()
+    if checkpoint is not None:
+        folder.publish(training)
+    if config.tensorboard:
+        accelerator.init_trackers(config.out.name)
+    measured, speed = _make_steps(training, loader, folder, held_out)
+    folder.save_report("\n".join(filter(None, [data.report(limit=None), held_out.unreadable])))
     unreadable = [report for report in (data.report(), held_out.unreadable) if report]
     lpips = None if training.perceptual is None else training.perceptual.source
-    result = TrainingResult(
+    return TrainingResult(
         training.averaged, config, training.step, measured, speed, unreadable, accelerator.num_processes, lpips
     )
-    accelerator.print(result.summary())
-    return result
 
 
 def _resume(training: Training, checkpoint: Path) -> None:
@@ -187,14 +189,14 @@ def training_step(training: Training, images: Tensor) -> dict[str, float]:
     """
     config = training.config
     training.begin_step()
-    both_train = config.trains_discriminator(training.step)
+    discriminator_trains = config.trains_discriminator(training.step)
     since = training.step - max(0, config.disc_start - config.disc_warmup)
-    if both_train and config.alternate and since % 2:
+    if discriminator_trains and config.alternate and since % 2:
         with torch.no_grad():
             parts = [training.model(part)[0] for part in images.chunk(config.accumulate)]
         return discriminator_step(training, images, torch.cat(parts))
     scalars, reconstructions = generator_step(training, images)
-    if both_train and not config.alternate:
+    if discriminator_trains and not config.alternate:
         scalars |= discriminator_step(training, images, reconstructions)
     return scalars
 

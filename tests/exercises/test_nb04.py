@@ -617,7 +617,7 @@ def test_a_blank_receptive_field_is_not_attempted(answer):
         ("n - 1 strides apart", field_times_stride),
         ("n - 1 strides apart", field_times_stride_from_the_output),
         ("expected one number, got list", field_as_a_list),
-        ("changes its input layers", field_that_empties_its_input),
+        ("changes its input: work on a copy", field_that_empties_its_input),
         ("for the layers [(3, 1), (5, 1)] 7 was expected, and yours is 8", field_off_by_one),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 
 from klvae_edu.cli import main
 from klvae_edu.training.run_folder import RunFolder
+from klvae_edu.training.state import read_description, sealed
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def empty(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """One bit near the end: in `state.json` that is in a fingerprint."""
+    """One bit near the end: in `state.json` that is in its seal."""
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
@@ -174,11 +174,11 @@ def test_nothing_in_a_checkpoint_is_executed(
 ) -> None:
     folder, trap = out / "checkpoints" / "step_0000004", tmp_path / "trap"
     content = pickle.dumps({"autoencoder": Planted(trap), "cpu": Planted(trap)}, protocol=2)
+    state = read_description(folder)
     (folder / name).write_bytes(content)
     if forged:
-        state = json.loads((folder / "state.json").read_text())
         state["files"][name] = {"bytes": len(content), "blake2b": hashlib.blake2b(content).hexdigest()}
-        (folder / "state.json").write_text(json.dumps(state))
+        (folder / "state.json").write_text(sealed(state))
     before = contents(out)
     assert main([*command, "--out", str(out), "--resume", str(folder)]) == 2
     error = capsys.readouterr().err

@@ -193,6 +193,18 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", "auto").start(TrainingConfig(seed=3))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_run_that_is_taken_up_is_locked_before_its_checkpoints_are_read(tmp_path: Path) -> None:
+    """Else one that still runs could save another between the reading and the lock, and lose it."""
+    run_saved_at(tmp_path / "run", 1)
+    with RunFolder(tmp_path / "run", "auto") as folder:
+        with pytest.raises(FileExistsError, match="another run is writing into"), RunFolder(tmp_path / "run", "auto"):
+            pass
+        folder.start(TrainingConfig(), 1)
+    with RunFolder(tmp_path / "run", "auto"):
+        pass
+
+
 def test_whoever_repeats_a_run_does_not_resume_it(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", "auto").start(TrainingConfig(resume="auto"))
     assert json.loads((tmp_path / "run" / "training.json").read_text())["resume"] is None

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import Training, set_up, start_accelerator
-from klvae_edu.training.state import load_checkpoint, networks, partial_folder, read_description, save_checkpoint
+from klvae_edu.training.state import (
+    load_checkpoint,
+    networks,
+    partial_folder,
+    read_description,
+    save_checkpoint,
+    sealed,
+)
 from klvae_edu.training.trainer import training_step
 
 WITH_ALL = {"size": 16, "disc_weight": 0.5, "disc_channels": 4, "disc_layers": 1, "ema": 0.9, "device": "cpu"}
@@ -99,11 +106,11 @@ def test_every_part_of_a_checkpoint_is_needed(
 
 
 def test_a_checkpoint_describes_itself(saved: Path) -> None:
-    state = json.loads((saved / "state.json").read_text())
+    state = read_description(saved)
     assert (state["step"], state["processes"]) == (3, 1)
     assert state["config"]["disc_weight"] == 0.5
     assert state["files"].keys() == {"weights.safetensors", "optimizers.pt", "random_0.pt"}
-    assert read_description(saved) == state
+    assert (saved / "state.json").read_text() == sealed(state)
 
 
 def test_nothing_is_left_of_an_attempt_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,14 +160,25 @@ def test_a_damaged_description_is_named(content: str, copied: Path) -> None:
         read_description(copied)
 
 
+@pytest.mark.parametrize("change", ["step", "processes", "architecture", "config", "files"])
+def test_a_description_that_was_changed_or_cut_short_is_damaged(change: str, copied: Path) -> None:
+    state = json.loads((copied / "state.json").read_text())
+    (copied / "state.json").write_text(json.dumps(state | {change: None}))
+    with pytest.raises(ValueError, match=r"state\.json: damaged"):
+        read_description(copied)
+    del state[change]
+    (copied / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"state\.json: damaged"):
+        read_description(copied)
+
+
 def test_a_folder_without_a_description_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no checkpoint here: state\.json is missing"):
         read_description(tmp_path)
 
 
 def test_a_later_format_is_not_guessed_at(copied: Path) -> None:
-    state = json.loads((copied / "state.json").read_text()) | {"format": 2}
-    (copied / "state.json").write_text(json.dumps(state))
+    (copied / "state.json").write_text(sealed(read_description(copied) | {"format": 2}))
     with pytest.raises(ValueError, match="a checkpoint of format 2, this version reads 1"):
         read_description(copied)
 
@@ -184,8 +202,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(changes: dict[str, Any]
 
 
 def test_a_checkpoint_of_another_number_of_processes_is_refused(copied: Path) -> None:
-    state = json.loads((copied / "state.json").read_text()) | {"processes": 4}
-    (copied / "state.json").write_text(json.dumps(state))
+    (copied / "state.json").write_text(sealed(read_description(copied) | {"processes": 4}))
     with pytest.raises(ValueError, match=r"a checkpoint of 4 process\(es\), and this run has 1"):
         load_checkpoint(training_with(), copied)
 
@@ -198,10 +215,10 @@ class Planted:
 def test_nothing_in_a_checkpoint_is_executed(copied: Path, tmp_path: Path) -> None:
     """Not even when whoever planted it gave it the right fingerprint."""
     content = pickle.dumps({"autoencoder": Planted()}, protocol=2)
+    state = read_description(copied)
     (copied / "optimizers.pt").write_bytes(content)
-    state = json.loads((copied / "state.json").read_text())
     state["files"]["optimizers.pt"] = {"bytes": len(content), "blake2b": hashlib.blake2b(content).hexdigest()}
-    (copied / "state.json").write_text(json.dumps(state))
+    (copied / "state.json").write_text(sealed(state))
     with pytest.raises(ValueError, match=r"optimizers\.pt: not what a checkpoint holds"):
         load_checkpoint(training_with(), copied)
     assert not Path("/tmp/planted-by-a-checkpoint").exists()
