@@ -30,6 +30,8 @@ PICKLE_NAME = "diffusion_pytorch_model.bin"
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that a model can have
 
+BUNDLED = ("kl-f8-mini",)  # folders in assets/ with a model to use
+
 # The fields of the configuration that the network does not depend on.
 FREE_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast")
 
@@ -63,6 +65,20 @@ def load_pretrained(
     except ValueError as error:
         raise ValueError(f"{weights_file}: {error}") from error
     return build(config, weights, weights_file, dtype)
+
+
+def load_bundled(name: str = "kl-f8-mini") -> AutoencoderKL:
+    """The trained model that comes with the package, in float32; its files hold float16.
+
+    f = 8 and 4 latent channels as in Stable Diffusion, 2.2 million parameters; `assets/kl-f8-mini/README.md` is its
+    model card. Nothing is downloaded.
+
+    Raises:
+        ValueError: there is no bundled model of that name.
+    """
+    if name not in BUNDLED:
+        raise ValueError(f"name: expected one of the bundled models, {', '.join(BUNDLED)}; got {name!r}")
+    return load_pretrained(Path(__file__).parent / "assets" / name, dtype=torch.float32)
 
 
 def save_pretrained(model: ModelMixin, folder: str | os.PathLike[str]) -> None:

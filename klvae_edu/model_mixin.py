@@ -73,6 +73,13 @@ class ModelMixin(nn.Module):
 
         return load_pretrained(folder_or_hub_id, subfolder, revision, dtype)
 
+    @classmethod
+    def from_bundled(cls, name: str = "kl-f8-mini") -> AutoencoderKL:
+        """Load the trained model that comes with the package; see `checkpoints.load_bundled`."""
+        from klvae_edu.checkpoints import load_bundled
+
+        return load_bundled(name)
+
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the model in diffusers' layout; see `checkpoints.save_pretrained`."""
         from klvae_edu.checkpoints import save_pretrained

@@ -1,16 +1,26 @@
-"""Metrics: PSNR, patch-PCA and bicubic agree with scikit-image, numpy and hand-computed values."""
+"""Metrics: they agree with scikit-image, scipy and values worked out by hand, and say whose features they use."""
 
 from __future__ import annotations
 
-import math
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
-from skimage.metrics import peak_signal_noise_ratio
-from torch import Tensor
+import torch.nn.functional as F
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor, nn
 
-from klvae_edu.metrics import PatchPCA, bicubic, psnr
+from klvae_edu.data import image_dataset
+from klvae_edu.metrics import INCEPTION, FrechetDistance, RandomFeatures, gradient_energy, psnr, ssim
+
+RAMP = 0.204033  # the mean feature of a ramp from -1 to 1
 
 
 def images(batch: int = 4, height: int = 16, width: int = 24, seed: int = 0) -> Tensor:
@@ -59,133 +69,281 @@ def test_psnr_refuses_a_single_image() -> None:
         psnr(images()[0], images()[0])
 
 
-# --- patch-PCA
+# --- SSIM
 
 
-def patches_by_hand(batch: Tensor, size: int) -> np.ndarray:
-    """(B, C, H, W) to (patches, C·p·p), by slicing."""
-    rows, columns = batch.shape[2] // size, batch.shape[3] // size
-    return np.stack(
-        [
-            image[:, r * size : (r + 1) * size, c * size : (c + 1) * size].double().numpy().ravel()
-            for image in batch
-            for r in range(rows)
-            for c in range(columns)
-        ]
-    )
+def shown(batch: Tensor) -> np.ndarray:
+    """As the pixels of a display, from 0 to 255."""
+    return ((batch.clamp(-1, 1) + 1) * 127.5).numpy()
 
 
-@pytest.mark.parametrize(("patch", "components"), [(4, 4), (8, 4), (8, 1)])
-def test_patch_pca_is_numpys_truncated_svd(patch: int, components: int) -> None:
-    batch = images(batch=16)
-    patches = patches_by_hand(batch, patch)
-    mean = patches.mean(0)
-    basis = np.linalg.svd(patches - mean, full_matrices=False)[2][:components]
-    wanted = (patches - mean) @ basis.T @ basis + mean
-    got = patches_by_hand(PatchPCA(patch, components).fit(batch).reconstruct(batch.double()), patch)
-    np.testing.assert_allclose(got, wanted, atol=1e-10)
+def test_ssim_agrees_with_scikit_image_on_displayed_pixels_mirrored_at_the_border() -> None:
+    """scikit-image leaves 5 pixels out at each border: those that are added here."""
+    target = images(3, 24, 40, seed=0)
+    reconstruction = target + 0.4 * images(3, 24, 40, seed=1)
+    options: Any = {"channel_axis": 0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    pairs = [
+        [np.pad(image, ((0, 0), (5, 5), (5, 5)), "reflect") for image in pair]
+        for pair in zip(shown(reconstruction), shown(target), strict=True)
+    ]
+    wanted = [structural_similarity(y, x, data_range=255, **options) for x, y in pairs]
+    torch.testing.assert_close(ssim(reconstruction, target), torch.tensor(wanted).float(), atol=1e-5, rtol=0)
 
 
-def test_patch_pca_is_fitted_in_double_precision_with_orthonormal_directions() -> None:
-    pca = PatchPCA(4, 4).fit(images(batch=16))
-    assert pca.basis is not None
-    assert pca.basis.dtype == torch.float64
-    torch.testing.assert_close(pca.basis @ pca.basis.T, torch.eye(4, dtype=torch.float64))
+def test_ssim_of_two_greys_is_the_hand_computed_one() -> None:
+    """Without edges only the means are compared, as brightnesses: (2ab + c) / (a² + b² + c), c = (0.01·255)²."""
+    light, dark = torch.full((1, 3, 16, 16), 0.0), torch.full((1, 3, 16, 16), -0.5)  # 127.5 and 63.75
+    c = (0.01 * 255) ** 2
+    wanted = (2 * 127.5 * 63.75 + c) / (127.5**2 + 63.75**2 + c)
+    torch.testing.assert_close(ssim(light, dark), torch.tensor([wanted]), atol=1e-5, rtol=0)
 
 
-def test_with_all_components_nothing_is_lost() -> None:
-    batch = images(batch=16)
-    torch.testing.assert_close(PatchPCA(4, 48).fit(batch).reconstruct(batch), batch)
+def test_ssim_of_equal_images_is_one_and_each_image_is_judged_by_itself() -> None:
+    a, b = images(3, 16, 16, seed=0), images(3, 16, 16, seed=1)
+    b[1] = a[1]
+    found = ssim(b, a)
+    torch.testing.assert_close(found[1], torch.tensor(1.0))
+    assert (found[[0, 2]] < 0.5).all()
+    torch.testing.assert_close(found, torch.cat([ssim(b[n : n + 1], a[n : n + 1]) for n in range(3)]))
 
 
-def test_patches_that_vary_along_one_direction_need_one_component() -> None:
-    pattern = images(1, 4, 4)
-    weights = torch.linspace(-1, 1, 8).view(8, 1, 1, 1)
-    batch = weights * pattern
-    torch.testing.assert_close(PatchPCA(4, 1).fit(batch).reconstruct(batch), batch)
+def test_ssim_measures_the_reconstruction_as_it_is_displayed() -> None:
+    target = images(1, 16, 16)
+    beyond = target * 1.5
+    assert (beyond.abs() > 1).any()
+    torch.testing.assert_close(ssim(beyond, target), ssim(beyond.clamp(-1, 1), target))
 
 
-def test_more_components_lose_less() -> None:
-    batch = images(batch=16)
-    quality = [psnr(PatchPCA(4, n).fit(batch).reconstruct(batch), batch).mean().item() for n in (1, 4, 16, 40)]
-    assert quality == sorted(quality)
-    assert quality[0] < quality[-1] - 3
+def test_ssim_says_what_it_expected() -> None:
+    with pytest.raises(ValueError, match=r"ssim: expected at least 11 pixels a side, got \(4, 3, 10, 24\)"):
+        ssim(images(height=10), images(height=10))
+    with pytest.raises(ValueError, match="ssim: expected two batches of one shape"):
+        ssim(images(1), images(4))
 
 
-def test_the_mean_is_part_of_the_code() -> None:
-    grey = torch.full((2, 3, 8, 8), 0.5)
-    torch.testing.assert_close(PatchPCA(8, 1).fit(grey).reconstruct(grey), grey)
+# --- gradient energy
 
 
-def test_other_images_than_the_fitted_are_reconstructed_with_the_fitted_directions() -> None:
-    pca = PatchPCA(8, 4).fit(images(batch=16, seed=0))
-    other = images(seed=1)
-    once = pca.reconstruct(other)
-    torch.testing.assert_close(pca.reconstruct(once), once)  # a projection
+def test_gradient_energy_of_a_ramp_is_the_square_of_its_step_halved_by_the_other_direction() -> None:
+    ramp = torch.linspace(-0.5, 0.5, 11).expand(2, 3, 11, 11)  # steps of 0.1 along rows, none along columns
+    torch.testing.assert_close(gradient_energy(ramp), torch.tensor([0.005, 0.005]))
+    torch.testing.assert_close(gradient_energy(ramp.mT), torch.tensor([0.005, 0.005]))
 
 
-def test_odd_sides_are_padded_by_reflection_and_cropped_back() -> None:
-    pca = PatchPCA(8, 4).fit(images(batch=16))
-    odd = images(2, 13, 21)
-    got = pca.reconstruct(odd)
-    assert got.shape == odd.shape
-    padded = np.pad(odd.numpy(), ((0, 0), (0, 0), (0, 3), (0, 3)), mode="reflect")
-    torch.testing.assert_close(got, pca.reconstruct(torch.from_numpy(padded))[..., :13, :21])
+def test_gradient_energy_is_less_where_an_image_is_blurred() -> None:
+    batch = images()
+    assert (gradient_energy(F.avg_pool2d(batch, 3, 1, 1)) < 0.3 * gradient_energy(batch)).all()
 
 
-def test_the_result_has_the_dtype_of_the_images() -> None:
-    pca = PatchPCA(4, 4).fit(images(batch=16))
-    assert pca.reconstruct(images()).dtype == torch.float32
-    assert pca.reconstruct(images().double()).dtype == torch.float64
+def test_gradient_energy_is_that_of_the_displayed_image_and_in_float32() -> None:
+    batch = images()
+    torch.testing.assert_close(gradient_energy(batch * 9), gradient_energy((batch * 9).clamp(-1, 1)))
+    assert gradient_energy(batch.bfloat16()).dtype == torch.float32
 
 
-def test_patch_pca_says_what_is_missing() -> None:
-    with pytest.raises(ValueError, match=r"call fit\(images\) before reconstruct"):
-        PatchPCA(4, 4).reconstruct(images())
-    with pytest.raises(ValueError, match=r"4 pixels or more, got \(4, 3, 3, 16\)"):
-        PatchPCA(4, 4).fit(images(height=3, width=16))
-    with pytest.raises(ValueError, match="4 patches or more, got 1 of 48"):
-        PatchPCA(4, 4).fit(images(1, 4, 4))
-    with pytest.raises(ValueError, match=r"images with 3 channels, got \(2, 1, 8, 8\)"):
-        PatchPCA(4, 4).fit(images(batch=16)).reconstruct(torch.zeros(2, 1, 8, 8))
-    with pytest.raises(ValueError, match=r"expected images \(B, C, H, W\)"):
-        PatchPCA(4, 4).fit(images()[0])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 3, 8, 1)])
+def test_gradient_energy_says_what_it_expected(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="gradient_energy: expected"):
+        gradient_energy(torch.zeros(shape))
 
 
-# --- bicubic
+# --- Fréchet distance
 
 
-def test_bicubic_keeps_a_constant_and_its_shape() -> None:
-    grey = torch.full((1, 3, 16, 24), 0.25)
-    torch.testing.assert_close(bicubic(grey, 4), grey)
+class Pixels(nn.Module):
+    """Images of one pixel are their own features."""
+
+    num_features = 3
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch.mean((2, 3))
 
 
-def test_bicubic_first_averages_areas() -> None:
-    checkerboard = torch.ones(1, 3, 16, 16)
-    checkerboard[..., ::2, ::2] = checkerboard[..., 1::2, 1::2] = -1
-    torch.testing.assert_close(bicubic(checkerboard, 4), torch.zeros(1, 3, 16, 16))
+def points(count: int, seed: int) -> Tensor:
+    """Correlated points, as images (count, 3, 1, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(count, 3, generator=generator) @ torch.randn(3, 3, generator=generator)
+    return (0.1 * mixed + 0.1 * seed).clamp(-1, 1)[..., None, None]
 
 
-def test_bicubic_of_a_step_is_keys_kernel_worked_out_by_hand() -> None:
-    """Halved: 0 0 0 1 1 1. Pixel 5 of 12 lies at 2.25, 0.75 and 1.75 from the first ones; PyTorch has a = -0.75."""
-    step = torch.tensor([0.0] * 6 + [1.0] * 6).expand(1, 1, 12, 12)
-
-    def kernel(x: float, a: float = -0.75) -> float:
-        x = abs(x)
-        return (a + 2) * x**3 - (a + 3) * x**2 + 1 if x <= 1 else a * (x**3 - 5 * x**2 + 8 * x - 4)
-
-    wanted = kernel(0.75) + kernel(1.75)
-    assert math.isclose(bicubic(step, 2)[0, 0, 6, 5].item(), wanted, abs_tol=1e-6)
+def in_one_go(a: Tensor, b: Tensor, features: Any) -> float:
+    distance = FrechetDistance(features)
+    distance.update(a, b)
+    return distance.compute()
 
 
-def test_bicubic_pads_odd_sides_by_reflection() -> None:
-    odd = images(2, 13, 21)
-    padded = np.pad(odd.numpy(), ((0, 0), (0, 0), (0, 3), (0, 3)), mode="reflect")
-    got = bicubic(odd, 4)
-    assert got.shape == odd.shape
-    torch.testing.assert_close(got, bicubic(torch.from_numpy(padded), 4)[..., :13, :21])
+def closed_form(a: np.ndarray, b: np.ndarray) -> float:
+    of_a, of_b = np.cov(a.T), np.cov(b.T)
+    root = scipy.linalg.sqrtm(of_a @ of_b).real
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(of_a + of_b - 2 * root)
 
 
-def test_bicubic_refuses_images_smaller_than_the_factor() -> None:
-    with pytest.raises(ValueError, match=r"8 pixels or more, got \(4, 3, 4, 24\)"):
-        bicubic(images(height=4), 8)
+def test_the_frechet_distance_is_the_closed_form_of_two_gaussians() -> None:
+    a, b = points(200, 1), points(200, 2)
+    wanted = closed_form(a[..., 0, 0].double().numpy(), b[..., 0, 0].double().numpy())
+    assert in_one_go(a, b, Pixels()) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_frechet_distance_of_two_gaussians_by_hand() -> None:
+    """Means 0.1 apart in one direction, standard deviations 0.2 and 0.1 in another: 0.01 + 0.01."""
+    corners = torch.tensor([[0.0, 1, 0], [0, -1, 0], [0, 0, 0], [0, 0, 0]])  # variance 2/3 along the second axis
+    a, b = corners * 0.2 * 1.5**0.5, corners * 0.1 * 1.5**0.5 + torch.tensor([0.1, 0, 0])
+    assert in_one_go(a[..., None, None], b[..., None, None], Pixels()) == pytest.approx(0.02, rel=1e-5)
+
+
+def test_in_batches_of_any_size_it_is_the_same_and_nothing_grows() -> None:
+    a, b = points(60, 1), points(60, 2)
+    whole = in_one_go(a, b, Pixels())
+    for size in (1, 7, 30):
+        distance = FrechetDistance(Pixels())
+        kept = set()
+        for of_a, of_b in zip(a.split(size), b.split(size), strict=True):
+            distance.update(of_a, of_b)
+            states = vars(distance._distance)["_defaults"]
+            kept.add(sum(getattr(distance._distance, name).numel() for name in states))
+        assert distance.compute() == pytest.approx(whole, rel=1e-5)
+        assert len(kept) == 1
+
+
+def test_equal_crowds_have_the_distance_zero_and_pairs_do_not_matter() -> None:
+    a = images(30, 16, 16)
+    assert in_one_go(a, a, "random") == pytest.approx(0, abs=1e-6)
+    assert in_one_go(a.flip(0), a, "random") == pytest.approx(0, abs=1e-6)
+
+
+def test_random_features_tell_blur_noise_and_another_brightness() -> None:
+    a = torch.stack([*image_dataset("dead-leaves", 32, length=48)])
+    blurred = [F.avg_pool2d(F.pad(a, (n,) * 4, "reflect"), 2 * n + 1, 1) for n in (1, 3)]
+    noise = torch.randn(a.shape, generator=torch.Generator().manual_seed(0))
+    for weak, strong in (blurred, [a + 0.1 * noise, a + 0.3 * noise], [a + 0.05, a + 0.2]):
+        assert 0 < in_one_go(weak, a, "random") < in_one_go(strong, a, "random")
+
+
+def test_random_features_are_the_same_every_time_and_not_trained() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, second = RandomFeatures(), RandomFeatures()
+    assert torch.equal(torch.get_rng_state(), state)
+    batch = images(2, 32, 32)
+    assert torch.equal(first(batch), second(batch)) and first(batch).shape == (2, RandomFeatures.num_features)
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+    ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32)
+    assert first(ramp).mean().item() == pytest.approx(RAMP, rel=1e-4)
+
+
+def test_a_distance_says_what_it_is_and_a_substitute_is_never_called_rfid() -> None:
+    auto = FrechetDistance()
+    assert auto.name == "Fréchet distance, random features"
+    assert "fixed random weights (Inception cannot be had: torch-fidelity is not installed)" in auto.source
+    assert FrechetDistance("random").source.endswith("(they were asked for)")
+    assert FrechetDistance(Pixels()).name == "Fréchet distance, Pixels"
+
+
+def test_the_frechet_distance_says_what_it_expected() -> None:
+    with pytest.raises(ValueError, match="'auto', 'inception', 'random' or a network, got 'vgg'"):
+        FrechetDistance("vgg")
+    with pytest.raises(ValueError, match="Inception network cannot be had: torch-fidelity is not installed"):
+        FrechetDistance("inception")
+    with pytest.raises(ValueError, match="two images or more, got 0"):
+        FrechetDistance("random").compute()
+    with pytest.raises(ValueError, match="FrechetDistance: expected two batches of one shape"):
+        FrechetDistance("random").update(images(1), images(2))
+
+
+# --- Inception: a stand-in for torch-fidelity, which is no dependency, and for its file of 96 MB
+
+
+class StandIn(nn.Module):
+    """Takes what torch-fidelity's network takes, and gives 2048 features that count the pixels' values."""
+
+    def __init__(self, name: str, features: list[str], weights: str) -> None:
+        super().__init__()
+        assert (name, features) == ("inception-v3-compat", ["2048"])
+        self.scale = torch.load(weights, weights_only=True)["scale"]
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor]:
+        assert pixels.dtype == torch.uint8
+        means = pixels.float().mean((1, 2, 3), keepdim=True).flatten(1)
+        return (F.pad(means * self.scale, (0, 2047)),)
+
+
+@pytest.fixture
+def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch-fidelity is installed; where its weights would lie is an empty folder."""
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+        module: Any = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        module.FeatureExtractorInceptionV3 = StandIn
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints" / INCEPTION
+
+
+def test_with_inceptions_weights_it_is_the_rfid_of_8_bit_pixels(inception: Path) -> None:
+    torch.save({"scale": torch.tensor(0.5)}, inception)
+    a, b = images(8, seed=0), images(8, seed=1) + 0.2
+    distance = FrechetDistance()
+    assert distance.name == "rFID" and str(inception) in distance.source
+    distance.update(a, b)
+    by_hand = [shown(x).round().mean((1, 2, 3)) * 0.5 for x in (a, b)]
+    means, deviations = [x.mean() for x in by_hand], [x.std(ddof=1) for x in by_hand]
+    wanted = (means[0] - means[1]) ** 2 + (deviations[0] - deviations[1]) ** 2
+    assert distance.compute() == pytest.approx(wanted, rel=1e-3)
+
+
+def test_offline_without_the_file_the_substitute_says_why(inception: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", never)
+    distance = FrechetDistance()
+    assert distance.name == "Fréchet distance, random features"
+    assert f"{inception} is missing, and HF_HUB_OFFLINE is set" in distance.source
+
+
+def test_the_file_is_downloaded_once_where_there_is_a_network(inception: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(url: str, path: str, hash_prefix: str, progress: bool) -> None:
+        asked.append((url, hash_prefix))
+        torch.save({"scale": torch.tensor(1.0)}, path)
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    assert FrechetDistance().name == FrechetDistance().name == "rFID"
+    ((url, prefix),) = asked
+    assert url.endswith(f"/{INCEPTION}") and prefix in INCEPTION
+
+
+def test_a_network_that_gives_nothing_is_told(inception: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    distance = FrechetDistance()
+    assert distance.name != "rFID" and "no route" in distance.source
+
+
+def test_a_damaged_file_or_one_with_code_in_it_is_an_error_and_nothing_is_executed(
+    inception: Path, tmp_path: Path
+) -> None:
+    inception.write_bytes(b"half of it")
+    with pytest.raises(ValueError, match="cannot be read as weights") as error:
+        FrechetDistance()
+    assert str(inception) in str(error.value)
+    torch.save({"scale": Planted(tmp_path / "executed")}, inception)
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        FrechetDistance()
+    assert not (tmp_path / "executed").exists()
+
+
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)

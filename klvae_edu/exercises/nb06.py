@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from klvae_edu import losses
-from klvae_edu.exercises.framework import Exercise, Judge, call
+from klvae_edu.baselines import PatchPCA
+from klvae_edu.exercises.framework import Exercise, Judge
 from klvae_edu.exercises.judging import judge_function, probe
-from klvae_edu.metrics import PatchPCA
+from klvae_edu.exercises.numbers import judge_numbers
 from klvae_edu.perceptual import LPIPS
 
 NOTEBOOK = "06_reconstruction_losses"
@@ -551,40 +552,6 @@ _WEIGHT_PROBES: tuple[tuple[_Shape, _Shape, float, float], ...] = (
 )
 
 
-def _judge_weights(attempt: Any) -> str | None:
-    """As `judge_function` does it, for two numbers instead of tensors."""
-    if not callable(attempt):
-        return f"expected the function itself, got its result or another object ({type(attempt).__name__})"
-    results = []
-    for given in _WEIGHT_PROBES:
-        result = call(attempt, *given)
-        try:
-            perceptual, kl = (float(value) for value in result)
-        except (TypeError, ValueError):
-            return f"expected two numbers, the perceptual weight and the KL's, got {type(result).__name__}"
-        results.append((perceptual, kl))
-
-    def agree(others: Sequence[tuple[float, float]]) -> bool:
-        pairs = zip(results, others, strict=True)
-        return all(math.isclose(a, b, rel_tol=1e-5) for pair in pairs for a, b in zip(*pair, strict=True))
-
-    expected = [own_mean_weights(*given) for given in _WEIGHT_PROBES]
-    if agree(expected):
-        return None
-    for message, code in WEIGHT_MISTAKES:
-        if agree([code(*given) for given in _WEIGHT_PROBES]):
-            return message
-    triples = zip(_WEIGHT_PROBES, expected, results, strict=True)
-    given, right, found = next(
-        (given, right, found)
-        for given, right, found in triples
-        if not all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(right, found, strict=True))
-    )
-    wanted, yours = ("{:.4g} and {:.4g}".format(*pair) for pair in (right, found))
-    image, latent, w, v = given
-    return f"for {image}, {latent} and weights {w:g} and {v:g}, {wanted} was expected, and yours is {yours}"
-
-
 def _adapted(judge: Judge, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Judge:
     return lambda attempt: judge(adapt(attempt) if callable(attempt) else attempt)
 
@@ -701,6 +668,12 @@ EXERCISES: tuple[Exercise, ...] = (
             "The KL is c·h·w times its mean over the latent: that number is part of the new weight.",
             "perceptual_weight stays; kl_weight · c·h·w / (C·H·W), where math.prod(image) is C·H·W",
         ),
-        judge=_judge_weights,
+        judge=judge_numbers(
+            own_mean_weights,
+            _WEIGHT_PROBES,
+            WEIGHT_MISTAKES,
+            given=lambda probe: f"{probe[0]}, {probe[1]} and weights {probe[2]:g} and {probe[3]:g},",
+            asked="two numbers, the perceptual weight and the KL's",
+        ),
     ),
 )

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from klvae_edu.autoencoder import AutoencoderKL
+from klvae_edu.baselines import PatchPCA, bicubic
 from klvae_edu.data import image_dataset
-from klvae_edu.metrics import PatchPCA, bicubic, psnr
+from klvae_edu.metrics import psnr
 from klvae_edu.training.config import TrainingConfig
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from klvae_edu import losses
+from klvae_edu.baselines import PatchPCA
 from klvae_edu.exercises import EXERCISES, nb06
-from klvae_edu.metrics import PatchPCA
 from klvae_edu.perceptual import LPIPS
 
 # 06.1

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from klvae_edu import AutoencoderKL, plots
+from klvae_edu.baselines import PatchPCA, bicubic
 from klvae_edu.data import image_dataset
 from klvae_edu.data.crops import hold_out
-from klvae_edu.metrics import PatchPCA, bicubic, psnr
+from klvae_edu.metrics import psnr
 from klvae_edu.plots import image_grid
 from klvae_edu.training import held_out
 from klvae_edu.training.config import TrainingConfig

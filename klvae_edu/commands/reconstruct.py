@@ -1,0 +1,76 @@
+"""`klvae reconstruct`: photographs beside what a model makes of them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from klvae_edu.autoencoder import AutoencoderKL
+    from klvae_edu.baselines import PatchPCA
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """Put photographs through a trained autoencoder, and a picture of what comes out beside each."""
+
+    photos: Positional[tuple[Path, ...]]  # image files, of any kind that Pillow reads
+    model: str = "kl-f8-mini"  # a bundled model, a folder such as run/model, a file, or a Hub id
+    out: Path = Path("reconstructions")  # folder for the pictures, one PNG a photograph
+    size: int = 512  # longest side in pixels that a photograph is reduced to; it bounds time and memory
+    device: Literal["cuda", "mps", "cpu"] | None = None  # what to compute on; None: the best there is
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size: expected a whole number of at least 1, got {self.size}")
+
+
+def run_reconstruct(options: ReconstructOptions) -> int:
+    """`klvae reconstruct`: 1 when some of the photographs could not be done; the others are."""
+    from klvae_edu.commands.models import fitted_pca, load_model
+    from klvae_edu.data import UnreadableImage, load_image
+    from klvae_edu.training.run_folder import unused
+
+    if not options.photos:
+        raise ValueError("expected at least one photograph: klvae reconstruct PHOTO...")
+    vae = load_model(options.model, options.device)
+    pca = fitted_pca(vae.downsample_factor, vae.config.latent_channels)
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for photo in options.photos:
+        try:
+            path = unused(options.out / f"{photo.stem}_reconstruction.png")
+            values = reconstruct(vae, pca, load_image(photo, name=str(photo)), options.size, path)
+            print(f"{photo}: {values} -> {path}")
+        except ValueError as error:
+            failed += 1
+            which = "" if isinstance(error, UnreadableImage) else f"{photo}: "  # that one names the file itself
+            print(f"klvae: {which}{error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def reconstruct(vae: AutoencoderKL, pca: PatchPCA, photo: Tensor, size: int, path: Path) -> str:
+    """Write `photo` (3, H, W) beside what the model and patch-PCA make of it; return the PSNR of each in words."""
+    from PIL import Image
+
+    from klvae_edu.data.files import resize
+    from klvae_edu.metrics import psnr
+    from klvae_edu.plots import figure_to_image, image_grid
+    from klvae_edu.training.held_out import reconstructions
+
+    height, width = photo.shape[-2:]
+    scale = size / max(height, width)
+    if scale < 1:
+        photo = resize(photo, max(1, round(height * scale)), max(1, round(width * scale)))
+    found = reconstructions(vae, pca, photo[None])
+    values = {name: f"{psnr(image, photo[None]).item():.2f} dB" for name, image in found.items()}
+    titles = ["original", *(f"{name}, {values[name]}" for name in ("model", "patch-PCA"))]
+    picture = image_grid([[photo, found["model"][0], found["patch-PCA"][0]]], column_titles=titles)
+    Image.fromarray(figure_to_image(picture)).save(path)
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,828 @@
+"""The exercises of notebook 10, the latent space explorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from klvae_edu import latents as package
+from klvae_edu.exercises.framework import Exercise, Judge
+from klvae_edu.exercises.judging import Probe, judge_function, probe
+from klvae_edu.gaussian import DiagonalGaussianDistribution
+
+NOTEBOOK = "10_latent_space_explorer"
+
+
+# The finished versions, in the form in which the exercises ask for them. The tests hold them to the package.
+# Annotated with torch.Tensor, which a notebook knows, because `solution` shows them and readers paste them.
+
+
+def latent_statistics(batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One pass over latents (B, C, h, w) -> mean (C,), standard deviation (C,), and the scaling factor."""
+    count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+    for z in batches:
+        values = z.double().transpose(0, 1).flatten(1)  # (C, B·h·w)
+        count += values.shape[1]
+        total = total + values.sum(1)
+        squares = squares + values.pow(2).sum(1)
+    mean = total / count
+    std = (squares / count - mean**2).sqrt()
+    overall = (squares.mean() / count - mean.mean() ** 2).sqrt()  # over all values, channels included
+    return mean, std, 1 / overall
+
+
+def fit_preview(latents: torch.Tensor, colours: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents (B, C, h, w), colours (B, 3, h, w) -> weight (C, 3), bias (3,): the best under squared error."""
+    z = latents.permute(0, 2, 3, 1).flatten(0, 2)  # (pixels, C)
+    rgb = colours.permute(0, 2, 3, 1).flatten(0, 2)  # (pixels, 3)
+    z = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)  # a 1 for the bias
+    fitted = torch.linalg.lstsq(z, rgb).solution  # (C + 1, 3)
+    return fitted[:-1], fitted[-1]
+
+
+def with_temperature(posterior: DiagonalGaussianDistribution, temperature: float, noise: torch.Tensor) -> torch.Tensor:
+    """The posterior's sample with its noise `temperature` times as strong: (B, C, h, w)."""
+    return posterior.mean + temperature * posterior.std * noise
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
+    """From a (t = 0) to b (t = 1), both (B, C, h, w), at an even pace along the angle between each pair."""
+    x, y = a.flatten(1), b.flatten(1)
+    cosine = F.cosine_similarity(x, y, dim=1)
+    angle = torch.acos(cosine.clamp(-1, 1))[:, None]  # (B, 1)
+    between = (torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)
+    straight = (1 - t) * x + t * y
+    return torch.where(angle < 1e-3, straight, between).view_as(a)
+
+
+def quantise(z: torch.Tensor, bits: int, low: float, high: float) -> torch.Tensor:
+    """Each value to the nearest of 2**bits evenly spaced levels; the first is `low`, the last `high`."""
+    step = (high - low) / (2**bits - 1)
+    index = ((z - low) / step).round().clamp(0, 2**bits - 1)
+    return low + index * step
+
+
+# 10.1
+
+_Statistics = Callable[[Iterable[Tensor]], Any]
+
+
+class _Stream:
+    """Batches that can be gone through once; each is let go (overwritten) when the next one is asked for."""
+
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        self._batches = list(batches)
+        self._begun = False
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self._begun:
+            raise ValueError("a second pass over batches that are there only once")
+        self._begun = True
+        for batch in self._batches:
+            given = batch.clone()
+            yield given
+            if not torch.equal(given, batch):
+                raise ValueError("a batch was changed in place")
+            given.fill_(torch.nan)
+
+
+def _streamed(code: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *batches: code(_Stream(batches))
+
+
+def _kept(reduce: Callable[[Sequence[Tensor]], Any]) -> _Statistics:
+    """The statistics of batches that are all kept, and then looked at."""
+    return lambda batches: reduce(list(batches))
+
+
+def _sums(
+    finish: Callable[[int, Tensor, Tensor], Any],
+    values_of: Callable[[Tensor], Tensor] = lambda z: z.double().transpose(0, 1).flatten(1),
+) -> _Statistics:
+    """The finished version with another end, or other values: finish(count, sums, sums of squares)."""
+
+    def statistics(batches: Iterable[Tensor]) -> Any:
+        found = [(v.shape[1], v.sum(1), v.pow(2).sum(1)) for v in map(values_of, batches)]
+        counts, totals, squares = zip(*found, strict=True)
+        return finish(sum(counts), torch.stack(totals).sum(0), torch.stack(squares).sum(0))
+
+    return statistics
+
+
+def _averaged(weight: Callable[[Tensor], float], scale: Callable[[Tensor], Tensor] | None = None) -> _Statistics:
+    """Each batch's own mean and standard deviation, averaged."""
+
+    def statistics(batches: Iterable[Tensor]) -> Any:
+        rows = []
+        for z in batches:
+            own = z.std() if scale is None else scale(z)
+            rows.append((weight(z), z.mean((0, 2, 3)), z.std((0, 2, 3)), own))
+        whole = sum(row[0] for row in rows)
+        mean, std, overall = (sum(row[0] * row[i] for row in rows) / whole for i in (1, 2, 3))
+        return mean, std, 1 / torch.as_tensor(overall)
+
+    return statistics
+
+
+def _first_only(batches: Iterable[Tensor]) -> Any:
+    z = next(iter(batches)).double()
+    return z.mean((0, 2, 3)), z.std((0, 2, 3)), 1 / z.std()
+
+
+def _spread(count: int, sums: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), variance (C,), variance over all."""
+    mean = sums / count
+    return mean, squares / count - mean**2, squares.mean() / count - mean.mean() ** 2
+
+
+def _ending(change: Callable[[Tensor, Tensor, Tensor], Any]) -> _Statistics:
+    return _sums(lambda count, sums, squares: change(*_spread(count, sums, squares)))
+
+
+def _exactly(mean: Tensor, var: Tensor, overall: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return mean, var.sqrt(), 1 / overall.sqrt()
+
+
+_ALL_VALUES = (
+    "the scaling factor is 1 / the deviation of all values about their one mean, with the channels' means apart"
+)
+_AVERAGED = (
+    "the batches' own deviations are averaged: what lies between the batches' means is lost; add up values and squares"
+)
+_HELD = "all latents are held at once: take its sums from each batch, and let it go (here, a batch is overwritten)"
+STATISTICS_MISTAKES = (
+    *((_AVERAGED, _averaged(weight)) for weight in (lambda z: 1.0, lambda z: float(len(z)))),
+    *(
+        (
+            f"the batches' own deviations are averaged, and the channels' too; {_ALL_VALUES}",
+            _averaged(weight, lambda z: z.std((0, 2, 3)).mean()),
+        )
+        for weight in (lambda z: 1.0, lambda z: float(len(z)))
+    ),
+    (
+        f"the scaling factor is made of the channels' average deviation: {_ALL_VALUES}",
+        _ending(lambda mean, var, overall: (mean, var.sqrt(), 1 / var.sqrt().mean())),
+    ),
+    (
+        f"the scaling factor is made of the channels' average variance: {_ALL_VALUES}",
+        _ending(lambda mean, var, overall: (mean, var.sqrt(), 1 / var.mean().sqrt())),
+    ),
+    (
+        "one scaling factor for each channel: a single one is asked for, 1 / the deviation of all values",
+        _ending(lambda mean, var, overall: (mean, var.sqrt(), 1 / var.sqrt())),
+    ),
+    (
+        "the scaling factor is upside down: 1 / the deviation of all values",
+        _ending(lambda mean, var, overall: (mean, var.sqrt(), overall.sqrt())),
+    ),
+    (
+        "the scaling factor is 1 / variance: take the root",
+        _ending(lambda mean, var, overall: (mean, var.sqrt(), 1 / overall)),
+    ),
+    (
+        "this is the variance of the channels: take the root",
+        _ending(lambda mean, var, overall: (mean, var, 1 / overall.sqrt())),
+    ),
+    (
+        "variances, where deviations are asked for: take the root, of all values, too",
+        _ending(lambda mean, var, overall: (mean, var, 1 / overall)),
+    ),
+    (
+        "the square of the mean is not subtracted: the variance is the mean of squares minus the square of the mean",
+        _sums(lambda n, sums, squares: (sums / n, (squares / n).sqrt(), 1 / (squares.mean() / n).sqrt())),
+    ),
+    (
+        "the mean of all values is not subtracted in the scaling factor: subtract its square, too",
+        _sums(
+            lambda n, sums, squares: (sums / n, (squares / n - (sums / n) ** 2).sqrt(), 1 / (squares.mean() / n).sqrt())
+        ),
+    ),
+    (
+        "the mean is subtracted without its square",
+        _sums(
+            lambda n, s, q: (s / n, (q / n - s / n).abs().sqrt(), 1 / (q.mean() / n - s.mean() / n).abs().sqrt()),
+        ),
+    ),
+    (
+        "statistics of each latent pixel, or each row: they are over batch, rows and columns, (C,)",
+        _sums(lambda n, s, q: _exactly(*_spread(n, s, q)), lambda z: z.double().permute(1, 2, 3, 0).flatten(0, 2)),
+    ),
+    (
+        "channels and batch are mixed up: bring the channels to the front (transpose) before the rest is flattened",
+        _sums(lambda n, s, q: _exactly(*_spread(n, s, q)), lambda z: z.double().reshape(z.shape[1], -1)),
+    ),
+    (
+        "divided by the number of images: each has h·w values in every channel",
+        _sums(lambda n, s, q: _exactly(*_spread(n // 480, s, q))),
+    ),
+    ("the first batch alone counts", _first_only),
+    *(
+        (_HELD, _kept(reduce))
+        for reduce in (
+            lambda kept: (torch.cat(kept).mean((0, 2, 3)), torch.cat(kept).std((0, 2, 3)), 1 / torch.cat(kept).std()),
+        )
+    ),
+    # by their exceptions
+    (
+        "it goes through the batches twice: a stream is there once; count, sum and sum of squares need one pass",
+        lambda batches: (list(batches), list(batches)),
+    ),
+    (
+        "a batch is changed in place: it belongs to the caller; use z - mean, z ** 2 and the like",
+        lambda batches: [z.add_(1.0) for z in batches],
+    ),
+    ("the batches are a stream, not one tensor: go through them with `for z in batches`", lambda b: torch.cat(b)),
+    ("the batches are a stream, not one tensor: go through them with `for z in batches`", lambda b: torch.stack(b)),
+    ("the batches are a stream, which has no length: count the values as they come", lambda b: len(b)),
+    ("the batches are a stream, which cannot be indexed: go through them with `for z in batches`", lambda b: b[0]),
+)
+
+# 10.2
+
+_Fit = Callable[[Tensor, Tensor], Any]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B·h·w, C)."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _with_ones(z: Tensor) -> Tensor:
+    return torch.cat([z, torch.ones_like(z[:, :1])], 1)
+
+
+def _solved(z: Tensor, rgb: Tensor) -> tuple[Tensor, Tensor]:
+    fitted: Tensor = torch.linalg.lstsq(_with_ones(z), rgb).solution
+    return fitted[:-1], fitted[-1]
+
+
+def _reshaped(latents: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
+    return latents.reshape(-1, latents.shape[1]), colours.reshape(-1, 3)
+
+
+def _without_ones(z: Tensor, rgb: Tensor) -> Tensor:
+    fitted: Tensor = torch.linalg.lstsq(z, rgb).solution
+    return fitted
+
+
+def _backwards(z: Tensor, rgb: Tensor) -> Tensor:
+    fitted: Tensor = torch.linalg.lstsq(_with_ones(rgb), z).solution
+    return fitted
+
+
+def _unpacked(latents: Tensor, colours: Tensor) -> Any:
+    weight, bias = torch.linalg.lstsq(_with_ones(_rows(latents)), _rows(colours))
+    return weight, bias
+
+
+_EXCHANGED = "the arguments of lstsq are exchanged, and this leads from colours to latents: latents come first"
+_BIAS = "the bias is what the fit gives for a column of ones"
+_TO_ROWS = "bring the channels to the end (permute) before the pixels become rows: reshape alone mixes both"
+PREVIEW_MISTAKES = (
+    (
+        f"no bias is fitted: append a column of ones to the latents; {_BIAS}",
+        lambda z, c: (_without_ones(_rows(z), _rows(c)), c.new_zeros(3)),
+    ),
+    (
+        f"fitted without a bias, and the colours' mean put in its place: {_BIAS}",
+        lambda z, c: (_without_ones(_rows(z), _rows(c)), _rows(c).mean(0)),
+    ),
+    (
+        "the colours are centred, the latents are not: centre both, or append a column of ones",
+        lambda z, c: (_without_ones(_rows(z), _rows(c) - _rows(c).mean(0)), _rows(c).mean(0)),
+    ),
+    (
+        "the bias is the colours' mean: that fits centred latents; subtract mean of the latents @ weight from it",
+        lambda z, c: (_solved(_rows(z), _rows(c))[0], _rows(c).mean(0)),
+    ),
+    (
+        "the bias is missing from the results",
+        lambda z, c: (_solved(_rows(z), _rows(c))[0], c.new_zeros(3)),
+    ),
+    (
+        "one bias for all three colours: each has its own",
+        lambda z, c: (_solved(_rows(z), _rows(c))[0], _solved(_rows(z), _rows(c))[1].mean().expand(3)),
+    ),
+    (f"channels and pixels are mixed up: {_TO_ROWS}", lambda z, c: _solved(*_reshaped(z, c))),
+    (
+        f"channels and pixels of the latents are mixed up: {_TO_ROWS}",
+        lambda z, c: _solved(_reshaped(z, c)[0], _rows(c)),
+    ),
+    (
+        f"channels and pixels of the colours are mixed up: {_TO_ROWS}",
+        lambda z, c: _solved(_rows(z), _reshaped(z, c)[1]),
+    ),
+    (
+        "rows and columns are exchanged in one of the two: permute both in the same way",
+        lambda z, c: _solved(_rows(z.transpose(2, 3)), _rows(c)),
+    ),
+    (
+        "weight and bias are exchanged, or the ones come first: the bias is the row that belongs to the ones",
+        lambda z, c: (
+            torch.linalg.lstsq(_with_ones(_rows(z)).roll(1, 1), _rows(c)).solution[:-1],
+            torch.linalg.lstsq(_with_ones(_rows(z)).roll(1, 1), _rows(c)).solution[-1],
+        ),
+    ),
+    (
+        "the results are exchanged: the weight comes first",
+        lambda z, c: _solved(_rows(z), _rows(c))[::-1],
+    ),
+    (
+        "the weight is transposed: (C, 3), a row for each channel of the latent",
+        lambda z, c: (_solved(_rows(z), _rows(c))[0].T, _solved(_rows(z), _rows(c))[1]),
+    ),
+    (
+        "weight and bias come in one matrix (C + 1, 3): return its first C rows, and its last",
+        lambda z, c: torch.linalg.lstsq(_with_ones(_rows(z)), _rows(c)).solution,
+    ),
+    (
+        "this is the bias as a row (1, 3): take fitted[-1], which is (3,)",
+        lambda z, c: (_solved(_rows(z), _rows(c))[0], _solved(_rows(z), _rows(c))[1][None]),
+    ),
+    (
+        "only the first image is used: all pixels of the batch are rows",
+        lambda z, c: _solved(_rows(z[:1]), _rows(c[:1])),
+    ),
+    *(
+        (
+            _EXCHANGED,
+            lambda z, c, end=end: end(_backwards(_rows(z), _rows(c))),
+        )
+        for end in (lambda x: (x[:-1], x[-1]), lambda x: (x[:-1].T, x[-1]), lambda x: (x[:-1], x[-1][:3]))
+    ),
+    (
+        _EXCHANGED,
+        lambda z, c: (
+            torch.linalg.lstsq(_rows(c), _with_ones(_rows(z))).solution[:-1],
+            torch.linalg.lstsq(_rows(c), _with_ones(_rows(z))).solution[-1],
+        ),
+    ),
+    (
+        "this is the correlation of latents and colours, not the fit: solve for the weight (lstsq)",
+        lambda z, c: (_rows(z).T @ _rows(c) / len(_rows(z)), _rows(c).mean(0)),
+    ),
+    # by their exceptions
+    ("lstsq returns four things by name: take its `.solution`", _unpacked),
+    (
+        "latents and colours must be matrices with a row for each pixel: (B·h·w, C) and (B·h·w, 3)",
+        lambda z, c: torch.linalg.lstsq(z, c),
+    ),
+    (
+        "as many rows are needed on both sides, one for each pixel: (B·h·w, C) and (B·h·w, 3)",
+        lambda z, c: torch.linalg.lstsq(z.flatten(2).transpose(1, 2).flatten(0, 1).T, _rows(c)),
+    ),
+)
+
+# 10.3
+
+_Sample = Callable[[DiagonalGaussianDistribution, float, Tensor], Any]
+
+
+def _of_moments(code: Callable[..., Any]) -> Callable[..., Any]:
+    """The sample as a function of the posterior's parameters, so that its gradient can be asked for."""
+    return lambda moments, temperature, noise: code(DiagonalGaussianDistribution(moments), temperature, noise)
+
+
+_ONLY_STD = "it multiplies the standard deviation only"
+TEMPERATURE_MISTAKES = (
+    (
+        f"the temperature multiplies the mean, too: {_ONLY_STD}",
+        lambda p, t, e: t * (p.mean + p.std * e),
+    ),
+    (f"the temperature multiplies the mean instead: {_ONLY_STD}", lambda p, t, e: t * p.mean + p.std * e),
+    ("the temperature is not used", lambda p, t, e: p.mean + p.std * e),
+    ("the noise is multiplied by the variance: take the standard deviation", lambda p, t, e: p.mean + t * p.var * e),
+    (
+        "the noise is multiplied by the log-variance: take the standard deviation",
+        lambda p, t, e: p.mean + t * p.logvar * e,
+    ),
+    (
+        "the variance, not the deviation, is multiplied by the temperature: without the root",
+        lambda p, t, e: p.mean + t**0.5 * p.std * e,
+    ),
+    ("the temperature is squared: multiply the deviation by it, once", lambda p, t, e: p.mean + t**2 * p.std * e),
+    (
+        "the log-variance is multiplied by the temperature: multiply the standard deviation",
+        lambda p, t, e: p.mean + (0.5 * t * p.logvar).exp() * e,
+    ),
+    ("divided by the temperature: a higher one means more noise", lambda p, t, e: p.mean + p.std * e / t),
+    ("the posterior's deviation is missing: the noise has its width, place by place", lambda p, t, e: p.mean + t * e),
+    ("the mean is missing", lambda p, t, e: t * p.std * e),
+    ("the noise is missing: this shifts every value by its own deviation", lambda p, t, e: p.mean + t * p.std),
+    ("this is the mean alone", lambda p, t, e: p.mean.clone()),
+    (
+        "between noise and mean: nothing is taken from the mean, however high the temperature",
+        lambda p, t, e: (1 - t) * p.mean + t * p.std * e,
+    ),
+    ("the sign of the noise", lambda p, t, e: p.mean - t * p.std * e),
+)
+
+# 10.4
+
+_Path = Callable[[Tensor, Tensor, float], Any]
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Of each pair: (B, 1)."""
+    x, y = _flat(a), _flat(b)
+    return ((x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1)))[:, None]
+
+
+def _along(angle: Tensor, x: Tensor, y: Tensor, t: float) -> Tensor:
+    """The finished formula; the angle broadcasts with x and y. Where it is 0, the straight line."""
+    between = (torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)
+    return torch.where(angle.abs() < 1e-3, (1 - t) * x + t * y, between)
+
+
+def _turning(angle_of: Callable[[Tensor, Tensor], Tensor]) -> _Path:
+    """The finished version with another angle, (B, 1) or one for all."""
+    return lambda a, b, t: _along(angle_of(a, b), _flat(a), _flat(b), t).view_as(a)
+
+
+def _angle(a: Tensor, b: Tensor) -> Tensor:
+    return _cosine(a, b).clamp(-1, 1).acos()
+
+
+def _over_dims(*dims: int) -> _Path:
+    """The angle over some dimensions only."""
+
+    def path(a: Tensor, b: Tensor, t: float) -> Tensor:
+        lengths = a.pow(2).sum(dims, keepdim=True).sqrt() * b.pow(2).sum(dims, keepdim=True).sqrt()
+        return _along(((a * b).sum(dims, keepdim=True) / lengths).clamp(-1, 1).acos(), a, b, t)
+
+    return path
+
+
+def _weights(change: Callable[[Tensor, float], tuple[Any, Any]]) -> _Path:
+    """Other factors before a and b, made of the angle (B, 1)."""
+
+    def path(a: Tensor, b: Tensor, t: float) -> Tensor:
+        first, second = change(_angle(a, b), t)
+        return (first * _flat(a) + second * _flat(b)).view_as(a)
+
+    return path
+
+
+def _units(a: Tensor) -> Tensor:
+    return _flat(a) / _flat(a).norm(dim=1, keepdim=True)
+
+
+def _by_torch(a: Tensor, b: Tensor) -> Tensor:
+    return F.cosine_similarity(_flat(a), _flat(b), dim=1)[:, None]
+
+
+def _of_units(a: Tensor, b: Tensor) -> Tensor:
+    return (_units(a) * _units(b)).sum(1, keepdim=True)
+
+
+def _turned(cosine: Tensor, a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Without the straight line where the angle is 0."""
+    angle = cosine.acos()
+    between = (torch.sin((1 - t) * angle) * _flat(a) + torch.sin(t * angle) * _flat(b)) / torch.sin(angle)
+    return between.view_as(a)
+
+
+def _undivided(angle: Tensor, a: Tensor, b: Tensor, t: float) -> Tensor:
+    return (torch.sin((1 - t) * angle) * _flat(a) + torch.sin(t * angle) * _flat(b)).view_as(a)
+
+
+def _straight_on_the_sphere(a: Tensor, b: Tensor, t: float) -> Tensor:
+    x, y = _flat(a), _flat(b)
+    line = (1 - t) * x + t * y
+    length = (1 - t) * x.norm(dim=1, keepdim=True) + t * y.norm(dim=1, keepdim=True)
+    return (line / line.norm(dim=1, keepdim=True) * length).view_as(a)
+
+
+_EACH = "every pair has one angle, over all its values"
+_SHORT = "where a and b point the same way, sin(angle) is 0: take the straight line there"
+SLERP_MISTAKES = (
+    ("this is the straight line: use the angle between a and b", lambda a, b, t: (1 - t) * a + t * b),
+    ("a and b are exchanged: t = 0 gives a, t = 1 gives b", lambda a, b, t: slerp(b, a, t)),
+    (
+        "the arc cosine of the plain product: divide it by both lengths first",
+        _turning(lambda a, b: (_flat(a) * _flat(b)).sum(1, keepdim=True).acos()),
+    ),
+    (
+        "the arc cosine of the plain product, clamped: divide it by both lengths first",
+        _turning(lambda a, b: (_flat(a) * _flat(b)).sum(1, keepdim=True).clamp(-1, 1).acos()),
+    ),
+    (f"one angle for the whole batch: {_EACH}", _over_dims(0, 1, 2, 3)),
+    (f"an angle for every pixel: {_EACH}", _over_dims(1)),
+    (f"an angle for every channel: {_EACH}", _over_dims(2, 3)),
+    (f"an angle for every row: {_EACH}", _over_dims(3)),
+    (
+        "the cosine is taken for the angle: the arc cosine (torch.acos) is missing",
+        _turning(_cosine),
+    ),
+    ("the cosine is taken of it once more: the angle is the arc cosine", _turning(lambda a, b: _cosine(a, b).cos())),
+    (
+        "the angle is in degrees: torch.sin takes radians",
+        _turning(lambda a, b: _angle(a, b).rad2deg()),
+    ),
+    *(  # for pairs that point the same way the rounding of the cosine decides
+        (
+            "not divided by sin(angle)",
+            lambda a, b, t, cosine=cosine: _undivided(cosine(a, b).clamp(-1, 1).acos(), a, b, t),
+        )
+        for cosine in (_cosine, _by_torch, _of_units)
+    ),
+    (
+        "divided by the angle: divide by its sine",
+        _weights(
+            lambda w, t: (
+                torch.where(w < 1e-3, 1 - t, torch.sin((1 - t) * w) / w),
+                torch.where(w < 1e-3, t, torch.sin(t * w) / w),
+            )
+        ),
+    ),
+    (
+        "the factors are those of a quarter turn: use the angle between a and b",
+        _weights(lambda w, t: (torch.cos(torch.tensor(t * torch.pi / 2)), torch.sin(torch.tensor(t * torch.pi / 2)))),
+    ),
+    (
+        "the lengths are lost: a and b themselves are added, only the angle is that of their directions",
+        lambda a, b, t: _along(_angle(a, b), _units(a), _units(b), t).view_as(a),
+    ),
+    (
+        "the straight line, brought to the length between: an even pace along the angle is asked for",
+        _straight_on_the_sphere,
+    ),
+    *(
+        (
+            f"NaN for two that point the same way: {_SHORT}",
+            lambda a, b, t, cosine=cosine: _turned(cosine(a, b).clamp(-1, 1), a, b, t),
+        )
+        for cosine in (_cosine, _by_torch, _of_units)
+    ),
+    *(
+        (
+            "NaN for two that point the same way: rounding lifts their cosine above 1, where torch.acos has no value; "
+            "clamp it to [-1, 1]",
+            lambda a, b, t, cosine=cosine: _along(cosine(a, b).acos(), _flat(a), _flat(b), t).view_as(a),
+        )
+        for cosine in (_cosine, _by_torch, _of_units)
+    ),
+    (
+        "the result is flat: give it the shape of a again",
+        lambda a, b, t: slerp(a, b, t).flatten(1),
+    ),
+    # by its exception
+    (
+        "the angle is (B,): to multiply latents it must be (B, 1), for flat ones, or (B, 1, 1, 1)",
+        lambda a, b, t: torch.sin((1 - t) * _angle(a, b)[:, 0]) * a,
+    ),
+    (
+        "the angle is (B,): to multiply latents it must be (B, 1), for flat ones, or (B, 1, 1, 1)",
+        lambda a, b, t: torch.sin((1 - t) * _angle(a, b)[:, 0]) * _flat(a),
+    ),
+)
+
+
+# 10.5
+
+_Rounding = Callable[[Tensor, int, float, float], Any]
+
+
+def _rounded(
+    steps: Callable[[int], float] = lambda bits: 2**bits - 1,
+    to_index: Callable[[Tensor], Tensor] = torch.round,
+    last: Callable[[int], float] | None = lambda bits: 2**bits - 1,
+    back: Callable[[Tensor, float, float], Tensor] = lambda index, step, low: low + index * step,
+) -> _Rounding:
+    """The finished version with one part of it exchanged."""
+
+    def code(z: Tensor, bits: int, low: float, high: float) -> Tensor:
+        step = (high - low) / steps(bits)
+        index = to_index((z - low) / step)
+        return back(index if last is None else index.clamp(0, last(bits)), step, low)
+
+    return code
+
+
+_LEVELS = "2**bits levels have 2**bits - 1 steps between them"
+_NEAREST = "the nearest level is asked for: round"
+QUANTISE_MISTAKES = (
+    (f"one level too many: {_LEVELS}", _rounded(lambda bits: 2**bits, last=lambda bits: 2**bits)),
+    (f"the step is too small, and `high` is no level: {_LEVELS}", _rounded(lambda bits: 2**bits)),
+    (
+        f"one level too few: {_LEVELS}",
+        _rounded(lambda bits: 2**bits - 2, last=lambda bits: 2**bits - 2),
+    ),
+    *((f"rounded down: {_NEAREST}", _rounded(to_index=cut)) for cut in (torch.floor, torch.trunc)),
+    (f"rounded up: {_NEAREST}", _rounded(to_index=torch.ceil)),
+    (
+        f"rounded down in steps of (high - low) / 2**bits: {_NEAREST}, and {_LEVELS}",
+        _rounded(lambda bits: 2**bits, torch.floor),
+    ),
+    (
+        "the middle of each of 2**bits equal pieces: the levels begin at `low` and end at `high`",
+        _rounded(lambda bits: 2**bits, torch.floor, back=lambda index, step, low: low + (index + 0.5) * step),
+    ),
+    ("values outside of [low, high] are not clamped: their index is below 0 or above 2**bits - 1", _rounded(last=None)),
+    (
+        "values above `high` are not clamped: the largest index is 2**bits - 1",
+        _rounded(to_index=lambda x: x.round().clamp(min=0), last=None),
+    ),
+    (
+        "values below `low` are not clamped: the smallest index is 0",
+        lambda z, bits, low, high: _rounded(last=None)(z.clamp(max=high), bits, low, high),
+    ),
+    ("low is not added at the end", _rounded(back=lambda index, step, low: index * step)),
+    ("this is the index: multiply it by the step, and add low", _rounded(back=lambda index, step, low: index)),
+    (
+        "the step is missing at the end: index * step",
+        _rounded(back=lambda index, step, low: low + index),
+    ),
+    (
+        "as many levels as bits: there are 2**bits",
+        _rounded(lambda bits: bits - 1, last=lambda bits: bits - 1),
+    ),
+    (
+        "as many steps as bits: there are 2**bits levels",
+        _rounded(lambda bits: bits, last=lambda bits: bits),
+    ),
+    (
+        "2 ^ bits is no power in Python: it is 2**bits",
+        _rounded(lambda bits: (2 ^ bits) - 1, last=lambda bits: (2 ^ bits) - 1),
+    ),
+    (
+        "2 ^ bits is no power in Python: it is 2**bits",
+        _rounded(lambda bits: 2 ^ (bits - 1), last=lambda bits: 2 ^ (bits - 1)),
+    ),
+    (
+        "bits**2 levels: there are 2**bits",
+        _rounded(lambda bits: bits**2 - 1, last=lambda bits: bits**2 - 1),
+    ),
+    (
+        "2 * bits levels: there are 2**bits",
+        _rounded(lambda bits: 2 * bits - 1, last=lambda bits: 2 * bits - 1),
+    ),
+    (
+        "the range is that of the values: use low and high",
+        lambda z, bits, low, high: quantise(z, bits, float(z.min()), float(z.max())),
+    ),
+    (
+        "low is not subtracted before rounding: the levels are counted from low",
+        lambda z, bits, low, high: (
+            low + (z / ((high - low) / (2**bits - 1))).round().clamp(0, 2**bits - 1) * ((high - low) / (2**bits - 1))
+        ),
+    ),
+    (
+        "rounded to multiples of the step: the levels are counted from low",
+        lambda z, bits, low, high: (
+            (z.clamp(low, high) / ((high - low) / (2**bits - 1))).round() * ((high - low) / (2**bits - 1))
+        ),
+    ),
+    (
+        "divided by the range only: ((z - low) / step) counts the steps from low",
+        lambda z, bits, low, high: low + ((z - low) / (high - low)).round().clamp(0, 1) * (high - low),
+    ),
+)
+
+
+def _batches(*shapes: tuple[int, ...]) -> Probe:
+    """Batches of latents that differ in mean and spread, so that averages of theirs are not those of all."""
+    return tuple(
+        batch * (1 + index) * torch.arange(1, batch.shape[1] + 1).view(-1, 1, 1) + 2.0 * index
+        for index, batch in enumerate(probe(*shapes))
+    )
+
+
+def _adapted(judge: Judge, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Judge:
+    return lambda attempt: judge(adapt(attempt) if callable(attempt) else attempt)
+
+
+def _one_way(shape: tuple[int, ...]) -> Probe:
+    """Pairs all but the first of which point the same way: the second one exactly, the others up to rounding."""
+    a, b = probe(shape, shape)
+    a[1] = 0.5  # 64 of them: whoever computes the cosine, and however, it is exactly 1
+    b[1:] = 2.0 * a[1:]
+    return a, b, 0.3
+
+
+EXERCISES: tuple[Exercise, ...] = (
+    Exercise(
+        id="10.1",
+        title="Statistics in one pass",
+        notebook=NOTEBOOK,
+        minutes=12,
+        difficulty=3,
+        reference=latent_statistics,
+        in_package=(package.statistics,),
+        hints=(
+            "Three numbers per channel are enough: how many values came, their sum, the sum of their squares.",
+            "z.transpose(0, 1).flatten(1) has a row for each channel. Variance: mean of squares minus square of mean.",
+            "For the scaling factor add up the sums of all channels first; then the same formula, and 1 / its root.",
+        ),
+        judge=_adapted(
+            judge_function(
+                _streamed(latent_statistics),
+                [
+                    _batches((9, 4, 20, 24), (2, 4, 24, 20), (5, 4, 20, 24)),
+                    _batches((6, 3, 20, 24), (3, 3, 20, 24), (2, 3, 20, 24), (4, 3, 24, 20)),
+                ],
+                [(message, _streamed(code)) for message, code in STATISTICS_MISTAKES],
+                inputs=[f"batch {number}" for number in range(4)],
+                outputs=("the mean", "the standard deviation", "the scaling factor"),
+            ),
+            _streamed,
+        ),
+    ),
+    Exercise(
+        id="10.2",
+        title="A preview by least squares",
+        notebook=NOTEBOOK,
+        minutes=10,
+        difficulty=3,
+        reference=fit_preview,
+        in_package=(package.fit_preview,),
+        hints=(
+            "Every pixel is one equation: its C latent values, weighted, plus the bias, should give its three colours.",
+            "permute(0, 2, 3, 1).flatten(0, 2) makes rows of pixels. A column of ones turns the bias into a weight.",
+            "torch.linalg.lstsq(z, rgb).solution is (C + 1, 3): the last row belongs to the ones.",
+        ),
+        judge=judge_function(
+            fit_preview,
+            [probe((2, 4, 6, 8), (2, 3, 6, 8)), probe((3, 5, 4, 7), (3, 3, 4, 7))],
+            PREVIEW_MISTAKES,
+            inputs=("latents", "colours"),
+            outputs=("weight", "bias"),
+        ),
+    ),
+    Exercise(
+        id="10.3",
+        title="Temperature",
+        notebook=NOTEBOOK,
+        minutes=4,
+        difficulty=1,
+        reference=with_temperature,
+        in_package=(package.with_temperature,),
+        hints=(
+            "At temperature 1 it is the sample of notebook 01: mean + std · noise. At 0 it is the mean.",
+            "posterior.mean and posterior.std are there; the temperature multiplies one of them.",
+        ),
+        judge=_adapted(
+            judge_function(
+                _of_moments(with_temperature),
+                [
+                    (moments, temperature, noise)
+                    for temperature, (moments, noise) in (
+                        (2.5, probe((2, 8, 4, 5), (2, 4, 4, 5))),
+                        (0.3, probe((1, 6, 3, 2), (1, 3, 3, 2))),
+                    )
+                ],
+                [(message, _of_moments(code)) for message, code in TEMPERATURE_MISTAKES],
+                inputs=("posterior", "temperature", "noise"),
+                gradients=("posterior",),
+            ),
+            _of_moments,
+        ),
+    ),
+    Exercise(
+        id="10.4",
+        title="Spherical interpolation",
+        notebook=NOTEBOOK,
+        minutes=12,
+        difficulty=3,
+        reference=slerp,
+        in_package=(package.slerp,),
+        hints=(
+            "The cosine of the angle is the product of both, summed over all values, divided by both lengths.",
+            "Flatten a and b with flatten(1), and keep the cosine (B, 1). Rounding can lift it above 1: clamp it.",
+            "torch.where(angle < 1e-3, straight, between) takes the straight line where the angle is next to 0.",
+        ),
+        judge=judge_function(
+            slerp,
+            [(*(2.0 * x - 0.8 for x in probe((2, 4, 3, 5), (2, 4, 3, 5))), 0.3), _one_way((12, 4, 4, 4))],
+            SLERP_MISTAKES,
+            inputs=("a", "b", "t"),
+        ),
+    ),
+    Exercise(
+        id="10.5",
+        title="Fewer bits",
+        notebook=NOTEBOOK,
+        minutes=6,
+        difficulty=2,
+        reference=quantise,
+        in_package=(package.quantise,),
+        hints=(
+            "Four levels from 0 to 3 are 0, 1, 2, 3: three steps. How wide is a step between 2**bits levels?",
+            "((z - low) / step).round() counts the steps from low. Which is the smallest index, which the largest?",
+        ),
+        judge=judge_function(
+            quantise,
+            [(*probe((2, 4, 5, 6), scale=2.0), 3, -1.3, 1.9), (*probe((1, 3, 4, 4), scale=3.0), 2, -1.9, 1.2)],
+            QUANTISE_MISTAKES,
+            inputs=("z", "bits", "low", "high"),
+        ),
+    ),
+)

@@ -1,0 +1,186 @@
+"""`klvae evaluate`: models side by side, the baselines beside them, and the values as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from klvae_edu import AutoencoderKL
+from klvae_edu.baselines import PatchPCA, bicubic, jpeg
+from klvae_edu.cli import main
+from klvae_edu.commands.models import fitted_pca
+from klvae_edu.data import image_dataset
+from klvae_edu.metrics import psnr
+from klvae_edu.training.config import TrainingConfig
+
+SHORT = ["--size", "32", "--crops", "22", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def few_crops_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("klvae_edu.training.held_out.PCA_CROPS", 16)
+
+
+@pytest.fixture(scope="module")
+def coarser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with f = 2 and 3 latent channels."""
+    folder = tmp_path_factory.mktemp("saved") / "coarser"
+    config = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 3}
+    AutoencoderKL(**config).save_pretrained(folder)
+    return folder
+
+
+def test_models_and_baselines_stand_in_one_table_and_in_the_file(
+    model: Path, coarser: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "values.json"
+    assert main(["evaluate", str(model), str(coarser), *SHORT, "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert [*found["models"]] == [
+        str(model),
+        str(coarser),
+        "patch-PCA, 3 per 2x2",
+        "bicubic, 3 per 2x2",
+        "JPEG, 768 bytes",
+        "patch-PCA, 4 per 4x4",
+        "bicubic, 3 per 4x4",
+        "JPEG, 256 bytes",
+    ]
+    for name, values in found["models"].items():
+        assert f"{values['PSNR']['value']:.2f} [{values['PSNR']['low']:.2f}" in printed.out, name
+    assert found["networks"][str(coarser)]["downsample_factor"] == 2
+    assert found["networks"][str(model)]["latent_channels"] == 4
+    assert [(pair["model"], pair["minus"]) for pair in found["differences"]] == [
+        (str(model), "patch-PCA, 4 per 4x4"),
+        (str(coarser), "patch-PCA, 3 per 2x2"),
+        (str(coarser), str(model)),
+    ]
+    first = found["differences"][0]
+    by_hand = found["models"][first["model"]]["PSNR"]["value"] - found["models"][first["minus"]]["PSNR"]["value"]
+    assert first["PSNR"]["value"] == pytest.approx(by_hand)
+    assert f"{model} minus patch-PCA, 4 per 4x4: PSNR {by_hand:+.2f} [" in printed.out
+    assert f"written: {out}" in printed.out
+
+
+def test_the_baselines_are_what_they_are_called(model: Path, tmp_path: Path) -> None:
+    assert main(["evaluate", str(model), *SHORT, "--out", str(tmp_path / "values.json")]) == 0
+    found = json.loads((tmp_path / "values.json").read_text(encoding="utf-8"))["models"]
+    batch = torch.stack([*image_dataset("photos", 32, split="held-out", length=22)])
+    fitted = PatchPCA(4, 4).fit(torch.stack([*image_dataset("photos", 64, length=16)]))
+    wanted = {
+        "patch-PCA, 4 per 4x4": fitted.reconstruct(batch),
+        "bicubic, 3 per 4x4": bicubic(batch, 4),
+        "JPEG, 256 bytes": jpeg(batch, 256)[0],
+    }
+    for name, reconstruction in wanted.items():
+        assert found[name]["PSNR"]["value"] == pytest.approx(psnr(reconstruction, batch).mean().item(), rel=1e-5)
+
+
+def test_the_foot_says_what_the_table_rests_on(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(model), *SHORT, "--fit", "dead-leaves"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "22 images from 2 photographs: 22 crops of 32x32 pixels, held out of photos.",
+        "that draw crops, as 2 photographs are too few to draw",
+        "LPIPS is left out: the trained weights of its network, VGG16, cannot be had here.",
+        "Fréchet distance, random features: features of a small network with fixed random weights",
+        "patch-PCA keeps as many numbers as the latent, and is fitted to training crops of dead-leaves.",
+        "JPEG, 256 bytes, one for each number of the latent:",
+        "22 of 22 did not fit",
+    ):
+        assert part in text
+    assert "rFID" not in text
+
+
+def test_every_image_of_a_folder_is_evaluated_on_and_broken_ones_are_named(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for n, image in enumerate(image_dataset("dead-leaves", 40, length=3)):
+        pixels = ((image + 1) * 127.5).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{n}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    command = ["evaluate", str(model), "--data", str(folder), "--split", "all", "--size", "32", "--device", "cpu"]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "3 images from 3 photographs: the centres of images in" in " ".join(printed.out.split())
+    assert printed.err.startswith("klvae: 1 of 4 images could not be read and are left out:")
+    assert str(folder / "broken.png") in printed.err
+
+
+def test_lpips_is_taken_in_where_its_network_is_trained(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trained(torch.nn.Module):
+        trained, source = True, "the shelf"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("unused", torch.zeros(1))
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(a),), 0.125)
+
+    monkeypatch.setattr("klvae_edu.perceptual.LPIPS", Trained)
+    assert main(["evaluate", str(model), *SHORT]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "LPIPS (0 is best)" in text and "0.125 [0.125, 0.125]" in text
+    assert "LPIPS: features of the shelf." in text and "left out" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected at least one model"),
+        (["MODEL", "MODEL"], "expected different models"),
+        (["MODEL", "--size", "34"], "size: expected a multiple of 4, the factor of "),
+        (["MODEL", "--size", "12"], "size: expected 16 pixels or more, got 12"),
+        (["MODEL", "--crops", "0"], "expected one image or more, got 0"),
+        (["MODEL", "--data", "EMPTY"], "found no image files"),
+        (["MODEL", "--data", "EMPTY", "--split", "all"], "found no image files"),
+        (["MODEL", "--split", "all"], "expected held-out for photos"),
+        (["EMPTY"], "expected config.json, found nothing"),
+        (["MODEL", "--out", "TAKEN"], "in use, and nothing in it was changed"),
+        (["MODEL", "--out", "EMPTY/none/values.json"], "expected a folder that is there"),
+    ],
+)
+def test_wrong_use_is_one_line_that_says_what_was_expected(
+    model: Path, tmp_path: Path, error_of: Callable[[], str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "taken.json").write_text("precious")
+    places = {"MODEL": str(model), "EMPTY": str(tmp_path / "empty"), "TAKEN": str(tmp_path / "taken.json")}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    assert main(["evaluate", "--device", "cpu", *arguments]) == 2
+    assert message in error_of()
+    assert (tmp_path / "taken.json").read_text() == "precious"
+
+
+def test_a_file_that_is_in_the_way_is_told_before_anything_is_loaded(
+    tmp_path: Path, error_of: Callable[[], str]
+) -> None:
+    (tmp_path / "taken.json").touch()
+    assert main(["evaluate", "no/such-model", "--out", str(tmp_path / "taken.json")]) == 2
+    assert "in use" in error_of()
+
+
+def test_patch_pca_of_large_patches_is_fitted_to_crops_of_no_more_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def crops(config: TrainingConfig, split: str, count: int) -> tuple[torch.Tensor, None]:
+        sizes.append((config.data, config.size, split, count))
+        return torch.rand(4, 3, config.size, config.size), None
+
+    monkeypatch.setattr("klvae_edu.training.held_out.some_crops", crops)
+    for factor in (4, 8, 32):
+        assert fitted_pca(factor, 4, "dead-leaves").patch_size == factor
+    assert sizes == [("dead-leaves", side, "train", 16) for side in (64, 128, 128)]

@@ -1,0 +1,128 @@
+"""`klvae reconstruct`: what it writes and prints, and what it does about photographs that cannot be read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from klvae_edu import AutoencoderKL
+from klvae_edu.baselines import PatchPCA
+from klvae_edu.cli import main
+from klvae_edu.data import photographs
+from klvae_edu.metrics import psnr
+
+PSNR_LINE = re.compile(r"^(.+): model (\d+\.\d\d) dB, patch-PCA (\d+\.\d\d) dB, bicubic (\d+\.\d\d) dB -> (.+)$")
+
+
+def test_reconstruct_writes_three_pictures_side_by_side_and_prints_psnr(
+    model: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reconstruct", str(photo), "--model", str(model), "--out", str(tmp_path / "out")]) == 0
+    found = PSNR_LINE.match(capsys.readouterr().out.strip())
+    assert found
+    name, of_model, of_pca, of_bicubic, path = found.groups()
+    assert name == str(photo) and path == str(tmp_path / "out" / "cat_reconstruction.png")
+
+    image = photographs("held-out")["chelsea"][None, :, 100:145, 100:161]
+    vae = AutoencoderKL.from_pretrained(model)
+    with torch.no_grad():
+        expected = psnr(vae(image).sample, image).item()
+    assert float(of_model) == pytest.approx(expected, abs=0.06)  # the file holds 8 bits
+    assert float(of_pca) > float(of_model) < float(of_bicubic)  # untrained
+    with Image.open(path) as picture:
+        width, height = picture.size
+    assert width >= 3 * 61 and height >= 45
+
+
+def test_patch_pca_is_fitted_on_the_training_photographs_not_on_the_picture(
+    model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[torch.Tensor] = []
+    fit = PatchPCA.fit
+    monkeypatch.setattr(PatchPCA, "fit", lambda self, images: fitted.append(images) or fit(self, images))
+    assert main(["reconstruct", str(photo), "--model", str(model), "--out", str(tmp_path / "out")]) == 0
+    (crops,) = fitted
+    assert len(crops) == 512 and crops.shape[1:] == (3, 64, 64)
+
+
+def test_what_can_be_read_is_done_and_what_cannot_is_named(
+    model: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, missing, speck = tmp_path / "broken.jpg", tmp_path / "missing.jpg", tmp_path / "speck.png"
+    broken.write_bytes(b"no image")
+    Image.new("RGB", (2, 2)).save(speck)
+    photos = [str(path) for path in (broken, missing, speck, photo)]
+    assert main(["reconstruct", *photos, "--model", str(model), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert PSNR_LINE.match(printed.out.strip())
+    for path, line in zip((broken, missing, speck), printed.err.splitlines(), strict=True):
+        assert line.startswith(f"klvae: {path}: ")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cat_reconstruction.png"]
+
+
+def test_pictures_of_the_same_name_do_not_overwrite_each_other(
+    model: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other" / "cat.jpg"
+    other.parent.mkdir()
+    Image.new("RGB", (32, 32), "red").save(other)
+    assert main(["reconstruct", str(photo), str(other), "--model", str(model), "--out", str(tmp_path)]) == 0
+    names = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert names == {"cat.png", "cat_reconstruction.png", "cat_reconstruction-2.png"}
+
+
+def test_a_large_photograph_is_reduced_to_size_and_a_small_one_is_left(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    forward = AutoencoderKL.forward
+
+    def remember(self: AutoencoderKL, sample: torch.Tensor) -> object:
+        seen.append(tuple(sample.shape))
+        return forward(self, sample)
+
+    monkeypatch.setattr(AutoencoderKL, "forward", remember)
+    for name, size in (("wide", (400, 100)), ("tall", (100, 400)), ("small", (30, 20))):
+        Image.new("RGB", size, "green").save(tmp_path / f"{name}.png")
+    photos = [str(tmp_path / f"{name}.png") for name in ("wide", "tall", "small")]
+    assert main(["reconstruct", *photos, "--model", str(model), "--out", str(tmp_path / "o"), "--size", "80"]) == 0
+    assert seen == [(1, 3, 20, 80), (1, 3, 80, 20), (1, 3, 20, 30)]
+
+
+def test_without_a_model_it_is_the_bundled_one(
+    model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def load(name: str) -> AutoencoderKL:
+        asked.append(name)
+        return AutoencoderKL.from_pretrained(model)
+
+    monkeypatch.setattr(AutoencoderKL, "from_bundled", load)
+    assert main(["reconstruct", str(photo), "--out", str(tmp_path / "out")]) == 0
+    assert asked == ["kl-f8-mini"]
+
+
+def test_without_a_photograph_the_error_says_so(model: Path, error_of: Callable[[], str]) -> None:
+    assert main(["reconstruct", "--model", str(model)]) == 2
+    assert "at least one photograph" in error_of()
+
+
+def test_a_folder_without_a_model_is_an_error_that_names_it(
+    photo: Path, tmp_path: Path, error_of: Callable[[], str]
+) -> None:
+    assert main(["reconstruct", str(photo), "--model", str(tmp_path)]) == 2
+    assert f"{tmp_path}: expected config.json, found cat.png" in error_of()
+
+
+def test_a_device_that_is_not_there_is_an_error(
+    model: Path, photo: Path, error_of: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["reconstruct", str(photo), "--model", str(model), "--device", "cuda"]) == 2
+    assert "'cuda' is not available here" in error_of()
