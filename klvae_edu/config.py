@@ -227,8 +227,8 @@ PRESETS: dict[str, AutoencoderKLConfig] = {
         sample_size=256,
         scaling_factor=None,
     ),
-    # The bundled model's network, narrow where there are many pixels, so that a slider's picture comes at once, and wide
-    # where there are few: 2,059,287 parameters.
+    # The bundled model: narrow where pixels are many, so that a slider's picture comes at once, and wide where
+    # they are few. 2,059,287 parameters.
     "kl-f8-mini": AutoencoderKLConfig(
         block_out_channels=(16, 32, 96, 96),
         layers_per_block=1,

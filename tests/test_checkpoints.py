@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.checkpoints import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME, written_aside
+from klvae_edu.config import PRESETS
 
 
 @pytest.fixture
@@ -279,3 +281,16 @@ def test_the_config_file_is_diffusers(saved: Path) -> None:
     values = json.loads((saved / CONFIG_NAME).read_text())
     assert values["_class_name"] == "AutoencoderKL"
     assert values["block_out_channels"] == [32, 64, 64]
+
+
+def test_the_bundled_model_is_the_preset_of_its_name_with_a_scaling_factor() -> None:
+    vae = AutoencoderKL.from_bundled()
+    assert vae.dtype == torch.float32
+    assert vae.config.scaling_factor is not None
+    assert replace(vae.config, scaling_factor=None) == PRESETS["kl-f8-mini"]
+    assert vae.num_parameters() == 2_059_287
+
+
+def test_a_bundled_model_that_is_none_is_an_error_that_lists_them() -> None:
+    with pytest.raises(ValueError, match="name: expected one of the bundled models, kl-f8-mini; got 'kl-f8-maxi'"):
+        AutoencoderKL.from_bundled("kl-f8-maxi")
