@@ -107,6 +107,10 @@ class IndexedImages(Dataset[Tensor]):
     def make(self, index: int) -> Tensor:
         raise NotImplementedError
 
+    def report(self, limit: int | None = NAMES_IN_REPORT) -> str | None:
+        """Which files could not be read, `limit` of them by name; here none is read."""
+        return None
+
 
 class ImageCrops(IndexedImages):
     """`length` random crops (3, size, size) in [-1, 1] of `images`, which take turns: crop i is of image i mod n.

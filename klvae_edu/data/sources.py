@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image
 from torch import Tensor
 
+from klvae_edu.data.colours import Recoloured
 from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops, Images, IndexedImages, hold_out, pyramid
 from klvae_edu.data.files import load_image
 from klvae_edu.data.procedural import dead_leaves
@@ -56,7 +57,8 @@ def image_dataset(
     seed: int = 0,
     length: int | None = None,
     streaming: bool = False,
-) -> DeadLeaves | ImageCrops | Mixture | StreamedCrops:
+    recolour: float = 0.0,
+) -> DeadLeaves | ImageCrops | Mixture | Recoloured | StreamedCrops:
     """A data set of square images (3, size, size), float32 in [-1, 1].
 
     Training images are random crops, each a pure function of (seed, index). Held-out crops are of other images, and the
@@ -72,6 +74,7 @@ def image_dataset(
         seed: of the training crops.
         length: number of crops; by default 2²⁰ for training (images take turns), endless for a stream, 256 held out.
         streaming: read a Hugging Face data set in passing instead of loading it first; an `IterableDataset`.
+        recolour: share of the training images that are given another hue and saturation (`Recoloured`).
 
     Raises:
         ValueError: an argument or the source makes no sense; the message says what was looked for.
@@ -80,11 +83,15 @@ def image_dataset(
         raise ValueError(f"split: expected 'train' or 'held-out', got {split!r}")
     if size < 1 or seed < 0 or (length is not None and length < 1):
         raise ValueError(f"expected size ≥ 1, seed ≥ 0 and length ≥ 1, got {size=}, {seed=}, {length=}")
+    if not 0 <= recolour <= 1:
+        raise ValueError(f"recolour: expected a share from 0 to 1, got {recolour}")
     if split == "held-out":
         seed, length = HELD_OUT_SEED, length or HELD_OUT_LENGTH
 
     names = joined_sources(source)
     if streaming:
+        if recolour:
+            raise ValueError("recolour: not for a data set that is streamed")
         if len(names) > 1:
             raise ValueError(f"streaming is for one Hugging Face data set; {source!r} are {len(names)} sources")
         if not _is_data_set(source):
@@ -96,7 +103,8 @@ def image_dataset(
         return hub.StreamedCrops(source.removeprefix("hf:"), split, size, seed=seed, length=length)
     length = length or TRAIN_LENGTH
     parts = [_one_source(name, split, size, seed, -(-length // len(names))) for name in names]
-    return parts[0] if len(parts) == 1 else Mixture(parts, size, seed=seed, length=length)
+    images = parts[0] if len(parts) == 1 else Mixture(parts, size, seed=seed, length=length)
+    return Recoloured(images, recolour, seed=seed) if recolour and split == "train" else images
 
 
 def _one_source(source: str, split: Split, size: int, seed: int, length: int) -> DeadLeaves | ImageCrops:
@@ -160,9 +168,6 @@ class DeadLeaves(IndexedImages):
 
     def make(self, index: int) -> Tensor:
         return dead_leaves(index, self.size, self.seed)
-
-    def report(self, limit: int | None = None) -> None:
-        """Nothing is read, so nothing is unreadable."""
 
 
 class Mixture(IndexedImages):

@@ -68,6 +68,11 @@ def judge_function(
     return judge
 
 
+def adapted(judge: Judge, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Judge:
+    """`judge` for attempts that `adapt` turns into functions of the kind that it knows."""
+    return lambda attempt: judge(adapt(attempt) if callable(attempt) else attempt)
+
+
 def judge_parts(parts: Mapping[str, Judge], given: Sequence[str] = ()) -> Judge:
     """A judge of classes, part by part. The skeleton may hand out the parts that are `given`."""
 

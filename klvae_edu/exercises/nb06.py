@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from klvae_edu import losses
 from klvae_edu.baselines import PatchPCA
-from klvae_edu.exercises.framework import Exercise, Judge
-from klvae_edu.exercises.judging import judge_function, probe
+from klvae_edu.exercises.framework import Exercise
+from klvae_edu.exercises.judging import adapted, judge_function, probe
 from klvae_edu.exercises.numbers import judge_numbers
 from klvae_edu.perceptual import LPIPS
 
@@ -552,10 +552,6 @@ _WEIGHT_PROBES: tuple[tuple[_Shape, _Shape, float, float], ...] = (
 )
 
 
-def _adapted(judge: Judge, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Judge:
-    return lambda attempt: judge(adapt(attempt) if callable(attempt) else attempt)
-
-
 def _stretched(count: int, new: int, values: int) -> tuple[Tensor, Tensor]:
     """Patches whose values differ in spread, so that the order of the directions leaves no doubt."""
     train, patches = probe((count, values), (new, values))
@@ -629,7 +625,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "Channels are summed with their weights, pixels are averaged, taps are summed.",
             "One tap: (head * (a - b) ** 2).sum(1).mean((1, 2))",
         ),
-        judge=_adapted(_judge_distance, _on_taps),
+        judge=adapted(_judge_distance, _on_taps),
     ),
     Exercise(
         id="06.4",

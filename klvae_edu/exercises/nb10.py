@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from klvae_edu import latents as package
-from klvae_edu.exercises.framework import Exercise, Judge
-from klvae_edu.exercises.judging import Probe, judge_function, probe
+from klvae_edu.exercises.framework import Exercise
+from klvae_edu.exercises.judging import Probe, adapted, judge_function, probe
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 
 NOTEBOOK = "10_latent_space_explorer"
@@ -91,12 +91,20 @@ class _Stream:
 
 
 def _streamed(code: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *batches: code(_Stream(batches))
+    """The statistics as a function of the batches themselves; the scaling factor may be a plain number."""
+
+    def of_batches(*batches: Tensor) -> Any:
+        found = code(_Stream(batches))
+        if not isinstance(found, (tuple, list)):
+            return found
+        return tuple(torch.tensor(value) if isinstance(value, float) else value for value in found)
+
+    return of_batches
 
 
-def _kept(reduce: Callable[[Sequence[Tensor]], Any]) -> _Statistics:
-    """The statistics of batches that are all kept, and then looked at."""
-    return lambda batches: reduce(list(batches))
+def _of_all_at_once(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    z = torch.cat(list(batches))
+    return z.mean((0, 2, 3)), z.std((0, 2, 3)), 1 / z.std()
 
 
 def _sums(
@@ -148,7 +156,7 @@ def _exactly(mean: Tensor, var: Tensor, overall: Tensor) -> tuple[Tensor, Tensor
 
 
 _ALL_VALUES = (
-    "the scaling factor is 1 / the deviation of all values about their one mean, with the channels' means apart"
+    "the scaling factor is 1 / the deviation of all values about their one mean, so how far channels lie apart counts"
 )
 _AVERAGED = (
     "the batches' own deviations are averaged: what lies between the batches' means is lost; add up values and squares"
@@ -220,12 +228,7 @@ STATISTICS_MISTAKES = (
         _sums(lambda n, s, q: _exactly(*_spread(n // 480, s, q))),
     ),
     ("the first batch alone counts", _first_only),
-    *(
-        (_HELD, _kept(reduce))
-        for reduce in (
-            lambda kept: (torch.cat(kept).mean((0, 2, 3)), torch.cat(kept).std((0, 2, 3)), 1 / torch.cat(kept).std()),
-        )
-    ),
+    (_HELD, _of_all_at_once),
     # by their exceptions
     (
         "it goes through the batches twice: a stream is there once; count, sum and sum of squares need one pass",
@@ -696,10 +699,6 @@ def _batches(*shapes: tuple[int, ...]) -> Probe:
     )
 
 
-def _adapted(judge: Judge, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Judge:
-    return lambda attempt: judge(adapt(attempt) if callable(attempt) else attempt)
-
-
 def _one_way(shape: tuple[int, ...]) -> Probe:
     """Pairs all but the first of which point the same way: the second one exactly, the others up to rounding."""
     a, b = probe(shape, shape)
@@ -722,7 +721,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "z.transpose(0, 1).flatten(1) has a row for each channel. Variance: mean of squares minus square of mean.",
             "For the scaling factor add up the sums of all channels first; then the same formula, and 1 / its root.",
         ),
-        judge=_adapted(
+        judge=adapted(
             judge_function(
                 _streamed(latent_statistics),
                 [
@@ -769,7 +768,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "At temperature 1 it is the sample of notebook 01: mean + std · noise. At 0 it is the mean.",
             "posterior.mean and posterior.std are there; the temperature multiplies one of them.",
         ),
-        judge=_adapted(
+        judge=adapted(
             judge_function(
                 _of_moments(with_temperature),
                 [

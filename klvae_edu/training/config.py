@@ -27,6 +27,7 @@ class TrainingConfig:
 
     data: str = "photos"  # photos, dead-leaves, a folder of images, hf:NAME on the Hugging Face Hub, or several with +
     streaming: bool = False  # read a Hub data set bit by bit over the network, instead of all of it beforehand
+    recolour: float = 0.0  # share of the training crops with another hue and saturation, for data with few colours
     out: Path = Path("run")  # new folder for the weights, the log and the pictures
     resume: str | None = None  # go on with a run that was cut off: auto (the one in --out), or a checkpoint's folder
     preset: str = "tiny"  # untrained model to begin with: sd-v1, kl-f8, mini or tiny
@@ -93,6 +94,7 @@ class TrainingConfig:
             self._expect(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
         for name in ("warmup", "ema"):
             self._expect(name, 0 <= getattr(self, name) < 1, "a number of at least 0 and below 1")
+        self._expect("recolour", 0 <= self.recolour <= 1, "a number from 0 to 1")
         self._expect("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         self._expect("preset", self.preset in PRESETS, f"one of {', '.join(PRESETS)}")
         for name, (*first, last) in _choices().items():

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.baselines import PatchPCA, bicubic
-from klvae_edu.data import image_dataset
 from klvae_edu.metrics import psnr
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.data_order import images_of
 
 if TYPE_CHECKING:
     from klvae_edu.plots import Pixels
@@ -69,7 +69,5 @@ class HeldOut:
 
 def some_crops(config: TrainingConfig, split: Literal["train", "held-out"], count: int) -> tuple[Tensor, str | None]:
     """`count` crops (count, 3, size, size), and the data set's report on files that it could not read."""
-    data = image_dataset(
-        config.data, config.size, split=split, seed=config.seed, length=count, streaming=config.streaming
-    )
+    data = images_of(config, count, split)
     return torch.stack([*islice(DataLoader(data, batch_size=None), count)]), data.report()

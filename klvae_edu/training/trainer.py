@@ -21,10 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from klvae_edu.autoencoder import AutoencoderKL
-from klvae_edu.data import image_dataset
 from klvae_edu.environment import progress
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.data_order import PASS, ShuffledFrom
+from klvae_edu.training.data_order import PASS, ShuffledFrom, images_of
 from klvae_edu.training.held_out import HeldOut
 from klvae_edu.training.run_folder import RunFolder
 from klvae_edu.training.setup import Training, set_up, start_accelerator
@@ -115,7 +114,7 @@ def _train_in(folder: RunFolder, config: TrainingConfig, accelerator: Accelerato
     passes = -(-config.steps * images_a_step // PASS)  # an index lies in the last of them, at most
     # A stream is endless: its end, in each worker, would cost a batch.
     length = None if config.streaming else passes * PASS
-    data = image_dataset(config.data, config.size, seed=config.seed, length=length, streaming=config.streaming)
+    data = images_of(config, length)
     loader = accelerator.prepare(training_loader(config, data, training.step * images_a_step))
     folder.start(config, training.step)
     if checkpoint is not None:

@@ -62,7 +62,7 @@ def test_a_field_out_of_its_range_is_an_error_that_names_it_and_its_value(field:
 
 
 def test_the_presets_to_choose_from_are_listed() -> None:
-    with pytest.raises(ValueError, match=r"one of sd-v1, sdxl, .*, mini, tiny, got .large."):
+    with pytest.raises(ValueError, match=r"one of sd-v1, sdxl, .*, mini, kl-f8-mini, tiny, got .large."):
         TrainingConfig(preset="large")
 
 
@@ -121,6 +121,7 @@ def test_every_field_survives_the_way_through_the_command_line() -> None:
         save_every=13,
         keep=1,
         tensorboard=True,
+        recolour=0.5,
     )
     untouched = [f.name for f in fields(config) if getattr(config, f.name) == getattr(TrainingConfig(), f.name)]
     assert untouched == []
