@@ -14,7 +14,7 @@ AS_STORED := OMP_NUM_THREADS=1 KLVAE_EDU_QUIET=1 HF_HUB_OFFLINE=1 CUDA_VISIBLE_D
 NBVAL     := --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with=tests/nbval_sanitize.cfg
 PARALLEL  := -n 2 --dist loadscope
 
-.PHONY: help lab fresh test lint notebooks measure bench soak constraints
+.PHONY: help lab fresh test lint notebooks measure bench soak classroom constraints
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -46,12 +46,16 @@ notebooks: $(READY) ## build the notebooks from notebooks/source (NB=03, EXECUTE
 measure: $(READY) ## time and memory of the notebooks, for the line in their heads (NB=03)
 	OMP_NUM_THREADS=2 $(PY) tools/measure_notebooks.py $(NB)
 
-bench: $(READY) ## tiled decoding and the training step against their peers, into benchmarks/ (some minutes)
+bench: $(READY) ## tiled decoding, the training step and the sliders against their peers, into benchmarks/ (some minutes)
 	OMP_NUM_THREADS=2 $(PY) benchmarks/tiled_decode.py
 	OMP_NUM_THREADS=2 $(PY) benchmarks/train_step.py
+	OMP_NUM_THREADS=2 $(PY) benchmarks/explorer.py
 
 soak: $(READY) ## kill a training run 20 times in one process and 20 times in two (some ten minutes)
 	OMP_NUM_THREADS=1 KLVAE_EDU_KILLS=20 $(PY) -m pytest tests/faults/test_resume.py
+
+classroom: $(READY) ## zips for a class into dist/: the teacher's and the students'
+	@$(PY) tools/classroom.py
 
 # With the oldest Python supported: what runs there runs on the later ones too.
 constraints: $(READY) ## write constraints.txt from what is installed

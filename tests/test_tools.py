@@ -3,8 +3,8 @@
 import json
 import subprocess
 import sys
-import types
 from importlib import metadata, util
+from pathlib import Path
 
 import build_notebooks
 import learner_copy
@@ -16,14 +16,14 @@ from macros import expand
 from markers import select
 
 NAME = "07_sample"
-PROJECT = '[project]\nname = "x"\n\n[tool.klvae_edu]\nrepo = "someone/course"\nbranch = "main"\n'
+PROJECT = '[project]\nname = "x"\n\n[tool.klvae_edu]\nrepo = "{}"\n'
 SOURCE = """\
 # %% [markdown]
 # # 07 · A sample
 #
 # {{badge}}
 #
-# ![a cat](images/cat.png)
+# What is half of it?
 
 # %% tags=["environment"]
 
@@ -62,14 +62,22 @@ def course(tmp_path):
     course = Course(tmp_path / "the course")
     course.source(NAME).parent.mkdir(parents=True)
     course.source(NAME).write_text(SOURCE, encoding="utf-8")
-    (course.root / "pyproject.toml").write_text(PROJECT)
+    (course.root / "pyproject.toml").write_text(PROJECT.format("someone/course"))
+    (course.root / "klvae_edu").mkdir()
+    (course.root / "klvae_edu" / "_version.py").write_text('__version__ = "1.2.3"\n')
+    return course
+
+
+@pytest.fixture
+def unpublished(course):
+    (course.root / "pyproject.toml").write_text(PROJECT.format(""))
     return course
 
 
 @pytest.fixture
 def quick_environment(monkeypatch):
     """An environment cell that does not load torch."""
-    monkeypatch.setattr(build_notebooks, "ENVIRONMENT_CELL", "where = 'REPO@BRANCH'\nprint('ready')")
+    monkeypatch.setattr(build_notebooks, "ENVIRONMENT_CELL", "where = [SOURCES]\nprint('ready')")
 
 
 def code(notebook):
@@ -126,21 +134,24 @@ class TestExercises:
 
 
 class TestText:
-    def test_the_badge_opens_this_notebook_in_the_published_repository(self, course):
+    def test_the_badge_opens_this_notebook_in_the_published_repository_at_this_version(self, course):
         learners, solved = (text(build_notebooks.render(course, NAME, state)) for state in (False, True))
-        assert "/github/someone/course/blob/main/notebooks/07_sample.ipynb)" in learners
-        assert "/github/someone/course/blob/main/notebooks/solutions/07_sample.ipynb)" in solved
+        assert "/github/someone/course/blob/v1.2.3/notebooks/07_sample.ipynb)" in learners
+        assert "/github/someone/course/blob/v1.2.3/notebooks/solutions/07_sample.ipynb)" in solved
+
+    def test_while_no_repository_is_set_there_is_no_badge_nor_a_gap_in_its_place(self, unpublished):
+        first = build_notebooks.render(unpublished, NAME, solved=False).cells[0].source
+        assert first == "# 07 · A sample\n\nWhat is half of it?"
 
     def test_each_state_links_to_the_other(self, course):
         learners, solved = (text(build_notebooks.render(course, NAME, state)) for state in (False, True))
         assert "(solutions/07_sample.ipynb)" in learners
         assert "(../07_sample.ipynb)" in solved
 
-    def test_figures_are_found_from_both_folders(self, course):
-        learners, solved = (text(build_notebooks.render(course, NAME, state)) for state in (False, True))
-        assert "![a cat](images/cat.png)" in learners
-        assert "![a cat](../images/cat.png)" in solved
-        assert expand('<img src="images/a.png">', course, NAME, True) == '<img src="../images/a.png">'
+    @pytest.mark.parametrize("figure", ["![a cat](images/cat.png)", '<img alt="a cat" src="images/cat.png">'])
+    def test_a_figure_in_a_file_of_its_own_is_refused_because_a_notebook_works_alone(self, course, figure):
+        with pytest.raises(CourseError, match=r"images/cat\.png.* lies in another file"):
+            expand(f"Look: {figure}", course, NAME, False)
 
     def test_latex_with_double_braces_is_left_alone(self, course):
         assert r"$e^{{\mu}}$" in text(build_notebooks.render(course, NAME, solved=False))
@@ -177,41 +188,63 @@ class TestEnvironmentCell:
         notebook = build_notebooks.parse(course, NAME, solved=False)
         return next(cell for cell in notebook.cells if build_notebooks.is_environment(cell))
 
-    def run(self, course, monkeypatch, installed, colab):
-        """The commands that the cell runs, on a machine without internet."""
+    def run(self, course, monkeypatch, folder, installed=False):
+        """The commands that the cell runs in this folder, with the constraints they are given."""
         commands = []
         present = [installed, True]  # at the first look, and after an installation
-        found = types.SimpleNamespace()
-        monkeypatch.setattr(util, "find_spec", lambda name: found if present.pop(0) else None)
-        monkeypatch.setattr(subprocess, "check_call", commands.append)
-        if colab:
-            monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+        monkeypatch.setattr(util, "find_spec", lambda name: present.pop(0) or None)
+        monkeypatch.setattr(
+            subprocess, "check_call", lambda it: commands.append((it, Path(it[it.index("-c") + 1]).read_text()))
+        )
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
         exec(self.cell(course).source, {})
         return commands
 
     def test_is_short_and_its_output_is_not_compared(self, course):
         cell = self.cell(course)
         assert cell.metadata.tags == ["environment", "nbval-ignore-output"]
-        assert len(cell.source.splitlines()) <= 16
+        assert len(cell.source.splitlines()) <= 26
 
-    def test_prints_versions_and_device_where_the_package_is_installed(self, course, monkeypatch, capsys):
-        assert self.run(course, monkeypatch, installed=True, colab=False) == []
+    def test_prints_versions_and_device_where_the_package_is_installed(self, course, monkeypatch, capsys, tmp_path):
+        assert self.run(course, monkeypatch, tmp_path, installed=True) == []
         printed = capsys.readouterr().out
         for word in ("Python", "torch", metadata.version("klvae-edu"), "device: "):
             assert word in printed
 
-    def test_installs_nothing_on_colab_when_run_again(self, course, monkeypatch):
-        assert self.run(course, monkeypatch, installed=True, colab=True) == []
+    def test_run_again_it_installs_nothing(self, course, monkeypatch, tmp_path):
+        (tmp_path / "klvae_edu-1.2.3-py3-none-any.whl").touch()
+        assert len(self.run(course, monkeypatch, tmp_path)) == 1
+        assert self.run(course, monkeypatch, tmp_path, installed=True) == []
 
-    def test_installs_on_colab_and_keeps_torch_and_numpy_at_their_versions(self, course, monkeypatch):
-        (command,) = self.run(course, monkeypatch, installed=False, colab=True)
+    def test_installs_the_newest_wheel_beside_the_notebook(self, course, monkeypatch, tmp_path):
+        for version in ("0.9.0", "0.10.0", "0.2.0"):
+            (tmp_path / f"klvae_edu-{version}-py3-none-any.whl").touch()
+        ((command, _),) = self.run(course, monkeypatch, tmp_path)
         assert command[:4] == [sys.executable, "-m", "pip", "install"]
-        assert "klvae-edu @ git+https://github.com/someone/course@main" in command
-        assert {f"{name}=={metadata.version(name)}" for name in ("torch", "numpy", "torchvision")} <= {*command}
+        wheel = (tmp_path / "klvae_edu-0.10.0-py3-none-any.whl").resolve().as_uri()
+        assert command[-1] == f"klvae-edu[notebooks] @ {wheel}"
 
-    def test_says_what_to_do_on_a_machine_without_the_package(self, course, monkeypatch):
-        with pytest.raises(ModuleNotFoundError, match="make lab"):
-            self.run(course, monkeypatch, installed=False, colab=False)
+    def test_a_solved_notebook_finds_the_wheel_one_folder_up(self, course, monkeypatch, tmp_path):
+        (tmp_path / "klvae_edu-1.2.3-py3-none-any.whl").touch()
+        ((command, _),) = self.run(course, monkeypatch, tmp_path / "solutions")
+        assert command[-1].endswith("/klvae_edu-1.2.3-py3-none-any.whl")
+
+    def test_without_a_wheel_it_installs_this_version_from_the_repository(self, course, monkeypatch, tmp_path):
+        ((command, _),) = self.run(course, monkeypatch, tmp_path)
+        assert command[-1] == "klvae-edu[notebooks] @ git+https://github.com/someone/course@v1.2.3"
+
+    def test_what_is_installed_stays_at_its_version(self, course, monkeypatch, tmp_path):
+        ((_, kept),) = self.run(course, monkeypatch, tmp_path)
+        for name in ("torch", "numpy", "torchvision", "matplotlib", "ipywidgets", "pillow"):
+            assert f"{name}=={metadata.version(name)}\n" in kept
+
+    def test_with_neither_a_wheel_nor_a_repository_it_says_what_to_do(self, unpublished, monkeypatch, tmp_path):
+        with pytest.raises(ModuleNotFoundError, match=r"make lab.*klvae_edu-.*\.whl beside this notebook"):
+            self.run(unpublished, monkeypatch, tmp_path)
+
+    def test_names_no_repository_while_none_is_set(self, unpublished):
+        assert "git+" not in self.cell(unpublished).source
 
     def test_must_be_empty_in_the_source(self, course):
         course.source(NAME).write_text('# %% tags=["environment"]\nimport torch\n')
@@ -255,7 +288,7 @@ class TestBuilding:
             notebook = nbformat.read(file, as_version=4)
             assert "Another sample" in text(notebook)
             assert "github/me/fork/blob" in text(notebook)
-            assert "me/fork@main" in code(notebook)
+            assert "me/fork@v1.2.3" in code(notebook)
             assert "someone" not in file.read_text()
             assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
         assert build_notebooks.main(["--check"], course) == 0
@@ -266,7 +299,7 @@ class TestBuilding:
         capsys.readouterr()
         assert build_notebooks.main([], course) == 0
         learners, solved = capsys.readouterr().out.splitlines()
-        assert learners.startswith("notebooks/07_sample.ipynb: unchanged; 10 words")
+        assert learners.startswith("notebooks/07_sample.ipynb: unchanged; 12 words")
         assert solved.startswith("notebooks/solutions/07_sample.ipynb: executed;")
         assert nbformat.read(self.files(course)[1], as_version=4).cells[-1].outputs[0].text == "2.5\n"
 

@@ -39,18 +39,28 @@ METADATA = {
 }
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
-# On Colab everything the package needs is there but the package; what is installed stays at its version.
+# What is there already, torch above all, stays at its version. SOURCES: where the course is published, or nothing.
 ENVIRONMENT_CELL = """\
 # Run this cell first. It may be run again at any time.
-import importlib, platform, subprocess, sys
-from importlib import metadata, util
+import importlib.util, platform, subprocess, sys, tempfile
+from importlib import metadata
+from pathlib import Path
 
-if util.find_spec("klvae_edu") is None:
-    if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError("klvae_edu is not installed here: start the course with `make lab`")
-    package = "klvae-edu @ git+https://github.com/REPO@BRANCH"
-    kept = [f"{name}=={metadata.version(name)}" for name in ("numpy", "torch", "torchvision")]
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", package, *kept])
+if importlib.util.find_spec("klvae_edu") is None:  # on Colab, for instance, where everything else is there
+    from packaging.version import Version
+
+    wheels = [*Path().glob("klvae_edu-*.whl"), *Path("..").glob("klvae_edu-*.whl")]
+    wheels.sort(key=lambda wheel: Version(wheel.name.split("-")[1]))
+    sources = [SOURCES*(wheel.resolve().as_uri() for wheel in wheels)]
+    if not sources:
+        raise ModuleNotFoundError("klvae_edu is not here: start the course with `make lab`, or put the teacher's file "
+                                  "klvae_edu-….whl beside this notebook (on Colab: Files, Upload) and run this again")
+    present = {it.name: metadata.version(it.name) for it in metadata.distributions() if it.name}
+    kept = Path(tempfile.mkdtemp(), "kept.txt")
+    kept.write_text("".join(f"{name}=={version}\\n" for name, version in present.items() if version))
+    package = f"klvae-edu[notebooks] @ {sources[-1]}"
+    print("installing", package)
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "-c", str(kept), package])
     importlib.invalidate_caches()
 
 import torch, klvae_edu.environment
@@ -70,6 +80,13 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def environment_cell(course: Course) -> str:
+    """The first code cell. While no repository is set, it installs from nowhere but a wheel beside the notebook."""
+    published = course.published()
+    source = f'"git+https://github.com/{published[0]}@{published[1]}", ' if published else ""
+    return ENVIRONMENT_CELL.replace("SOURCES", source)
+
+
 def parse(course: Course, name: str, solved: bool) -> NotebookNode:
     """The notebook before its text is expanded and its code executed."""
     source = course.source(name)
@@ -86,8 +103,7 @@ def parse(course: Course, name: str, solved: bool) -> NotebookNode:
         if cell.cell_type == "code" and is_environment(cell):
             if cell.source.strip():
                 raise CourseError(f"{name}: the cell tagged environment is filled by the builder: leave it empty")
-            repo, branch = course.published()
-            cell.source = ENVIRONMENT_CELL.replace("REPO@BRANCH", f"{repo}@{branch}")
+            cell.source = environment_cell(course)
             metadata["tags"].append("nbval-ignore-output")
         identity = hashlib.sha1(f"{key}:{seen[key]}".encode()).hexdigest()[:12]
         if cell.cell_type == "code":
@@ -199,7 +215,11 @@ def typical_words(course: Course, name: str, solved: bool) -> int:
 
 
 def retarget(course: Course, repo: str) -> None:
-    """Write the repository into pyproject.toml, the one place that badges and install lines come from."""
+    """Write the repository into pyproject.toml, the one place that badges and install lines come from.
+
+    Raises:
+        CourseError: `repo` is no OWNER/NAME, or pyproject.toml has no place for it.
+    """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise CourseError(f"--repo wants OWNER/NAME, not {repo!r}")
     project = course.root / "pyproject.toml"

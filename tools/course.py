@@ -44,10 +44,16 @@ class Course:
         complaint = f"no notebook {wanted!r};" if wanted else "say which notebook;"
         raise CourseError(f"{complaint} there are: {', '.join(names) or 'none'}")
 
-    def published(self) -> tuple[str, str]:
-        """GitHub repository ("owner/name") and branch, from [tool.klvae_edu] in pyproject.toml."""
-        setting = tomllib.loads((self.root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["klvae_edu"]
-        return setting["repo"], setting["branch"]
+    @property
+    def version(self) -> str:
+        text = (self.root / "klvae_edu" / "_version.py").read_text(encoding="utf-8")
+        return text.split('__version__ = "')[1].split('"')[0]
+
+    def published(self) -> tuple[str, str] | None:
+        """GitHub repository ("owner/name", from [tool.klvae_edu] in pyproject.toml) and the version's tag, if set."""
+        project = tomllib.loads((self.root / "pyproject.toml").read_text(encoding="utf-8"))
+        repo = project["tool"]["klvae_edu"]["repo"]
+        return (repo, f"v{self.version}") if repo else None
 
 
 COURSE = Course(Path(__file__).resolve().parent.parent)

@@ -1,6 +1,6 @@
 """Macros in a notebook's text: what is written in one place and stands in many.
 
-{{badge}}           opens the notebook on Colab
+{{badge}}           opens the notebook on Colab, as it was at this version; nothing while the course is not published
 {{budget}}          time and memory, as measured
 {{exercise 01.2}}   an exercise's heading, difficulty and minutes, from the catalogue
 {{solutions-link}}  leads to the solved notebook, and from there back
@@ -16,10 +16,13 @@ from course import Course, CourseError
 
 
 def badge(course: Course, name: str, solved: bool) -> str:
-    repo, branch = course.published()
+    published = course.published()
+    if published is None:
+        return ""
+    repo, tag = published
     path = course.built(name, solved).relative_to(course.root).as_posix()
     colab = "https://colab.research.google.com"
-    return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{repo}/blob/{branch}/{path})"
+    return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{repo}/blob/{tag}/{path})"
 
 
 def budget(course: Course, name: str) -> str:
@@ -48,7 +51,11 @@ def other_state(name: str, solved: bool) -> str:
 
 
 def expand(text: str, course: Course, name: str, solved: bool) -> str:
-    """A text cell with its macros filled in and its figures found from the notebook's folder."""
+    """A text cell with its macros filled in.
+
+    Raises:
+        CourseError: an unknown macro; or a figure in a file of its own, which a notebook copied alone would lack.
+    """
 
     def value(match: re.Match[str]) -> str:
         match match[1].split():
@@ -62,5 +69,7 @@ def expand(text: str, course: Course, name: str, solved: bool) -> str:
                 return other_state(name, solved)
         raise CourseError(f"{name}: unknown macro {match[0]}")
 
+    if figure := re.search(r"""!\[[^\]]*\]\((?![a-z]+:)[^)]*\)|<img\b[^>]*src=["'](?![a-z]+:)[^>]*>""", text):
+        raise CourseError(f"{name}: {figure[0]} lies in another file: draw it in a code cell, which stores it")
     text = re.sub(r"\{\{([^{}\\]*)\}\}", value, text)  # a backslash means LaTeX
-    return re.sub(r"""(\]\(|src=["'])images/""", r"\1../images/", text) if solved else text
+    return re.sub(r"\n{3,}", "\n\n", text)  # where a macro gave nothing
