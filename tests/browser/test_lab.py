@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import learner_copy
+import numpy as np
 import pytest
+from PIL import Image
 
-NOTEBOOK = "02_kl_loss.ipynb"
-SECONDS = 180  # for all cells of the notebook, on a machine with other work
+NOTEBOOKS = ["02_kl_loss.ipynb", "10_latent_space_explorer.ipynb"]
+SECONDS = 180  # for all cells of a notebook, on a machine with other work
+PATIENCE = 30_000  # milliseconds until a picture follows its slider, on such a machine
 TOKEN = "only-for-this-test"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -75,9 +79,9 @@ def server(tmp_path_factory):
         process.wait(30)
 
 
-@pytest.fixture(scope="module")
-def page(server):
-    """The notebook, open in JupyterLab, with every cell executed.
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda name: name[:2])
+def page(request, server):
+    """A notebook, open in JupyterLab, with every cell executed.
 
     `page.errors` is what the page complained about, `page.asked_elsewhere` what it wanted from other machines.
     """
@@ -96,7 +100,7 @@ def page(server):
         page.route(lambda url: url.startswith("http") and not url.startswith(server), elsewhere)
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-        page.goto(f"{server}/lab/tree/{NOTEBOOK}?token={TOKEN}")
+        page.goto(f"{server}/lab/tree/{request.param}?token={TOKEN}")
         page.wait_for_function(f"() => ({KERNEL_STATUS})() === 'idle'")
         page.evaluate(f"() => Promise.race([({RUN_ALL_CELLS})(), new Promise(r => setTimeout(r, {SECONDS * 1000}))])")
         yield page
@@ -109,16 +113,97 @@ def test_every_cell_runs_without_an_error(page):
     assert [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"] == []
 
 
-def test_the_slider_changes_the_picture_from_the_keyboard(page):
-    explorer = page.locator(".widget-vbox", has=page.locator(".noUi-handle")).filter(has=page.locator("img")).first
-    picture, handle = explorer.locator("img").first, explorer.locator(".noUi-handle").first
-    picture.scroll_into_view_if_needed()
+def explorers(page):
+    """Each explorer on the page: sliders above a picture, with no other explorer inside."""
+    boxes = page.locator(".widget-vbox", has=page.locator(".noUi-handle")).filter(has=page.locator("img"))
+    return [box for box in boxes.all() if box.locator(".widget-vbox", has=page.locator(".noUi-handle")).count() == 0]
+
+
+def change(page, explorer, action):
+    """Do `action` and wait until the explorer's picture is another one."""
+    picture = explorer.locator("img").first
     page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
     before = picture.evaluate(PIXELS)
-    handle.focus()
-    page.keyboard.press("ArrowRight")
-    changed = f"([image, before]) => ({PIXELS})(image) !== before"
-    page.wait_for_function(changed, arg=[picture.element_handle(), before], timeout=20_000)
+    action()
+    changed = f"([image, before]) => image.complete && image.naturalWidth > 0 && ({PIXELS})(image) !== before"
+    page.wait_for_function(changed, arg=[picture.element_handle(), before], timeout=PATIENCE)
+
+
+def is_last(handle):
+    """Whether a slider stands at its end, from where it can only go back."""
+    return handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
+
+
+def test_every_slider_changes_its_picture_from_the_keyboard(page):
+    assert explorers(page)
+    for explorer in explorers(page):
+        for handle in explorer.locator(".noUi-handle").all():
+            handle.scroll_into_view_if_needed()
+            handle.focus()
+            key = "ArrowLeft" if is_last(handle) else "ArrowRight"
+            change(page, explorer, lambda key=key: page.keyboard.press(key))
+
+
+def test_every_slider_changes_its_picture_when_it_is_dragged(page):
+    for explorer in explorers(page):
+        for handle in explorer.locator(".noUi-handle").all():
+            handle.scroll_into_view_if_needed()
+            box, track = handle.bounding_box(), handle.locator("xpath=ancestor::*[contains(@class, 'noUi-target')]")
+            ends = track.bounding_box()
+            x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+            middle = ends["x"] + ends["width"] / 2
+            target = ends["x"] + ends["width"] * (0.9 if x < middle else 0.1)
+
+            def drag(x=x, y=y, target=target):
+                page.mouse.move(x, y)
+                page.mouse.down()
+                page.mouse.move(target, y, steps=8)
+                page.mouse.up()
+
+            change(page, explorer, drag)
+
+
+def test_no_slider_ended_in_an_error_message(page):
+    for explorer in explorers(page):
+        assert "Not drawn" not in explorer.locator("[role=status]").first.inner_text()
+
+
+def test_a_screenshot_is_kept(page):
+    """For people to look at; git ignores the folder."""
+    folder = Path(__file__).parents[2] / "screenshots"
+    folder.mkdir(exist_ok=True)
+    number = page.url.split("/")[-1][:2]
+    for count, explorer in enumerate(explorers(page)):
+        explorer.scroll_into_view_if_needed()
+        explorer.screenshot(path=folder / f"{number}_explorer_{count}.png")
+    assert (folder / f"{number}_explorer_0.png").stat().st_size > 10_000
+
+
+def test_an_uploaded_photograph_takes_the_place_of_the_first_in_every_panel_that_follows(page, tmp_path):
+    button = page.locator(".widget-upload")
+    if not button.count():
+        assert page.url.split("?")[0].endswith("02_kl_loss.ipynb")  # which has nothing to upload
+        return
+    path = tmp_path / "stripes.png"
+    stripes = np.zeros((300, 400, 3), np.uint8)
+    stripes[:, ::20] = stripes[:, 1::20] = (230, 60, 20)
+    Image.fromarray(stripes).save(path)
+
+    def upload():
+        button.scroll_into_view_if_needed()
+        with page.expect_file_chooser() as chooser:
+            button.click()
+        chooser.value.set_files(path)
+
+    first = explorers(page)[0]
+    change(page, first, upload)
+    page.wait_for_function("() => document.body.innerText.includes('stripes.png')", timeout=PATIENCE)
+    (tmp_path / "notes.txt").write_text("no picture")
+    before = first.locator("img").first.evaluate(PIXELS)
+    path = tmp_path / "notes.txt"
+    upload()
+    page.wait_for_function("() => document.body.innerText.includes('notes.txt: not in any image format')")
+    assert first.locator("img").first.evaluate(PIXELS) == before
 
 
 def test_the_page_reports_no_error(page):
