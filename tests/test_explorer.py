@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 
+import ipywidgets
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbconvert import HTMLExporter
+from nbconvert.preprocessors import ExecutePreprocessor
 from PIL import Image
 
 from klvae_edu import plots
-from klvae_edu.explorer import Choice, Explorer, Slider
+from klvae_edu.controls import Choice, Slider
+from klvae_edu.explorer import FLIPBOOK, Explorer
+
+EIGHT = int(ipywidgets.__version__.split(".")[0]) >= 8
 
 
 def grey(level, width=30):
@@ -111,19 +119,26 @@ def test_an_error_in_the_first_picture_is_raised():
         make(draw=lambda level: 1 / 0)
 
 
-def test_labels_are_descriptions_with_room_and_the_readout_shows_the_step():
-    controls = {"a": Slider("Temperature of the posterior", 0, 1, 0.125, 1), "b": Slider("B", 0, 10, 5, 5)}
+def test_labels_have_room():
+    controls = {"a": Slider("Temperature of the posterior", 0, 1, 0.1, 1), "b": Slider("B", 0, 10, 5, 5)}
     explorer = Explorer(lambda a, b: grey(1), controls, alt="")
-    a, b = explorer.controls.values()
-    assert a.description == "Temperature of the posterior" and a.style.description_width == "29ch"
-    assert (a.readout_format, b.readout_format) == (".1f", ".0f")
+    assert [control.style.description_width for control in explorer.controls.values()] == ["29ch", "29ch"]
 
 
-def test_a_choice_takes_its_first_value_unless_told_and_labels_its_values():
-    values = [0.0, 0.01, 1.0]
-    assert Choice("β", values).widget().value == 0.0
-    assert Choice("β", values, 1.0).widget().value == 1.0
-    assert [label for label, _ in Choice("β", values, format="{:g}".format).widget().options] == ["0", "0.01", "1"]
+def test_a_sentence_beside_the_picture_is_added_to_the_caption():
+    explorer = make(draw=lambda level: (grey(int(level)), f"Measured: {level:g}."))
+    assert "Grey 50. Measured: 50." in explorer.status.value
+    explorer.controls["level"].value = 60
+    assert "Grey 60. Measured: 60." in explorer.status.value and (shown(explorer) == 60).all()
+
+
+def test_refresh_draws_anew_for_the_same_settings():
+    ink = {"level": 50}
+    explorer = make(draw=lambda level: grey(ink["level"]))
+    ink["level"] = 90
+    assert (shown(explorer) == 50).all()
+    explorer.refresh()
+    assert (shown(explorer) == 90).all() and explorer.values == {"level": 50}
 
 
 def test_the_repr_is_fixed():
@@ -148,7 +163,7 @@ def test_a_contact_sheet_moves_one_control_at_a_time():
     explorer = Explorer(draw, {"a": Slider("A", 0, 1, 0.1, 0.5), "b": Choice("B", "xyzw", "y")}, alt="")
     seen.clear()
     explorer.contact_sheet()
-    assert seen == [(0.0, "y"), (0.5, "y"), (1.0, "y"), (0.5, "x"), (0.5, "z"), (0.5, "w")]
+    assert seen == [(0.0, "y"), (1.0, "y"), (0.5, "x"), (0.5, "z"), (0.5, "w")]  # (0.5, "y") is shown already
 
 
 def test_a_setting_that_cannot_be_drawn_leaves_its_place_grey():
@@ -166,10 +181,31 @@ def test_large_pictures_are_small_on_the_contact_sheet():
     assert plots.figure_to_image(explorer.contact_sheet()).shape[1] < 800
 
 
+def test_the_rows_of_a_contact_sheet_are_the_controls():
+    controls = {name: Slider(name, 0, 200, 100, 0) for name in "ab"}
+    explorer = Explorer(lambda a, b: grey(int(a or b)), controls, alt="", thumbnail=15)
+    sheet = plots.figure_to_image(explorer.contact_sheet())
+    assert sheet.shape[1] < 4 * 120  # three of 15×10 pixels, magnified 8 times, though more would have room
+    assert ((sheet == 200).all(axis=2).sum(axis=1) == 120).sum() == 2 * 80  # one in each of two rows
+
+
+def test_after_an_error_the_sheet_does_not_take_the_last_picture_for_the_current_one():
+    def draw(level):
+        if level == 200:
+            raise ValueError
+        return grey(int(level))
+
+    explorer = make(draw)
+    explorer.controls["level"].value = 200
+    sheet = plots.figure_to_image(explorer.contact_sheet())
+    assert (sheet == 50).all(axis=2).sum() < 2 * 80 * 120  # once, at its own setting, magnified, and not at 200
+
+
 def test_what_a_notebook_stores_is_the_sheet_with_alt_text_beside_the_live_widget():
     explorer = make(title="Greys")
     data, metadata = explorer._repr_mimebundle_()
-    assert data["text/plain"] == "Explorer('Greys': Level)" and "application/vnd.jupyter.widget-view+json" in data
+    assert data["text/plain"] == "Explorer('Greys': Level)"
+    assert ("application/vnd.jupyter.widget-view+json" in data) == EIGHT  # 7 displays itself before it is asked
     assert data["image/png"] == plots.render(explorer.contact_sheet())
     assert metadata == {"image/png": {"alt": "Greys for Level = 0, 20, 50, 80, 100, 120, 150, 180, 200. Grey 50."}}
 
@@ -179,3 +215,40 @@ def test_a_photograph_is_sent_and_stored_as_jpeg():
     data, metadata = explorer._repr_mimebundle_()
     assert Image.open(io.BytesIO(explorer.image.value)).format == "JPEG"
     assert Image.open(io.BytesIO(data["image/jpeg"])).format == "JPEG" and "image/jpeg" in metadata
+
+
+def test_a_flipbook_has_every_setting_and_starts_where_the_controls_are():
+    explorer = make(title="Greys")
+    book = explorer.flipbook()
+    assert book.count("<img") == 21 and book.count('type="range"') == 1
+    assert 'min="0" max="20" step="1" value="5" aria-valuetext="50"' in book
+    assert explorer.values == {"level": 50} and (shown(explorer) == 50).all()
+
+
+def test_a_flipbook_moves_one_control_at_a_time_and_shares_the_picture_they_start_on():
+    controls = {"a": Slider("A", 0, 100, 50, 50), "b": Choice("B", [1, 2, 3, 4], 2)}
+    book = Explorer(lambda a, b: grey(int(a) + b), controls, alt=lambda a, b: f"{a:g} and {b}").flipbook()
+    assert book.count('type="range"') == 2 and book.count("<img") == 3 + 4 - 1
+    assert all(f'alt="{text}"' in book for text in ("0 and 2", "100 and 2", "50 and 2", "50 and 1", "50 and 4"))
+
+
+def test_a_current_setting_between_the_steps_of_a_flipbook_is_among_them():
+    explorer = Explorer(lambda x: grey(int(x)), {"x": Slider("X", 0, 200, 1, 77)}, alt=lambda x: f"{x:g}")
+    assert 'aria-valuetext="77"' in explorer.flipbook()
+
+
+@pytest.mark.skipif(not EIGHT, reason="with ipywidgets 7 a notebook keeps the live widget alone")
+def test_an_html_edition_of_a_notebook_shows_flipbooks_instead_of_widgets(monkeypatch):
+    monkeypatch.setenv(FLIPBOOK, "1")
+    source = """
+        import numpy as np
+        from klvae_edu.controls import Slider
+        from klvae_edu.explorer import Explorer
+        Explorer(lambda x: np.full((8, 8, 3), x, np.uint8), {"x": Slider("X", 0, 9, 1, 4)}, alt="Grey.")
+    """
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(inspect.cleandoc(source))])
+    ExecutePreprocessor(timeout=300).preprocess(notebook)
+    (output,) = notebook.cells[0].outputs
+    assert set(output["data"]) == {"text/plain", "text/html"}
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    assert page.count('type="range"') == 1 and page.count('alt="Grey."') == 10
