@@ -143,19 +143,37 @@ class _OneVerdictAsAMap(NLayerDiscriminator):
         return super().forward(images).mean((2, 3), keepdim=True)
 
 
+class _NestedLists(nn.Module):
+    def __init__(self, in_channels: int = 3, num_filters: int = 64, num_layers: int = 3) -> None:
+        super().__init__()
+        nn.Sequential([nn.LeakyReLU(0.2)])  # type: ignore[call-overload]
+
+
 def _normed_by(norm: Callable[[int], nn.Module]) -> type[nn.Module]:
     return _net(block=lambda conv, width, act: [conv, norm(width), act])
 
 
 _BATCH_NORM = "the norm is a BatchNorm2d"
 _WIDTHS = "num_filters times 2, 4, 8, and then 8 for all that follow"
+_NORMED_BIAS = "the convolutions before a BatchNorm have a bias, which the norm takes away again: bias=False"
 _LOGITS = "the last convolution's values are the logits"
 _SLOPE = "the activation is LeakyReLU with a slope of 0.2"
 PATCHGAN_MISTAKES: tuple[ModuleMistake, ...] = (
     # by their parameters
+    (_NORMED_BIAS, _net(normed_bias=True)),
+    *(
+        (f"{_NORMED_BIAS}; and {wrong}: {_WIDTHS}", _net(normed_bias=True, widths=widths))
+        for wrong, widths in (
+            ("the widths go on doubling", lambda number: 2**number),
+            ("the widths do not double", lambda number: 1),
+            ("the widths grow by num_filters each time", lambda number: min(number + 1, 8)),
+            ("the widths grow by num_filters each time", lambda number: number + 1),
+            ("the widths double one convolution too late", lambda number: min(2 ** (number - 1), 8)),
+        )
+    ),
     (
-        "the convolutions before a BatchNorm have a bias, which the norm takes away again: bias=False",
-        _net(normed_bias=True),
+        f"{_NORMED_BIAS}; and there is one middle convolution too many: num_layers of them",
+        _net(normed_bias=True, count=lambda num_layers: num_layers + 1),
     ),
     (
         "no convolution has a bias: those without a norm behind them, the first and the last, need one",
@@ -255,6 +273,11 @@ PATCHGAN_MISTAKES: tuple[ModuleMistake, ...] = (
     *(
         ("the patches are averaged into one verdict per image: return the map of logits", code)
         for code in (_OneVerdict, _OneVerdictAsANumber, _OneVerdictAsAMap)
+    ),
+    # by their exceptions
+    (
+        "there is a list among the layers, and nn.Sequential takes none: write layers += [...], or Sequential(*layers)",
+        _NestedLists,
     ),
 )
 
@@ -360,8 +383,8 @@ def _kinds(hinge: _Loss = _hinge, vanilla: _Loss = _vanilla) -> _Kinds:
 def _in_any(message: str, hinge: _Loss, vanilla: _Loss) -> Iterator[tuple[str, _Kinds]]:
     """A mistake made in both kinds, or in one of them."""
     yield message, _kinds(hinge, vanilla)
-    yield message, _kinds(hinge=hinge)
-    yield message, _kinds(vanilla=vanilla)
+    yield f"hinge: {message}", _kinds(hinge=hinge)
+    yield f"vanilla: {message}", _kinds(vanilla=vanilla)
 
 
 def _on_probabilities(real: Tensor, fake: Tensor) -> Tensor:
@@ -371,6 +394,10 @@ def _on_probabilities(real: Tensor, fake: Tensor) -> Tensor:
 
 def _on_probabilities_above(eps: float) -> _Loss:
     return lambda real, fake: -_half((real.sigmoid() + eps).log(), (1 - fake.sigmoid() + eps).log())
+
+
+def _log_of_one_plus_exp(logits: Tensor) -> Tensor:
+    return (1 + logits.exp()).log()
 
 
 DISCRIMINATOR_LOSS_MISTAKES: tuple[tuple[str, _Kinds], ...] = (
@@ -516,6 +543,10 @@ DISCRIMINATOR_LOSS_MISTAKES: tuple[tuple[str, _Kinds], ...] = (
         for eps, code in ((eps, _kinds(vanilla=_on_probabilities_above(eps))) for eps in (1e-6, 1e-7, 1e-8, 1e-12))
     ),
     (
+        "vanilla: infinite from 89 on, where exp is infinite in float32: softplus is log(1 + exp) without that",
+        _kinds(vanilla=lambda r, f: _half(_log_of_one_plus_exp(-r), _log_of_one_plus_exp(f))),
+    ),
+    (
         "vanilla: a margin of 1 is inside: softplus takes the logit as it is",
         _kinds(vanilla=lambda r, f: _half(F.softplus(1 - r), F.softplus(1 + f))),
     ),
@@ -557,10 +588,11 @@ def _of_both_kinds(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 _BEYOND = (3 + probe((1, 1, 5, 5))[0], -2 + probe((1, 1, 5, 5))[0])  # most of them beyond the margin
 _SURE = probe((1, 1, 5, 5), (1, 1, 5, 5), scale=20)  # so far from zero that sigmoid gives 1
+_CERTAIN = probe((1, 1, 5, 5), (1, 1, 5, 5), scale=100)  # so far that exp is infinite
 
 _judge_loss = judge_function(
     _of_both_kinds(discriminator_loss),
-    [probe((3, 1, 4, 5), (2, 1, 4, 5), scale=2), probe((2, 1, 3, 3), (4, 1, 3, 3), scale=2), _BEYOND, _SURE],
+    [probe((3, 1, 4, 5), (2, 1, 4, 5), scale=2), probe((2, 1, 3, 3), (4, 1, 3, 3), scale=2), _BEYOND, _SURE, _CERTAIN],
     [(message, _of_both_kinds(code)) for message, code in DISCRIMINATOR_LOSS_MISTAKES],
     inputs=("logits_real", "logits_fake"),
     outputs=("hinge", "vanilla"),
@@ -682,7 +714,10 @@ def _weight_probes() -> list[tuple[Tensor, Tensor, float]]:
     ]
 
 
-_FROM_MIN = "it is a plain number, as from min(ratio, limit) or .item(): a tensor's clamp(max=limit) keeps it a tensor"
+_FROM_MIN = (
+    "it is a plain number, as from min(ratio, limit) or .item(), which stops to wait for the device: "
+    "a tensor's clamp(max=limit) keeps it a tensor"
+)
 _judge_values = judge_function(
     adaptive_weight, _weight_probes(), WEIGHT_MISTAKES, inputs=("nll_gradient", "adversarial_gradient", "limit")
 )
@@ -767,6 +802,13 @@ def _without_graph(
     return loss
 
 
+def _frozen(
+    discriminator: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, reconstructions: Tensor
+) -> Tensor:
+    discriminator.requires_grad_(False)
+    return discriminator_step(discriminator, optimizer, images, reconstructions)
+
+
 _NO_DETACH = "the autoencoder gets a gradient: the discriminator must see reconstructions.detach()"
 _STALE = "what lay in .grad before is still in the update: optimizer.zero_grad() comes before backward"
 _FAKES = "the reconstructions teach it nothing: detach what goes into the discriminator, not what comes out"
@@ -811,6 +853,13 @@ STEP_MISTAKES: tuple[tuple[str, _Step], ...] = (
     ("the loss is vanilla: hinge is asked for", _step(loss=_vanilla)),
     ("the factor ½ is missing in the loss", _step(loss=lambda real, fake: 2 * _hinge(real, fake))),
     ("this is the generator's loss: here the discriminator learns", _step(loss=lambda real, fake: -fake.mean())),
+    *(
+        ("the loss is the difference of the mean logits (Wasserstein): hinge is asked for", _step(loss=loss))
+        for loss in (
+            lambda real, fake: fake.mean() - real.mean(),
+            lambda real, fake: (fake.mean() - real.mean()) / 2,
+        )
+    ),
     ("the term of the reconstructions is missing in the loss", _step(loss=lambda real, fake: F.relu(1 - real).mean())),
     ("the term of the images is missing in the loss", _step(loss=lambda real, fake: F.relu(1 + fake).mean())),
     ("the discriminator is called with the images twice: the reconstructions are the fakes", _images_only),
@@ -819,6 +868,7 @@ STEP_MISTAKES: tuple[tuple[str, _Step], ...] = (
         "nothing asks for a gradient under no_grad: detach the reconstructions instead, and only them",
         _without_graph,
     ),
+    ("the discriminator is frozen: in its own step it is to learn, and the autoencoder is kept out by detach", _frozen),
 )
 
 
@@ -837,7 +887,12 @@ def _played(step: Callable[..., Any]) -> Callable[..., Any]:
                 parameter.grad = torch.randn_like(parameter)  # as the generator's step may have left it
         optimizer = torch.optim.SGD(discriminator.parameters(), lr=0.1)
         reconstructions = decoder(latents)
-        loss = call(step, discriminator, optimizer, images, reconstructions)
+        try:
+            loss = call(step, discriminator, optimizer, images, reconstructions)
+        except RuntimeError as error:
+            if any(parameter.requires_grad for parameter in discriminator.parameters()):
+                raise
+            raise RuntimeError("the discriminator asks for no gradient") from error  # PyTorch's text is no_grad's
         left = decoder.weight.grad
         weights = torch.cat([parameter.detach().flatten() for parameter in discriminator.parameters()])
         left = torch.zeros(3, 3, 3, 3) if left is None else left

@@ -118,6 +118,16 @@ def restore(run: Run, kept: dict[str, Any]) -> None:
         torch.set_rng_state(kept["random"])
 
 
+_Raised = Sequence[tuple[str, str]]  # a part of what Python says of an exception, and what it means here
+
+
+def _in_words(complaint: str | None, raised: _Raised) -> str | None:
+    """The complaint; where it quotes an exception that has a meaning here, that meaning."""
+    if complaint is None or not complaint.startswith("it raised"):
+        return complaint
+    return next((message for part, message in raised if part in complaint), complaint)
+
+
 # 08.1
 
 
@@ -141,6 +151,7 @@ def _stepped(
     frees: bool = True,
     retains: bool = True,
     create_graph: bool = False,
+    of_losses: bool = False,
     mode: bool = True,
     detaches: bool = True,
 ) -> Callable[..., Tensor]:
@@ -163,7 +174,7 @@ def _stepped(
             torch.autograd.grad(term, layer(vae), retain_graph=retains, create_graph=create_graph)[0]
             for term in (terms[0], terms[2])
         ]
-        nll_gradient, adversarial_gradient = gradients
+        nll_gradient, adversarial_gradient = (terms[0], terms[2]) if of_losses else gradients
         factors = weights(kl_weight, weight(nll_gradient, adversarial_gradient, disc_weight))
         if clears:
             optimizer.zero_grad()
@@ -199,7 +210,10 @@ _MOVING_MISTAKES = (
         _stepped(adversarial=lambda logits: (1 + logits).relu().mean()),
     ),
     ("the adversarial term is missing", _stepped(weights=lambda kl_weight, w: (1.0, kl_weight, 0.0))),
-    ("the adaptive weight is missing", _stepped(weight=lambda a, b, share: share)),
+    (
+        "the adaptive weight is missing, or cut off at disc_weight: its third argument is a limit, leave it out",
+        _stepped(weight=lambda a, b, share: share),
+    ),
     (
         "disc_weight is missing: it multiplies the adaptive weight",
         _stepped(weight=lambda a, b, share: adaptive_weight(a, b)),
@@ -219,6 +233,14 @@ _MOVING_MISTAKES = (
     (
         "the adaptive weight is upside down: the nll's gradient comes first",
         _stepped(weight=lambda a, b, share: share * adaptive_weight(b, a)),
+    ),
+    (
+        "the adaptive weight is a ratio of the losses: it takes their gradients, from torch.autograd.grad",
+        _stepped(of_losses=True),
+    ),
+    (
+        "the adaptive weight is cut off at disc_weight: its third argument is a limit, leave it out",
+        _stepped(weight=lambda a, b, share: share * adaptive_weight(a, b, share)),
     ),
     (
         "a gradient runs through the adaptive weight: it is a number, detach it",
@@ -269,6 +291,13 @@ _LEFT_BEHIND = (
     ),
 )
 GENERATOR_MISTAKES = (*_MOVING_MISTAKES, *_LEFT_BEHIND)
+_STEP_RAISED = (
+    ("'DecoderOutput'", "vae.decode(…) gives an object with the images in it: take its .sample"),
+    ("'AutoencoderKLOutput'", "vae.encode(…) gives an object with the posterior in it: take its .latent_dist"),
+    ("'tuple' object has no attribute 'norm'", "torch.autograd.grad gives a tuple of gradients: take its [0]"),
+    ("'Conv2d'", "gradients are with respect to tensors: take the convolution's .weight"),
+    ("clamp()", "adaptive_weight takes two gradients and nothing else: torch.autograd.grad is asked at the last layer"),
+)
 
 
 def _networks(seed: int) -> tuple[AutoencoderKL, NLayerDiscriminator, Tensor]:
@@ -311,7 +340,7 @@ _judge_the_move = judge_function(
 def _judge_generator_step(attempt: Any) -> str | None:
     if not callable(attempt):
         return f"expected the function itself, got an object of type {type(attempt).__name__}"
-    complaint = _judge_the_move(_stepping(attempt))
+    complaint = _in_words(_judge_the_move(_stepping(attempt)), _STEP_RAISED)
     if complaint:
         return complaint.removesuffix(", for inputs of shape ")
     vae, discriminator, images = _networks(0)
@@ -395,6 +424,8 @@ _LEAKS = (
     "the gradient is right, but backward() leaves gradients in a network that a loss uses, such as the discriminator: "
     "torch.autograd.grad(…, leaf) leaves none"
 )
+_NOT_UNPACKED = "torch.autograd.grad gives a tuple of gradients, one for each input: take its [0]"
+_SURROGATE_RAISED = (("multiply sequence", _NOT_UNPACKED), ("'Tensor' and 'tuple'", _NOT_UNPACKED))
 _TWICE = "the gradient is right, but a loss is computed {} times: once is enough"
 
 
@@ -455,7 +486,7 @@ _judge_gradient = judge_function(
 def _judge_surrogate(attempt: Any) -> str | None:
     if not callable(attempt):
         return f"expected the function itself, got an object of type {type(attempt).__name__}"
-    complaint = _judge_gradient(_behind(attempt))
+    complaint = _in_words(_judge_gradient(_behind(attempt)), _SURROGATE_RAISED)
     if complaint:
         return complaint
     counts: dict[str, int] = {}
@@ -485,8 +516,9 @@ def _timeline(attempt: Callable[..., Any], disc_start: int, disc_warmup: int) ->
 
     def discriminator(*arguments: Any, **named: Any) -> Tensor:
         real, fake = _two("discriminator_step", "(images, reconstructions)", *arguments, *named.values())
-        wrong = "" if real is images and same(fake, made) else ", not on (images, reconstructions)"
-        happened.append(f"{_JUDGED_BY}{wrong}")
+        given = (real is images, same(fake, made)), (same(real, made), fake is images), (real is images, fake is images)
+        names = "(images, reconstructions)", "(reconstructions, images)", "(images, images)", "something else"
+        happened.append(f"{_JUDGED_BY} on {names[([*map(all, given), True]).index(True)]}")
         return torch.zeros(())
 
     found = []
@@ -572,6 +604,10 @@ SCHEDULE_MISTAKES = (
     (
         "images and reconstructions are exchanged in discriminator_step: the images come first",
         _scheduled(real=lambda images, made: (made, images)),
+    ),
+    (
+        "the discriminator gets the images twice: the second argument is what generator_step returns",
+        _scheduled(real=lambda images, made: (images, images)),
     ),
     (
         "the autoencoder makes two steps on one batch: hand the reconstructions of the first on",
@@ -789,6 +825,14 @@ SNAPSHOT_MISTAKES = (
 )
 
 
+_OBJECT = "under {!r} lies the whole object, not its state: restore needs what state_dict() gives"
+_SNAPSHOT_RAISED = (
+    ("'AdamW' object", _OBJECT.format("optimizer")),
+    ("torch.ByteTensor", 'under "random" restore needs the tensor that torch.get_rng_state() gives'),
+    ("NoneType", "a part is None: restore needs the state of each"),
+)
+
+
 def _as_kept(run: Run) -> dict[str, Any]:
     """What a snapshot has to hold, in a form that can be compared."""
     return {
@@ -834,7 +878,7 @@ def _judge_snapshot(attempt: Any) -> str | None:
     except (Blank, OpenGap):
         raise
     except Exception as error:
-        return name_error(error, SNAPSHOT_MISTAKES, _wrong_after_restoring)
+        return _in_words(name_error(error, SNAPSHOT_MISTAKES, _wrong_after_restoring), _SNAPSHOT_RAISED)
     if not wrong:
         return None
     if wrong == ["drawn"]:
@@ -877,8 +921,9 @@ EXERCISES = (
         hints=(
             "Three terms: pixel_loss(…, 'l2'), kl_loss and adversarial_loss of the discriminator's logits. "
             "Which of the two networks may this loss change?",
-            "torch.autograd.grad(term, vae.decoder.conv_out.weight, retain_graph=True) gives the gradients for "
-            "adaptive_weight. discriminator.requires_grad_(False) before it judges, and True after it.",
+            "torch.autograd.grad(term, vae.decoder.conv_out.weight, retain_graph=True)[0] is one term's gradient; "
+            "adaptive_weight takes the nll's, then the adversarial one's. discriminator.requires_grad_(False) before "
+            "it judges, and True after it.",
             "loss = nll + kl_weight · kl + disc_weight · adaptive_weight(…) · adversarial, then optimizer.zero_grad(), "
             "loss.backward(), optimizer.step(), return reconstruction.detach().",
         ),

@@ -28,10 +28,11 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from klvae_edu import AutoencoderKL, losses
+from klvae_edu.baselines import PatchPCA, bicubic
 from klvae_edu.data import photographs
 from klvae_edu.environment import progress
 from klvae_edu.exercises import check, hint, solution
-from klvae_edu.metrics import PatchPCA, bicubic, psnr
+from klvae_edu.metrics import psnr
 from klvae_edu.perceptual import LPIPS, TAPS
 from klvae_edu.plots import PALETTE, figure, image_grid, show
 
@@ -213,7 +214,7 @@ print("patches to fit:", tuple(to_patches(train).shape))
 photo = cat[None, :, :296, :448]  # multiples of 8
 yours = to_image(through_pca(to_patches(train), to_patches(photo), 4), photo.shape[2:])
 pca = PatchPCA(patch_size=8, components=4).fit(train)
-print("klvae_edu.metrics.PatchPCA: max |Δ| < 1e-3:", bool((yours - pca.reconstruct(photo)).abs().max() < 1e-3))
+print("klvae_edu.baselines.PatchPCA: max |Δ| < 1e-3:", bool((yours - pca.reconstruct(photo)).abs().max() < 1e-3))
 
 # %% [markdown]
 # Which four numbers does it choose? Each direction is itself a patch, and can be looked at. Guess the first one.

@@ -150,7 +150,7 @@ print("max |Δ| < 1e-4:", bool((norm(x + 100) - norm(x)).abs().max() < 1e-4))
 # {{exercise 07.1}}
 #
 # All convolutions are 4×4 with `padding=1`, all activations LeakyReLU(0.2). First: stride 2, `num_filters` wide, no norm. Then
-# `num_layers` with BatchNorm: 2, 4, 8, then always 8 times as wide, stride 2, but 1 in the last. At the end: one channel.
+# `num_layers` with BatchNorm: 2, 4, 8, then always 8 times as wide; stride 2, the last of these 1. At the end: one channel, stride 1.
 
 
 # %%
@@ -201,8 +201,8 @@ for layer in discriminator.main:
 print(f"{sum(p.numel() for p in discriminator.parameters()):,} in all")
 
 # %% [markdown]
-# Three quarters sit in one convolution, from 256 to 512 channels. Small beside an autoencoder of 84 million. Is it the same as
-# the finished one?
+# Three quarters sit in one convolution, from 256 to 512 channels. Small beside the 84 million of notebook
+# [05](05_kl_f8_architecture.ipynb)'s autoencoder. Is it the same as the finished one?
 
 # %%
 theirs = finished.NLayerDiscriminator()
@@ -319,15 +319,16 @@ print("hinge  ", [round(cost, 2) for cost in F.relu(1 - logits).tolist()])
 print("vanilla", [round(cost, 2) for cost in F.softplus(-logits).tolist()])
 
 # %% [markdown]
-# *Hinge* is: from 1 on, the *margin*, nothing is to be gained. *Vanilla* is the cross-entropy, −log of the probability
-# sigmoid(logit). Why is it written with softplus(x) = log(1 + eˣ), the same in algebra? A reconstruction with a logit of 20:
+# *Hinge* is: from 1 on, the *margin*, it costs nothing. *Vanilla* is the cross-entropy: with p = sigmoid(logit), −log p for
+# an image, −log(1 − p) for a reconstruction. Why write softplus(x) = log(1 + eˣ)? A reconstruction with a logit of 20:
 
 # %%
 logit = torch.tensor(20.0)
 print(f"−log(1 − sigmoid) {-(1 - logit.sigmoid()).log():.3g}   softplus {F.softplus(logit):.3g}")
 
 # %% [markdown]
-# In float32 sigmoid(20) *is* 1, and log 0 is left. So leave the logits raw. For reconstructions, their sign changes:
+# In float32 sigmoid(20) *is* 1, and log 0 is left. So leave the logits raw: −log p is softplus(−logit), −log(1 − p) is
+# softplus(logit). For reconstructions the sign changes, as in hinge:
 #
 # $$\tfrac12\,\mathbb E\max(0, 1 - D(x)) + \tfrac12\,\mathbb E\max(0, 1 + D(\hat x)) \qquad
 # \tfrac12\,\mathbb E\,\mathrm{softplus}(-D(x)) + \tfrac12\,\mathbb E\,\mathrm{softplus}(D(\hat x))$$
@@ -359,7 +360,8 @@ def discriminator_loss(logits_real, logits_fake, kind):
 discriminator_loss = check("07.3", discriminator_loss)
 
 # %% [markdown]
-# What does a discriminator pay that says the same to everything? Five opinions, from −2 to 2:
+# What does a discriminator pay that says the same to everything? Five opinions, from −2 to 2. And then one that does tell them
+# apart, but calls a single reconstruction real, and is sure of it:
 
 # %%
 x = torch.randn(2, 1, 5, 5)
@@ -367,10 +369,14 @@ for kind in ("hinge", "vanilla"):
     everywhere = [torch.full((1, 1, 30, 30), opinion) for opinion in (-2.0, -1.0, 0.0, 1.0, 2.0)]
     print(f"{kind:7}", [round(discriminator_loss(same, same, kind).item(), 2) for same in everywhere])
     assert torch.allclose(discriminator_loss(x, 1 - x, kind), losses.discriminator_loss(x, 1 - x, kind)["disc_loss"])
+real, fake = torch.tensor([2.0, 2.0]), torch.tensor([-5.0, 3.0])
+print(
+    f"hinge   {discriminator_loss(real, fake, 'hinge'):.2f}, with mean logits of {real.mean():.0f} and {fake.mean():.0f}"
+)
 
 # %% [markdown]
-# Hinge: 1, for any logit within the margins. Vanilla: log 2 = 0.69, or more. A loss that stays there tells nothing apart; whether D
-# *cannot*, or there is nothing *to* tell, it does not say.
+# Undecided: 1 for any logit within hinge's margins, log 2 = 0.69 or more for vanilla. The reverse does not hold: the last one pays
+# 1.00, too, and keeps the means 3 apart. The loss alone does not say whether D can tell.
 
 # %% [markdown]
 # Now the other player, the generator. In the textbook it minimises −log sigmoid D(x̂). CompVis'
@@ -433,9 +439,11 @@ def verdicts(network, real, fake, mixed):
 
 
 # %%
-def train(mixed):
+def train(mixed, norm=True):
     torch.manual_seed(0)
     network = NLayerDiscriminator(num_filters=16, num_layers=2).apply(initialise)
+    if not norm:
+        network.main = nn.Sequential(*(layer for layer in network.main if not isinstance(layer, nn.BatchNorm2d)))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.5, 0.9))
     curve = []
     for step, real in enumerate(batches):
@@ -449,65 +457,89 @@ def train(mixed):
 
 
 trained = {"in two batches": train(mixed=False), "mixed": train(mixed=True)}
+without_norm = train(mixed=False, norm=False)[1]
 
 # %% [markdown]
-# Both begin at 1, undecided. Which one will be better off?
+# All begin at 1, undecided; a third has no norm, for comparison. Which one will be better off?
 
 # %%
+curves = {f"trained {name}": curve for name, (_, curve) in trained.items()} | {"without BatchNorm": without_norm}
 fig, ax = figure(size=(6, 3))
-for (name, (_, curve)), color, line in zip(trained.items(), (BLUE, ORANGE), ("-", "--"), strict=True):
-    ax.plot(curve, line, color=color, label=f"trained {name}")
+for (name, curve), color, line in zip(curves.items(), (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=True):
+    ax.plot(curve, line, color=color, label=name)
 ax.axhline(1, color=GREY, linestyle=":")
 ax.set(xlabel="step", ylabel="hinge loss", ylim=(0, 1.4))
 ax.legend(loc="upper right")
 show(
     fig,
-    alt="Both losses begin at 1; in two batches it falls to nearly 0, mixed it falls more slowly and stays well above.",
+    alt="All three losses begin at 1. In two batches it falls to nearly 0; mixed it is ahead at first and then stays well above; without BatchNorm it falls least.",
 )
-assert sum(trained["in two batches"][1][-10:]) < 1 < sum(trained["mixed"][1][-10:]) < 6
+in_two, mixed, none = (sum(curve[-10:]) for curve in curves.values())
+assert in_two < 1 < mixed < 6 < none
 
 # %% [markdown]
-# Two batches win by far: nearly nothing left to pay. Too good? Ask both about held-out photographs, in both ways: each kind in a
-# batch of its own, and mixed. A patch judged rightly is a logit on the right side of zero.
+# Two batches win by far; without the norm it hardly gets going, reason enough to keep it here. Nearly nothing to pay: too good? Take
+# a held-out patch, sharp or soft, among fifteen others, sharp or soft. Is its mean logit its own?
 
 
 # %%
 @torch.no_grad()
-def shares_right(network, mixed):
-    real, fake = verdicts(network, sharp, soften(sharp, 4), mixed)
-    return (real > 0).float().mean().item(), (fake < 0).float().mean().item()
+def mean_logit(network, patches, company):
+    logits = [network(torch.cat([patch[None], company]))[0].mean() for patch in patches]
+    return torch.stack(logits).mean().item()
 
 
-right = {name: [shares_right(network, mixed) for mixed in (False, True)] for name, (network, _) in trained.items()}
+kinds = {"sharp": sharp[:31], "soft": soften(sharp[:31], 4)}
+logit_of = {
+    name: {patch: [mean_logit(network, kinds[patch][:16], kinds[company][16:]) for company in kinds] for patch in kinds}
+    for name, (network, _) in trained.items()
+}
 
 # %%
 fig, axes = figure(1, 2, size=(9, 3))
-for ax, (name, shares) in zip(axes, right.items(), strict=True):
-    for place, (kind, color, hatch) in enumerate([("images", BLUE, ""), ("fakes", ORANGE, "//")]):
-        heights = [share[place] for share in shares]
-        bars = ax.bar([0.4 * place - 0.2, 0.4 * place + 0.8], heights, 0.38, color=color, hatch=hatch, label=kind)
-        ax.bar_label(bars, [f"{height:.0%}" for height in heights])
-    ax.set(title=f"trained {name}", xticks=[0, 1], xticklabels=["asked in two batches", "asked mixed"], ylim=(0, 1.15))
-axes[0].set_ylabel("patches judged rightly")
-axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+for ax, (name, lines) in zip(axes, logit_of.items(), strict=True):
+    for (patch, pair_of), color, line in zip(lines.items(), (BLUE, ORANGE), ("o-", "s--"), strict=True):
+        ax.plot(pair_of, line, color=color, label=f"a {patch} patch")
+    ax.axhline(0, color=GREY, linestyle=":")
+    ax.set(
+        title=f"trained {name}", xticks=[0, 1], xticklabels=["among sharp ones", "among soft ones"], xlim=(-0.3, 1.3)
+    )
+axes[0].set_ylabel("mean logit of the patch")
+axes[1].legend(loc="upper left")
 show(
     fig,
-    alt="Trained in two batches: asked so, images and fakes are all judged rightly; asked mixed, all images and hardly a fake. Trained mixed: asked in two batches, most images and few fakes; asked mixed, most images and all fakes.",
+    alt="Left, trained in two batches: among sharp patches a soft one is as high as a sharp one, among soft ones it is far below zero. Right, trained mixed: the soft one is far below the sharp one in either company, and both rise together among soft ones.",
 )
-assert min(right["in two batches"][0]) > 0.95 and min(right["mixed"][1]) > 0.8
-assert right["in two batches"][1][0] > 0.95 and max(right["in two batches"][1][1], right["mixed"][0][1]) < 0.25
+first, second = ([*lines["sharp"], *lines["soft"]] for lines in logit_of.values())
+assert first[0] - first[2] < 0.5 and first[2] > 0.8 and first[3] < -0.8
+assert second[0] - second[2] > 2 and second[1] - second[3] > 4 and -2 < second[0] - second[3] < 0.5
 
 # %% [markdown]
-# The perfect one calls *everything* real as soon as images and fakes share a batch. It has learnt to judge the *batch*: BatchNorm's
-# mean and spread tell at once whether all of it is soft, and they reach every logit. The mixed one had to look at patches.
+# The first judges the *batch*: a soft patch among sharp ones counts for real, the same among soft ones for fake. The mixed one tells
+# patches apart in any company, but *relative to it*: soft among soft is worth no less than sharp among sharp.
 
 # %% [markdown]
-# So mix them? No. The generator's step has reconstructions only, a batch of one kind, and there the mixed one takes most of them for
-# real (right, first orange bar): the norm takes away what all have in common. A discriminator must be trained as it is asked.
+# For the norm takes away the mean and spread that a batch has in common. By what, then, does the first recognise a batch that is soft
+# throughout? Look at what its last norm makes of either kind:
+
+# %%
+for kind, images in kinds.items():
+    with torch.no_grad():
+        z = F.batch_norm(trained["in two batches"][0].main[:6](images), None, None, training=True)
+    skew = (z**3).mean((0, 2, 3)).abs().mean()
+    print(f"{kind:5} mean {z.mean().abs():.1f}, spread {z.std():.1f}, lopsided by more than 1.4: {bool(skew > 1.4)}")
 
 # %% [markdown]
-# So CompVis calls D twice, and so does this package. What you pay for it: a loss near zero says that it knows the *batch*. Here is
-# the difference on one photograph, its right half soft:
+# Mean and spread are the same; the *shape* is not. In a soft batch a channel's values lie lopsided about their mean, in a sharp one less
+# so, and LeakyReLU turns shape into level. A clue to the batch, in every logit.
+
+# %% [markdown]
+# So mix them? No. The generator's step has reconstructions only: soft among soft, which the mixed one takes for real (right, last
+# square). A discriminator must be trained as it is asked, so CompVis calls D twice, and so does this package.
+
+# %% [markdown]
+# What you pay for it: a loss near zero may only say that it knows the batch. Here is the difference on one photograph, its right half
+# soft, with the mean logit of the outer half of either side:
 
 # %%
 cup = photos["coffee"][:, :, :448]
@@ -515,15 +547,17 @@ half = cup.clone()
 half[:, :, 224:] = soften(cup[None], 4)[0, :, :, 224:]
 with torch.no_grad():
     maps = {name: network(half[None])[0, 0] for name, (network, _) in trained.items()}
+sides = {name: (logits[:, :27].mean().item(), logits[:, -27:].mean().item()) for name, logits in maps.items()}
 
 # %%
 fig, axes = figure(1, 3, size=(10, 3.4))
 axes[0].imshow((half.permute(1, 2, 0) + 1) / 2)
-axes[0].set(title="the right half is soft")
+axes[0].set(title="the right half is soft\n")
 for ax, (name, logits) in zip(axes[1:], maps.items(), strict=True):
     edge = (3.5, 4 * logits.shape[1] + 3.5, 4 * logits.shape[0] + 3.5, 3.5)  # 4 pixels for each logit
     image = ax.imshow(logits, cmap="PuOr", vmin=-4, vmax=4, extent=edge)
-    ax.set(title=f"trained {name}", xlim=(0, 448), ylim=(400, 0))
+    left, right = sides[name]
+    ax.set(title=f"trained {name}\nleft {left:+.1f}, right {right:+.1f}", xlim=(0, 448), ylim=(400, 0))
 for ax in axes:
     ax.axvline(224, color="black", linestyle="--", linewidth=1)
     ax.set(xticks=[], yticks=[])
@@ -534,19 +568,15 @@ show(
     alt="A cup, its right half soft; the logits of the first discriminator, positive on both sides; those of the second, on the left positive at texture and edges, negative at the smooth saucer, and negative on the right.",
     format="jpeg",
 )
+assert min(sides["in two batches"]) > 0 and sides["mixed"][0] > 1 and sides["mixed"][1] < -1
 
 # %% [markdown]
-# Violet says real, orange fake. D is in train mode, as always here, with this picture as its whole batch, a mixed one. What does the
-# mean logit say, of the outer half of either side?
-
-# %%
-for name, logits in maps.items():
-    left, right_half = logits[:, :27].mean(), logits[:, -27:].mean()
-    print(f"{name:14} left: {'real' if left > 0 else 'fake'}   right: {'real' if right_half > 0 else 'fake'}")
+# Violet says real, orange fake. D is in train mode, as always here; this picture is its whole batch, a mixed one. Which of the two maps
+# is what PatchGAN's drawings promise?
 
 # %% [markdown]
-# The first does react to texture, its left is darker; but where zero lies it takes from the batch, and calls everything real. The
-# second is what PatchGAN's drawings promise, with a limit: sharp but smooth places are called fake, for want of texture.
+# The second, with a limit: sharp but smooth places are called fake, for want of texture. The first is a little higher on the left, at
+# rim and handle above all, but where zero lies it takes from the batch, and calls both sides real.
 
 # %% [markdown]
 # ## 5. How loudly may it speak?
@@ -587,16 +617,16 @@ print(f"‖∇ nll‖ {nll_gradient.norm():.1e}, ‖∇ adversarial‖ {adversar
 print(f"ratio {nll_gradient.norm() / adversarial_gradient.norm():.1e}")
 
 # %% [markdown]
-# Several thousand times, and by how much depends on the picture's size, the reduction, and the day of training. No fixed factor
-# will do. Esser et al. 2021 (eq. 7) measure it in every step instead, at the last layer's weight w; CompVis clamps it:
+# Several thousand times; below you will see it change with the picture's size. So Esser et al. 2021 (eq. 7) measure it in every
+# step, at the last layer's weight w; CompVis clamps it:
 #
 # $$\lambda = \min\left(\frac{\lVert\nabla_w\,\mathrm{nll}\rVert}{\lVert\nabla_w\,\mathrm{adversarial}\rVert + 10^{-4}},\; 10^4\right)$$
 
 # %% [markdown]
 # {{exercise 07.4}}
 #
-# Write it. The result is a number to multiply with, so it carries no gradient. (CompVis halves it afterwards, a matter of taste that
-# stays outside.)
+# Write it. The result is a tensor without axes (`.item()` would stop every step until the device has answered) and without a
+# gradient. (CompVis halves it afterwards, a matter of taste that stays outside.)
 
 
 # %%
@@ -618,47 +648,36 @@ adaptive_weight = check("07.4", adaptive_weight)
 
 # %%
 factor = adaptive_weight(nll_gradient, adversarial_gradient)
-lengths = {
-    "nll": nll_gradient.norm(),
-    "adversarial": adversarial_gradient.norm(),
-    "λ · adversarial": at_last_layer(factor * adversarial).norm(),
-}
-assert torch.allclose(lengths["nll"], lengths["λ · adversarial"], rtol=1e-3)
-
-# %%
-fig, ax = figure(size=(6, 2.4))
-ax.barh(list(lengths), [length.item() for length in lengths.values()], color=[BLUE, GREY, ORANGE])
-ax.set(xscale="log", xlim=(0.1, 1e6), xlabel="length of the gradient at the last layer")
-ax.invert_yaxis()
-show(
-    fig, alt="Three bars on a log scale: nll above 10,000, adversarial a few units, and with its weight as long as nll."
-)
+weighted = at_last_layer(factor * adversarial)
+print(f"‖∇ nll‖ {nll_gradient.norm():.1e}, ‖∇ λ · adversarial‖ {weighted.norm():.1e}")
+assert torch.allclose(nll_gradient.norm(), weighted.norm(), rtol=1e-3)
 
 # %% [markdown]
 # With λ both pull equally hard at the last layer, in whatever directions. Then what is the clamp for? Let the adversarial gradient
-# fade, until there is none:
+# fade, until there is none. How loud is it beside nll, with the clamp and without?
 
 # %%
 for shrink in (1, 1e-3, 1e-6, 0):
     faint = shrink * adversarial_gradient
-    raw, clamped = (adaptive_weight(nll_gradient, faint, limit) for limit in (float("inf"), 1e4))
-    print(f"times {shrink:5g}: λ {raw:.1e}, clamped {clamped:.1e}")
+    weights = [adaptive_weight(nll_gradient, faint, limit) for limit in (float("inf"), 1e4)]
+    raw, clamped = (f"λ {w:.1e} ({w * faint.norm() / nll_gradient.norm():.2g} of nll)" for w in weights)
+    print(f"times {shrink:5g}: {raw}, clamped {clamped}")
 
 # %% [markdown]
-# 10⁻⁴ only keeps λ finite; without a clamp, next to nothing is made as loud as nll. But how large is too large? CompVis sums over a
-# picture's values ("sum"), "mean" divides that total by their number. Where does 10⁴ act?
+# Without a clamp a thousandth of the gradient is as loud as nll; only far below 10⁻⁴ does that term hold λ back. How large is too
+# large? CompVis sums over a picture's values ("sum"), "mean" divides by their number. Where does 10⁴ act?
 
 # %%
 for side in (64, 96, 160):
-    nll_pull, adversarial_pull = map(at_last_layer, both_losses(side)[1:])
+    nll_pull, adversarial_pull = [at_last_layer(loss) for loss in both_losses(side)[1:]]
     print(f"{side} pixels, ‖∇ adversarial‖ {adversarial_pull.norm():.2g}")
     for reduction, pull in [("sum", nll_pull), ("mean", nll_pull / (3 * side**2))]:
         raw = adaptive_weight(pull, adversarial_pull, limit=float("inf")).item()
-        print(f"  {reduction:4}: ‖∇ nll‖ {pull.norm():.0e}, λ {raw:5.1g}, the clamp leaves {min(1, 1e4 / raw):.0%}")
+        print(f"  {reduction:4}: ‖∇ nll‖ {pull.norm():.1e}, λ {raw:7.2g}, the clamp leaves {min(1, 1e4 / raw):.0%}")
 
 # %% [markdown]
-# The sum's gradient grows with the picture, the adversarial one shrinks. CompVis trains on 256 pixels, still further down: at the
-# start of such a training the adversarial share is small. Under "mean" λ stays near 1, and the same clamp is 10⁴ / (C·H·W).
+# Under "sum" λ grows with the picture, from both sides, and the clamp cuts it. Under "mean" λ stays near 1, and 10⁴ does not act. (All
+# this untrained; in a training, log λ and see whether it sits at the clamp.)
 
 # %% [markdown]
 # What does λ cost? Done as above, each loss goes back through LPIPS or D for λ, and once more in the step's own `backward`. Once is
@@ -669,11 +688,12 @@ reconstruction, *both = both_losses(64)
 at_picture = [torch.autograd.grad(loss, reconstruction, retain_graph=True)[0] for loss in both]
 at_weight = [torch.autograd.grad(reconstruction, weight, gradient, retain_graph=True)[0] for gradient in at_picture]
 print("same λ to 1e-3:", bool((adaptive_weight(*at_weight) / factor - 1).abs() < 1e-3))
-assert all(map(torch.allclose, at_weight, losses.last_layer_gradients(reconstruction, weight, at_picture)))
+for ours, theirs in zip(at_weight, losses.last_layer_gradients(reconstruction, weight, at_picture), strict=True):
+    assert torch.allclose(ours, theirs)
 
 # %% [markdown]
-# The chain rule in two halves; the second is the package's `last_layer_gradients`. The gradients *at the picture* are kept: their sum,
-# weighted by λ, goes back through the autoencoder in a single pass.
+# The chain rule in two halves; the second is the package's `last_layer_gradients`. The gradients *at the picture* can be kept: in
+# notebook [08](08_training_loop.ipynb) their sum, weighted by λ, goes back through the autoencoder in a single pass.
 
 # %% [markdown]
 # ## 6. What leaks between two networks?
@@ -709,52 +729,57 @@ reconstruction, nll, adversarial = both_losses(64)
 print(f"left in the discriminator: {length(judge):.0e}, {length(judge) / own:.0e} times its own gradient")
 
 # %% [markdown]
-# Some ten thousand times its own gradient, for λ is in it, and it points the wrong way: D is asked to find reconstructions *real*. What
-# becomes of one that calls `zero_grad` only at the end of its own step? Section 4's, for forty steps, with half of the λ above:
+# Some ten thousand times its own gradient, for λ is in it, and the wrong way: D is asked to find reconstructions *real*. Train
+# section 4's small D for forty steps, clearing gradients only at the end, with ½λ from "sum" and from "mean":
 
 
 # %%
-def forty_steps(clear_first):
+def forty_steps(leak):
     torch.manual_seed(0)
     network = NLayerDiscriminator(num_filters=16, num_layers=2).apply(initialise)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.5, 0.9))
-    curve = []
-    for real in batches[:40]:
-        fake = soften(real, 4)
-        (0.5 * factor * adversarial_loss(network(fake))).backward()  # the generator's step
-        if clear_first:
-            optimizer.zero_grad()
-        loss = discriminator_loss(network(real), network(fake), "hinge")
+    log = []
+    for images in batches[:40]:
+        fakes = soften(images, 4)
+        (leak * adversarial_loss(network(fakes))).backward()  # the generator's step
+        real, fake = network(images), network(fakes)
+        loss = discriminator_loss(real, fake, "hinge")
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        curve.append(loss.item())
-    return curve
+        log.append((loss.item(), (real.mean() - fake.mean()).item()))
+    return zip(*log, strict=True)
 
 
-clean, leaking = forty_steps(clear_first=True), forty_steps(clear_first=False)
+leaks = {"nothing leaks": 0.0, "leak under “sum”": 0.5 * factor, "leak under “mean”": 0.5 * factor / (3 * 64**2)}
+logs = {name: [*forty_steps(leak)] for name, leak in leaks.items()}
 
 # %%
-fig, ax = figure(size=(6, 3))
-ax.plot(clean, "-", color=BLUE, label="zero_grad before backward")
-ax.plot(leaking, "--", color=ORANGE, label="zero_grad only at the end")
-ax.axhline(1, color=GREY, linestyle=":")
-ax.set(xlabel="step", ylabel="hinge loss", ylim=(0, None))
-ax.legend()
+fig, axes = figure(1, 2, size=(9, 3))
+for (name, log), color, line in zip(logs.items(), (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=True):
+    for ax, curve in zip(axes, log, strict=True):
+        ax.plot(curve, line, color=color, label=name)
+axes[0].axhline(1, color=GREY, linestyle=":")
+axes[0].set(xlabel="step", title="hinge loss", ylim=(0, 4))
+axes[1].set(xlabel="step", title="gap of the mean logits")
+axes[1].legend()
 show(
     fig,
-    alt="With zero_grad before backward the loss falls below the dotted line of the undecided; without, it rises far above.",
+    alt="Without a leak the loss falls below 1 and the gap opens. Leaking under sum the loss leaves the picture upwards, under mean it stays at 1, undecided to look at; in neither does the gap open.",
 )
-assert sum(clean[-10:]) < 10 and min(leaking[-10:]) > 1.5
+(clean, opened), (by_sum, shut), (by_mean, closed) = logs.values()
+assert sum(clean[-10:]) < 7 and min(by_sum[-10:]) > 2 and all(abs(loss - 1) < 0.2 for loss in by_mean)
+assert min(opened[-10:]) > 0.5 and max(*shut, *closed) < 0.1
 
 # %% [markdown]
-# It learns to be wrong, and nothing raises an error; the only sign is a loss far above 1, worse than undecided. (diffusers' example
-# `train_autoencoderkl.py` has both leaks.) Three guards, and each closes one door:
+# Nothing raises an error. Under "sum" the loss gives it away, under "mean" it sits at 1 and looks undecided; the gap opens in neither.
+# (diffusers' example `train_autoencoderkl.py`, commit e276f08, has both leaks.) Three guards:
 
 # %% [markdown]
 # * **detach** the reconstructions in D's step: nothing flows into the autoencoder;
-# * **freeze** D in the autoencoder's step, `requires_grad_(False)`: gradients pass through, none stay;
-# * **zero_grad** *before* each `backward`: whatever still lies there is not of this step.
+# * **freeze** D in the autoencoder's step, `requires_grad_(False)`: gradients pass through, none stay in its weights;
+# * **zero_grad** *before* each `backward`: whatever still lies there is not of this step. Alone it stops both leaks; the others
+#   also save work.
 
 # %% [markdown]
 # {{exercise 07.5}}
@@ -786,15 +811,17 @@ def discriminator_step(discriminator, optimizer, images, reconstructions):
 discriminator_step = check("07.5", discriminator_step)
 
 # %% [markdown]
-# Now both steps, one after the other, on the networks of section 5. In the first, D is frozen:
+# Now both steps, one after the other, on the networks of section 5. In the first, D is frozen. Is it quite untouched?
 
 # %%
 for network in (vae, judge):
     network.zero_grad()
 judge.requires_grad_(False)
+before = judge.main[3].running_mean.clone()
 adversarial_loss(judge(vae(images).sample)).backward()
 judge.requires_grad_(True)
 print("after the generator's:    ", "autoencoder", length(vae) > 0, " discriminator", length(judge) > 0)
+print("BatchNorm's running mean has moved:", not torch.equal(before, judge.main[3].running_mean))
 
 # %%
 vae.zero_grad()
@@ -804,8 +831,8 @@ print("after the discriminator's:", "autoencoder", length(vae) > 0, " discrimina
 assert all(parameter.grad is None for parameter in vae.parameters())
 
 # %% [markdown]
-# Each step leaves gradients on its own side only. This is what a test of a training loop should look at first: not whether the loss
-# falls, but whose `.grad` is None.
+# Each step leaves gradients on its own side only: what a test of a training loop should look at first. (The running mean is no weight,
+# and freezing does not stop it; D in train mode never uses it.)
 
 # %% [markdown]
 # ## Summary
@@ -813,16 +840,16 @@ assert all(parameter.grad is None for parameter in vae.parameters())
 # 1. A discriminator judges without the original; a learned judge, because any fixed measure can be cheated.
 # 2. Five convolutions, 30 × 30 logits of 70 × 70 pixels each, 2,765,633 parameters; in train mode every logit sees the whole batch.
 # 3. Hinge and vanilla take raw logits, and undecided they are 1 and log 2; the generator minimises −mean D(x̂), whose value means nothing alone.
-# 4. Fed in two batches, it judges the batch; it is done all the same, because the generator's step has one kind only.
+# 4. Fed in two batches, it can judge the batch; it is done all the same, because the generator's step has one kind only.
 # 5. λ makes both gradients equally long at the last layer; detach, freeze and zero_grad keep the two networks apart.
 #
 # ### Check yourself
 #
 # <details><summary>The discriminator's hinge loss has been 1.00 for a thousand steps. Has it reached a balance with the autoencoder?</summary>
 #
-# The loss alone cannot say. One and the same logit between −1 and 1 for everything costs 1: that is a discriminator that has learnt
-# nothing, and also one that nothing is left to tell apart. Give a copy of it the easy fakes of section 4: if its loss falls within 80
-# steps, it can learn, and the reconstructions hold it at 1. (A leaked gradient is something else: it drives the loss above 1.)
+# The loss alone cannot say: look at the gap of the mean logits first. If it is open, D does tell them apart (section 3). If it is
+# closed, D cannot, or there is nothing to tell, or a leak cancels what it would learn (section 6). Train a copy of it on the easy
+# fakes of section 4: if its gap opens there, D can learn, and the loop and the reconstructions are left to look at.
 # </details>
 #
 # <details><summary>You go from crops of 256 to 512 pixels, with sums over the picture. What becomes of λ, and what of the clamp?</summary>
@@ -834,7 +861,7 @@ assert all(parameter.grad is None for parameter in vae.parameters())
 # <details><summary>Somebody speeds up the discriminator by sending images and reconstructions through in one batch. The loss rises. Is the code wrong?</summary>
 #
 # It computes another thing: BatchNorm's statistics are now those of the mixture, the same for both, so the easy clue is gone. And in the
-# generator's step, with reconstructions only, D sees statistics that it was never trained with: in section 4 it took most fakes for real.
+# generator's step, with reconstructions only, D sees statistics that it was never trained with: in section 4 it took fakes for real.
 # </details>
 #
 # **Next:** [08](08_training_loop.ipynb), the training loop: both steps in turn, for as long as it takes, with a late start for the discriminator, and what keeps the two in balance.

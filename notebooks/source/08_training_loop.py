@@ -61,7 +61,7 @@ print(f"{vae.num_parameters():,} parameters; {len(batches)} batches of {tuple(ba
 
 # %% [markdown]
 # What does it lack? Take the energy of an image's edges, the mean square of the differences between neighbouring pixels, in the
-# reconstruction and in the original. Guess the ratio, for a model whose PSNR is that of a good one for its size.
+# reconstruction and in the original. Guess the ratio.
 
 
 # %%
@@ -97,8 +97,6 @@ for name, network in {"autoencoder": vae, "discriminator": discriminator}.items(
 # %% [markdown]
 # (The encoder's too: the loss runs through the latent.) The discriminator holds a gradient that wants *higher* logits for
 # reconstructions, the contrary of its own aim. If its optimiser steps without clearing, it learns to be fooled. Section 5 does so.
-#
-# Three more questions for this notebook: when may the untrained judge speak, how loudly, and what must be saved?
 
 # %%
 vae.zero_grad(), discriminator.zero_grad()
@@ -107,7 +105,8 @@ print("cleared:", all(p.grad is None for network in (vae, discriminator) for p i
 # %% [markdown]
 # ## 2. How does the autoencoder learn from three losses at once?
 #
-# Its loss is a sum, in CompVis' units: each term summed over an image, averaged over the batch.
+# Its loss is a sum, in CompVis' units: nll and KL are sums over an image's values, averaged over the batch; the adversarial term
+# is a mean over all logits.
 #
 # $$L = \mathrm{nll} + 10^{-6}\, \mathrm{KL} + \tfrac12\, \lambda \cdot \big(-\mathrm{mean}\, D(\hat x)\big), \qquad
 # \lambda = \frac{\lVert\nabla\,\mathrm{nll}\rVert}{\lVert\nabla\,\mathrm{adversarial}\rVert + 10^{-4}}$$
@@ -118,9 +117,11 @@ print("cleared:", all(p.grad is None for network in (vae, discriminator) for p i
 # %% [markdown]
 # {{exercise 08.1}}
 #
-# One step, in plain PyTorch: `vae.encode(images).latent_dist` is the posterior, `kl_loss(posterior, images)` its KL. The
-# discriminator judges but must not learn: meanwhile its weights ask for no gradient (`requires_grad_(False)`). The optimiser is
-# the autoencoder's.
+# One step, in plain PyTorch: `vae.encode(images).latent_dist` is the posterior, `kl_loss(posterior, images)` its KL,
+# `vae.decode(…).sample` the images. The discriminator judges but must not learn: meanwhile its weights ask for no gradient
+# (`requires_grad_(False)`). The optimiser is the autoencoder's.
+#
+# `adaptive_weight` takes two gradients, the nll's first, as `torch.autograd.grad(loss, weight, retain_graph=True)[0]` gives them.
 
 
 # %%
@@ -155,19 +156,24 @@ def generator_step(vae, discriminator, optimizer, images, disc_weight=0.5, kl_we
 generator_step = check("08.1", generator_step)
 
 # %% [markdown]
-# Does it keep to itself? Make one step and look at both networks. `None` is stricter than zero: where nothing was, nothing came.
+# Does it keep to itself? Make one step and look at both networks (`get_parameters` gives all weights as one vector). `None` is
+# stricter than zero: nothing came. And how often does a gradient pass back through the discriminator?
 
 # %%
 optimizer = torch.optim.Adam(vae.parameters(), lr=2e-4, betas=(0.5, 0.9))
 old = vae.get_parameters(), nn.utils.parameters_to_vector(discriminator.parameters()).detach()
+passes = []
+hook = discriminator.register_full_backward_hook(lambda *_: passes.append(1))
 generator_step(vae, discriminator, optimizer, images)
+hook.remove()
 print("autoencoder moved:", not torch.equal(vae.get_parameters(), old[0]))
 assert torch.equal(nn.utils.parameters_to_vector(discriminator.parameters()), old[1])
 print("discriminator: untouched, gradients", {parameter.grad for parameter in discriminator.parameters()})
+print("passes back through the discriminator:", len(passes))
 
 # %% [markdown]
-# But count the passes back. The nll goes back once for λ and once for the update, and so does the adversarial loss, each through
-# everything that it is made of, such as the discriminator. Can each be done once?
+# Two: the adversarial loss goes back once for λ and once for the update, and so does the nll, each through everything that it is
+# made of. Can each be done once?
 
 # %%
 x = torch.tensor([1.0, -2.0, 0.0, 2.0, 3.0], requires_grad=True)
@@ -183,8 +189,8 @@ print("gradient of Σ x · wanted", [round(v, 2) for v in torch.autograd.grad((x
 # %% [markdown]
 # {{exercise 08.2}}
 #
-# Write this surrogate for any losses of the reconstruction. Their graphs must end there: detach it into a leaf. Only the leaf's
-# gradient is asked for, nobody else's. The surrogate itself keeps the graph that leads back into the autoencoder.
+# Write this surrogate for any losses of the reconstruction. Their graphs end where they are taken: detach it into a leaf. Only
+# the leaf's gradient is asked for, nobody else's. The surrogate itself keeps the graph that leads back into the autoencoder.
 
 
 # %%
@@ -229,9 +235,13 @@ assert (a - b).norm() / a.norm() < 1e-10
 print("relative |Δ| of the whole gradient < 1e-10")
 
 # %% [markdown]
-# The package's step does that. λ then costs two weight gradients of one convolution, as the gradients at the reconstruction are
-# known. `frozen` is your `requires_grad_(False)` and back; `model` is the VAE and `accelerator` Accelerate's engine, both for
-# several processes.
+# The package's step does that, but its second weight is not given: λ follows from both gradients. At the last convolution's weight
+# they need no new pass through the losses: its output *is* the reconstruction, so one weight gradient of that layer turns each
+# gradient there into one at the weight (`last_layer_gradients`, 07).
+
+# %% [markdown]
+# `frozen` is your `requires_grad_(False)` and back; `model` is the VAE and `accelerator` Accelerate's engine, both for several
+# processes.
 #
 # `parts` splits a batch too large for memory into `accumulate` pieces, `finish` clips the gradient and updates, `clamped` says
 # whether λ met its limit. Where does the KL come in, and where does any graph end?
@@ -239,6 +249,7 @@ print("relative |Δ| of the whole gradient < 1e-10")
 # %%
 print(inspect.getsource(steps.generator_step))
 print(inspect.getsource(steps.generator_backward))
+print(inspect.getsource(steps.adversarial_weight))
 
 # %% [markdown]
 # The KL does not go through the reconstruction, so it is added to the surrogate as it is. `generator_loss` only names the terms
@@ -258,13 +269,6 @@ print(inspect.getsource(steps.discriminator_step))
 # When does it begin? In CompVis' configuration for KL-f8 after 50,001 steps (`disc_start`). An autoencoder should first get
 # right what pixels can teach. Some let the discriminator train a while before it is heard: here that is `disc_warmup`. With
 # `disc_start=4`, `disc_warmup=2`, what happens in step 3? And in step 5?
-
-# %%
-config = TrainingConfig(disc_weight=0.5, disc_start=4, disc_warmup=2)
-for step in range(1, 7):
-    print(
-        f"step {step}: discriminator trained {config.trains_discriminator(step)!s:5}  heard {config.adversarial(step)}"
-    )
 
 # %% [markdown]
 # {{exercise 08.3}}
@@ -294,8 +298,14 @@ def training_step(step, images, generator_step, discriminator_step, disc_start, 
 training_step = check("08.3", training_step)
 
 # %% [markdown]
-# The step counts batches. A framework that counts *optimiser* steps counts two per batch, and the start comes twice as early:
-# Lightning since 1.6 does so (lightning issue 17958). A schedule is worth a glance at the log.
+# Step 3 of `disc_start=4`, `disc_warmup=2`, and step 5: did you guess right? The package asks its configuration:
+
+# %%
+config = TrainingConfig(disc_weight=0.5, disc_start=4, disc_warmup=2)
+for step in range(1, 7):
+    print(
+        f"step {step}: discriminator trained {config.trains_discriminator(step)!s:5}  heard {config.adversarial(step)}"
+    )
 
 # %% [markdown]
 # ## 4. What happens when the discriminator is switched on?
@@ -304,15 +314,15 @@ training_step = check("08.3", training_step)
 # their edges, the weight ½λ. Which rise, which fall?
 
 # %%
-CONFIG = TrainingConfig(
+CONFIG = TrainingConfig(  # warmup is the learning rate's, no clipping: one thing at a time
     init=str(START), size=32, batch_size=8, device="cpu", reduction="sum", grad_clip=math.inf,
     lr=2e-4, disc_lr=5e-4, schedule="constant", warmup=0.0, betas=(0.5, 0.9), ema=0.95,
     disc_weight=0.5, disc_start=40, disc_channels=32, disc_layers=2,
 )  # fmt: skip
 
 # %% [markdown]
-# Your `training_step` drives the package's two steps. Every ten steps the held-out crops are measured, with the weights as they
-# are and with their running average, which section 6 explains.
+# Your `training_step` drives the package's two steps; `set_up` makes networks and optimisers from the configuration. Every ten
+# steps the held-out crops are measured, with the weights as they are and with their running average, which section 6 explains.
 
 
 # %%
@@ -324,6 +334,7 @@ def measured(vae):
 
 def run(config, count, measure=10, step_of=training_step):
     training, log, curve = set_up(config, start_accelerator(config)), [], []
+    models = [training.vae, training.averaged] if config.ema else [training.vae]
 
     def autoencoder(images, adversarial):
         assert adversarial == config.adversarial(training.step)  # the package asks its configuration
@@ -338,7 +349,7 @@ def run(config, count, measure=10, step_of=training_step):
         training.begin_step()
         step_of(training.step, images, autoencoder, judge, config.disc_start, config.disc_warmup)
         if measure and training.step % measure == 0:
-            curve.append((training.step, *measured(training.vae), *measured(training.averaged)))
+            curve.append((training.step, *(value for model in models for value in measured(model))))
     return training, log, torch.tensor(curve)
 
 
@@ -358,8 +369,12 @@ def mark_start(ax, start=CONFIG.disc_start):
 
 
 # %% [markdown]
-# The training loss jumps from batch to batch more than it moves in the whole run, so look at the held-out crops; logits are means
-# of ten steps. The dotted line is the discriminator's start.
+# The training loss jumps from batch to batch more than it moves in the whole run, so look at the held-out crops. Logits are means
+# of ten steps, the weight is as it comes. The dotted line is the discriminator's start.
+
+# %%
+first, last = curve[curve[:, 0] <= CONFIG.disc_start, 1:3].mean(0), curve[-5:, 1:3].mean(0)
+weights = torch.tensor([scalars["adversarial_weight"] for scalars in log[CONFIG.disc_start :]])
 
 # %%
 fig, axes = figure(2, 2, size=(9, 5.4))
@@ -368,58 +383,69 @@ quality.plot(curve[:, 0], curve[:, 1], "o-", color=BLUE, markersize=3)
 edges.plot(curve[:, 0], curve[:, 2], "s-", color=ORANGE, markersize=3)
 verdicts.plot(*smooth(log, "logits_real"), color=BLUE, label="photographs")
 verdicts.plot(*smooth(log, "logits_fake"), color=ORANGE, linestyle="--", label="reconstructions")
-loudness.semilogy(*smooth(log, "adversarial_weight"), color=GREEN)
+loudness.semilogy(range(41, 181), weights, color=GREEN)
 edges.axhline(1, color=GREY, linestyle="--"), verdicts.legend()
-titles = "PSNR on held-out crops, dB", "their edges, relative to the originals'", "mean logits", "weight ½λ"
-for ax, title in zip(axes.flat, titles, strict=True):
-    ax.set(title=title, xlim=(0, 185))
-    mark_start(ax)
+quality.set_title(f"PSNR on held-out crops, dB: {first[0]:.1f} → {last[0]:.1f}")
+edges.set_title(f"their edges, of the originals': {first[1]:.0%} → {last[1]:.0%}")
+verdicts.set_title("mean logits")
+loudness.set_title(f"weight ½λ: up to {weights.max():.0f}; the last 20: {weights[-20:].mean():.0f}")
+for ax in axes.flat:
+    ax.set_xlim(0, 185), mark_start(ax)
 loudness.set_xlabel("step"), verdicts.set_xlabel("step")
 show(
     fig,
-    alt="Four curves over 180 steps, the start at 40: PSNR level, then falling; edges level, then rising; logits that slowly come apart; a weight that rises for about ten steps, then falls to a tenth.",
+    alt="Four curves over 180 steps, the start at 40: PSNR level, then falling; edges level, then rising; logits that move together and slowly come apart; a weight that rises for some steps, then falls to a tenth.",
 )
 
 # %% [markdown]
-# Above: what the start costs, and what it buys. PSNR goes *down*, and nothing is broken. An edge that is invented a pixel off costs
-# more squared error than one left out. Whoever stops a run for it stops it at the wrong moment.
-
-# %%
-first, last = curve[curve[:, 0] <= CONFIG.disc_start, 1:3].mean(0), curve[-5:, 1:3].mean(0)
-assert last[0] < first[0] - 0.2 and last[1] > first[1] + 0.1
-print("last five, against before the start: PSNR more than 0.2 dB lower, edges more than 10 points higher")
+# Above (in the titles: means before the start and of the last five): what it costs, and what it buys. PSNR goes *down*, and
+# nothing is broken. An edge that is invented a pixel off costs more squared error than one left out.
 
 # %% [markdown]
-# Below, left: the logits begin together, for an untrained judge cannot tell, and part slowly. Right: its gradients are weak, so
-# the balance makes it *loud*, loudest not at once but some steps later.
+# What is the price, in decibels for ten points of edges? And how much do two neighbouring measurements differ by chance?
+
+
+# %%
+def price(before, after):
+    """Decibels lost for ten points of edges won, between two pairs (PSNR, edges)."""
+    return (0.1 * (before[0] - after[0]) / (after[1] - before[1])).item()
+
+
+# %%
+assert last[0] < first[0] - 0.2 and last[1] > first[1] + 0.1 and price(first, last) < 0.5
+assert curve[:, 1].diff().abs().max() < 0.6
+print("PSNR more than 0.2 dB lower, edges more than 10 points higher: below 0.5 dB for ten points")
+print("neighbouring measurements: less than 0.6 dB apart")
+
+# %% [markdown]
+# One measurement says little; means of several do. Below, left: the logits move together, for an untrained judge cannot tell, and
+# within ±1 moving both by c is free: ½(1 - c) + ½(1 + c) = 1. They part slowly. Right: its gradients are weak, so the balance makes it *loud*.
 
 # %%
 logits = {name: smooth(log, name, 40)[1] for name in ("logits_real", "logits_fake")}
-weights = torch.tensor([scalars["adversarial_weight"] for scalars in log[CONFIG.disc_start :]])
 assert logits["logits_real"][-1] - logits["logits_fake"][-1] > 0.1
 assert weights[:20].mean() > 100 and weights[-20:].mean() < 25 and 2 < weights.argmax() < 30 and weights.min() > 3
 print("mean logits of the last 40 steps: photographs more than 0.1 above reconstructions")
 print("mean ½λ: above 100 in the first 20 steps, below 25 in the last 20; its peak is not the first step")
 
 # %% [markdown]
-# (Try `replace(CONFIG, disc_warmup=40)`: how loud is it then?) And what do the pictures say? Four of the held-out crops with the
-# most detail:
+# And what do the pictures say? Four of the held-out crops; the last row is what the run changed, four times as strong, around grey.
 
 # %%
 with torch.no_grad():
     after = training.vae(held_out).sample
-chosen = sorted(range(32), key=lambda i: -float(held_out[i].diff(dim=2).square().mean()))[4:20:4]
-rows = {"held out": held_out[chosen], "before": before[chosen], "after": after[chosen]}
+chosen = [9, 25, 30, 10]
+change = (4 * (after - before)).clamp(-1, 1)
+rows = {"held out": held_out, "before": before, "after": after, "change × 4": change}
 show(
-    image_grid([*rows.values()], row_labels=[*rows]),
-    alt="Four crops of a cat and a cup; reconstructed before the run, smooth; and after it, with more contrast at the edges.",
+    image_grid([images[chosen] for images in rows.values()], row_labels=[*rows]),
+    alt="A cup, its saucer's rim and two crops with a cat's eye; reconstructed before the run, smooth; after it, slightly crisper; the change is grey but for double lines along rims and eyes.",
     format="jpeg",
 )
 
 # %% [markdown]
-# Look at the fur and the rims: a little more contrast. (The wood is too red before and after; that is the small model.) 140 steps
-# of a small judge only begin what takes a real run
-# a hundred thousand. The direction is the same: sharper, less exact.
+# The change sits on rims and around the eyes, light beside dark: contrast across edges. (The coffee is too red before and after;
+# that is the small model.) 140 steps of a small judge only begin what takes a real run a hundred thousand.
 
 # %% [markdown]
 # ## 5. What does each safeguard prevent?
@@ -427,19 +453,23 @@ show(
 # ### Isolation
 #
 # Two lines are easily forgotten, as in diffusers' example `train_autoencoderkl.py`: the discriminator is not frozen in the
-# autoencoder's step, and its gradients are not cleared before its own. What will its logits do?
+# autoencoder's step, and its gradients are not cleared before its own. What will its logits do? And is one cure enough?
 
 
 # %%
-def leaky_step(training, images):
-    """One batch, as in such scripts: a single graph, gradients cleared only after each update."""
+def leaky_step(training, images, cure=None):
+    """Both networks on one batch (that script lets them take turns); gradients are cleared only after each update."""
     (reconstruction, posterior), patchgan = training.model(images), training.patchgan
+    patchgan.requires_grad_(cure != "frozen")
     nll, adversarial = pixel_loss(reconstruction, images, "l2"), adversarial_loss(patchgan(reconstruction))
+    patchgan.requires_grad_(True)
     last_layer = training.vae.decoder.conv_out.weight
     pair = [torch.autograd.grad(term, last_layer, retain_graph=True)[0] for term in (nll, adversarial)]
     loss = nll + 1e-6 * kl_loss(posterior, images) + 0.5 * adaptive_weight(*pair) * adversarial
-    loss.backward()  # into the discriminator, too
+    loss.backward()  # into the discriminator, too, unless it is frozen
     training.optimizer.step(), training.optimizer.zero_grad()
+    if cure == "cleared":
+        training.disc_optimizer.zero_grad()
     terms = discriminator_loss(patchgan(images), patchgan(reconstruction.detach()))
     terms["disc_loss"].backward()  # added to what lies there
     training.disc_optimizer.step(), training.disc_optimizer.zero_grad()
@@ -447,40 +477,50 @@ def leaky_step(training, images):
 
 
 # %% [markdown]
-# Same seed, same batches, same start, the discriminator on from the first step; once with the package's steps, once leaking.
+# Same seed, same batches, same start, the discriminator on from the first step: with the package's steps; leaking; and ten steps
+# with each of the two lines put back.
 
 # %%
 AT_ONCE = replace(CONFIG, disc_start=0, ema=0.0)
-adaptive, kept_apart, _ = run(AT_ONCE, 50, measure=0)
-leaking = set_up(AT_ONCE, start_accelerator(AT_ONCE))
-leaked = [leaky_step(leaking, images) for images in progress(batches[:50], desc="leaking")]
+adaptive, kept_apart, adaptive_curve = run(AT_ONCE, 40)
+logs = {"kept apart": kept_apart}
+for name, cure, count in (("leaking", None, 40), ("frozen only", "frozen", 10), ("cleared only", "cleared", 10)):
+    leaking = set_up(AT_ONCE, start_accelerator(AT_ONCE))
+    logs[name] = [leaky_step(leaking, images, cure) for images in progress(batches[:count], desc=name)]
 
 # %%
 fig, axes = figure(1, 2, size=(8, 3))
-for found, style, name in ((kept_apart, "-", "kept apart"), (leaked, "--", "leaking")):
-    axes[0].plot([scalars["disc_loss"] for scalars in found], style, color=BLUE, label=name)
-    axes[1].plot([scalars["logits_fake"] for scalars in found], style, color=ORANGE, label=name)
-axes[0].set(xlabel="step", title="discriminator's loss")
-axes[1].set(xlabel="step", title="logits of reconstructions")
-axes[0].legend(), axes[1].legend()
-show(fig, alt="Kept apart, loss and logits stay near 1 and 0; leaking, both climb without end.")
+for (name, found), style in zip(logs.items(), ("-", "--", "o", "+"), strict=True):
+    for ax, key, color in zip(axes, ("disc_loss", "logits_fake"), (BLUE, ORANGE), strict=True):
+        label = f"{name}: {found[-1][key]:.2f}"
+        ax.plot([scalars[key] for scalars in found], style, color=color, fillstyle="none", label=label)
+axes[0].set(xlabel="step", title="discriminator's loss (last value)"), axes[0].legend()
+axes[1].set(xlabel="step", title="logits of reconstructions (last value)"), axes[1].legend()
+show(
+    fig,
+    alt="Kept apart, loss and logits stay near 1 and 0, and so they do with either line put back; leaking, both climb without end.",
+)
 
 # %% [markdown]
-# Can the discriminator at least still tell the two apart? Compare its logits for photographs and reconstructions at the end:
+# Either line stops it: frozen, no foreign gradient comes; cleared, none is used. Can the leaking one at least still tell photographs
+# from reconstructions? Compare its logits:
 
 # %%
+for name in ("kept apart", "frozen only", "cleared only"):
+    loss, *both = (logs[name][-1][key] for key in ("disc_loss", "logits_real", "logits_fake"))
+    assert loss < 1.1 and max(map(abs, both)) < 0.6, name
+print("kept apart, or with one line: loss below 1.1, mean logits below 0.6 in size")
+
+# %%
+leaked = logs["leaking"]
 assert sum(s["logits_fake"] - s["logits_real"] for s in leaked[-20:]) > 0
-calm, wild = (
-    [of_run[-1][key] for key in ("disc_loss", "logits_real", "logits_fake")] for of_run in (kept_apart, leaked)
-)
-assert calm[0] < 1.1 and max(map(abs, calm[1:])) < 0.6 and wild[0] > 4 and min(wild[1:]) > 7
-print("kept apart: loss below 1.1, mean logits below 0.6 in size, of photographs and reconstructions alike")
-print("leaking: loss above 4, both mean logits above 7, reconstructions above photographs")
+assert leaked[9]["disc_loss"] > 1.3 and leaked[-1]["disc_loss"] > 3 and leaked[-1]["logits_real"] > 5
+print("leaking: loss above 3, both mean logits above 5, reconstructions above photographs")
 
 # %% [markdown]
 # The discriminator has been trained to please: the adversarial gradient, ½λ times as strong, drowned what it should learn. No
-# error, no NaN. But the log shows it: a healthy hinge loss wanders about 1 (undecided), this one climbs far above, and both mean
-# logits run off together.
+# error, no NaN. But the log shows it: a healthy hinge loss stays at 1 (undecided) or below (it can tell), this one climbs far
+# above, and both mean logits run off together.
 
 # %% [markdown]
 # ### A late start
@@ -493,34 +533,39 @@ folder = tempfile.TemporaryDirectory()
 torch.manual_seed(0)
 AutoencoderKL(vae.config).save_pretrained(folder.name)
 UNTRAINED = replace(AT_ONCE, init=folder.name, lr=1e-3)
-judged, with_judge, _ = run(UNTRAINED, 70, measure=0)
-unjudged, alone, _ = run(replace(UNTRAINED, disc_start=10**6), 70, measure=0)
+_, with_judge, judged = run(UNTRAINED, 60)
+_, _, alone = run(replace(UNTRAINED, disc_start=10**6), 60)
 
 # %%
+ends = [found[-3:, 1:].mean(0) for found in (alone, judged)]
 fig, ax = figure(size=(6, 3))
-ax.semilogy(*smooth(with_judge, "pixel"), color=ORANGE, linestyle="--", label="discriminator from step 1")
-ax.semilogy(*smooth(alone, "pixel"), color=BLUE, label="without")
-ax.set(xlabel="step", ylabel="pixel loss")
-ax.legend()
-show(
-    fig,
-    alt="Pixel loss of an untrained autoencoder over 70 steps: with the discriminator it falls more slowly, and is level at the end.",
-)
+names = "discriminator from step 1", "without"
+for found, end, style, name in zip((judged, alone), ends[::-1], ("s--", "o-"), names, strict=True):
+    ax.plot(found[:, 0], found[:, 1], style, label=f"{name}: edges {end[1]:.0%} in the end")
+ax.set(xlabel="step", title=f"PSNR on held-out crops, dB; last three: {ends[1][0]:.1f} against {ends[0][0]:.1f}")
+ax.legend(loc="lower right")
+show(fig, alt="PSNR of an untrained autoencoder over 60 steps: with the discriminator it stays below the run without.")
 
 # %% [markdown]
-# Slower for the most part, and level at the end. And on the held-out crops? Is the second teacher at a loss, or is its task too
-# easy? Its own loss says: 1 is undecided, 0 is certain.
+# PSNR lower, edges stronger, as in section 4. Why is it good there and bad here? Compare the price.
+
+# %%
+assert ends[1][0] < ends[0][0] - 0.5 and ends[1][1] > ends[0][1] and price(*ends) > 2 * price(first, last)
+print("price of ten points of edges: more than twice that of section 4")
+
+# %% [markdown]
+# And it buys what would have come for nothing: pixels alone led the model at the top of this notebook to 27.7 dB *and* 53 % of the
+# edges. In section 4 they had no more to give, PSNR and edges were level; only then is a decibel well spent.
+#
+# Is the second teacher at a loss, or is its task too easy? Its own loss says: 1 is undecided, 0 is certain.
 
 # %%
 easy, hard = (sum(s["disc_loss"] for s in found) / len(found) for found in (with_judge[20:50], kept_apart[20:]))
-print("discriminator's mean loss from step 21 to 50: below 0.6; with the trained autoencoder above 0.9")
-ends = [measured(network.vae) for network in (judged, unjudged)]
-assert easy < 0.6 and hard > 0.9 and ends[0][0] < ends[1][0] - 0.5 and ends[0][1] > ends[1][1]
-print("held out, judged against alone: PSNR more than 0.5 dB lower, edges stronger")
+assert easy < 0.6 and hard > 0.9
+print("discriminator's mean loss from step 21: below 0.6; with the trained autoencoder above 0.9")
 
 # %% [markdown]
-# Telling grey smears from photographs is easy, and pixels say more exactly what is wrong with a smear. Yet the adaptive weight
-# gives that verdict half the length of the pixels' gradient: some edges early, for pixels late. So `disc_start` comes late.
+# Too easy: grey smears are no photographs, and pixels say more exactly what is wrong with them. So `disc_start` comes late.
 
 # %% [markdown]
 # ### The adaptive weight
@@ -530,49 +575,75 @@ print("held out, judged against alone: PSNR more than 0.5 dB lower, edges strong
 
 # %%
 fig, ax = figure(size=(6, 3))
-ax.semilogy(range(41, 181), weights, color=GREEN, label="adaptive, ½λ")
+ax.semilogy(range(41, 181), weights, color=GREEN, label=f"adaptive, ½λ: {weights.max():.0f} to {weights.min():.0f}")
 for constant, style in ((500, "--"), (50, "-."), (0.5, ":")):
     ax.axhline(constant, color=ORANGE, linestyle=style, label=f"constant {constant}")
 ax.set(xlabel="step", ylabel="weight", xlim=(35, 185)), ax.legend(loc=(0.02, 0.1))
-show(fig, alt="The adaptive weight falls from some 200 to some 15; 50 crosses it, 500 lies above, 0.5 far below.")
+show(fig, alt="The adaptive weight falls from some 300 to some 10; 50 crosses it, 500 lies above, 0.5 far below.")
 
 # %% [markdown]
-# In 140 steps the rule went through a factor of more than ten, crossing 50 on its way; 0.5
-# lies far below. Now 50 steps with
-# each of the larger two, the discriminator on from the first step:
+# In 140 steps the rule went through a factor of more than ten, crossing 50 on its way. Now 40 steps with each constant, the
+# discriminator on from the first step, beside the adaptive run above. How would you tell good from bad: by PSNR, or by edges?
 
 # %%
-quality = {"adaptive": measured(adaptive.vae)[0]}
-for constant in (50, 500):
-    loud, _, _ = run(replace(AT_ONCE, adaptive=False, disc_weight=float(constant)), 50, measure=0)
-    quality[constant] = measured(loud.vae)[0]
-assert abs(quality[50] - quality["adaptive"]) < 0.2 and quality[500] < quality["adaptive"] - 0.7
-print("PSNR against the adaptive run's: constant 50 within 0.2 dB, constant 500 more than 0.7 dB lower")
+curves = {"adaptive": adaptive_curve}
+for constant in (0.5, 50, 500):
+    _, _, curves[constant] = run(replace(AT_ONCE, adaptive=False, disc_weight=float(constant)), 40)
+ends = {name: found[-2:, 1:].mean(0) for name, found in curves.items()}
+
+# %%
+fig, ax = figure(size=(7, 4))
+ax.plot(curve[:, 2], curve[:, 1], "o", color=GREY, markersize=4, label="section 4, 180 steps")
+for (name, found), style in zip(curves.items(), ("s-", "^:", "v-.", "D--"), strict=True):
+    label = f"{name}: {ends[name][0]:.1f} dB, {ends[name][1]:.0%}"
+    ax.plot(found[:, 2], found[:, 1], style, markersize=4, label=label)
+ax.set(
+    xlabel="edges, relative to the originals'",
+    ylabel="PSNR, dB",
+    title="40 steps each (legend: mean of the last two points)",
+)
+ax.legend()
+show(
+    fig,
+    alt="PSNR against edges: adaptive and 50 stay in the band of section 4's points, 0.5 at its beginning; 500 runs below it, and downwards.",
+)
 
 # %% [markdown]
-# 50 does as well here as the rule: a constant *can* be found, by trying. 500, above the rule's own peak, costs most of a
-# decibel. What the rule saves is the search.
+# By PSNR alone 0.5 would do, by edges alone 500. What counts is one *for* the other. 0.5 buys nothing, it is not heard. 500 gets
+# edges that section 4 got too, and pays more decibels for them.
+
+# %%
+assert (curves[0.5][:3, 1:] - curve[:3, 1:3]).abs().max() < 0.1  # section 4 before its start
+assert price(ends[0.5], ends[500]) > 1.5 * price(first, last) and ends[500][0] < ends["adaptive"][0] - 0.4
+assert (ends[50][0] - ends["adaptive"][0]).abs() < 0.6  # the spread of single measurements in section 4
+print("0.5: as without a discriminator. 500: ten points of edges cost more than 1.5 times section 4's price")
+print("50 against adaptive: nearer than two neighbouring measurements may be (0.6 dB)")
+
+# %% [markdown]
+# 50 and the rule cannot be told apart in 40 steps of one seed: a constant *can* be found, by trying. What the rule saves is the
+# search.
 #
 # Does it have to be made again? Take the same loss in other units, each term averaged over an image's 3,072 values
 # (`reduction="mean"`), with the same `disc_weight` of 0.5:
 
 # %%
-other, other_log, _ = run(replace(AT_ONCE, reduction="mean"), 50, measure=0)
+_, other_log, other = run(replace(AT_ONCE, reduction="mean"), 20)
 first_weights = [sum(s["adversarial_weight"] for s in of_run[:20]) / 20 for of_run in (kept_apart, other_log)]
 assert first_weights[0] > 100 and first_weights[1] < 0.1
 print("mean ½λ of the first 20 steps: summed > 100, averaged < 0.1")
-assert abs(measured(other.vae)[0] - quality["adaptive"]) < 0.2
-print("PSNR: within 0.2 dB of the run with sums")
+assert (other[-1, 1] - adaptive_curve[1, 1]).abs() < 0.2
+print("PSNR after step 20: within 0.2 dB of the run with sums")
 
 # %% [markdown]
-# The rule's weights are a thousand times smaller and more, PSNR is as before: the ratio of gradients travels. A constant has to be
-# found again, with every change of loss, model or resolution.
+# The rule's weights are a thousand times smaller and more, and the run goes as before: the ratio of gradients travels. A constant
+# has to be found again when the units change.
 
 # %% [markdown]
 # ## 6. Which weights do you keep?
 #
 # Every step jumps a little to one side of where the run is heading, and the last weights are one such jump. A running average
-# keeps 0.9 of itself and takes 0.1 of each new jump. With jumps of spread 1, what is left in it?
+# keeps 0.9 of itself and takes 0.1 of each new jump. With jumps of spread 1, what is left? Its variance stays v = 0.9² v + 0.1², so
+# v = 0.01 / 0.19 = 0.1 / 1.9.
 
 # %%
 torch.manual_seed(0)
@@ -617,12 +688,8 @@ def ema_update(averages, weights, n, decay=0.9999):
 ema_update = check("08.4", ema_update)
 
 # %%
-n = torch.arange(1, 100_001)
-fig, ax = figure(size=(6, 3))
-ax.loglog(n, 1 - ((1 + n.double()) / (10 + n)).clamp(max=0.9999), color=BLUE)
-ax.set(xlabel="update n", ylabel="share 1 - d of the new weights")
-show(fig, alt="The share of the new weights falls from 0.82 in the first update to 0.0001 near update 90,000.")
-assert min(0.9999, 2 / 11) < 0.19 and (1 + 89_990) / (10 + 89_990) >= 0.9999 - 1e-9
+for n in (1, 10, 100, 10_000, 90_000):
+    print(f"update {n:6,}: share of the new weights {1 - min(0.9999, (1 + n) / (10 + n)):.2g}")
 
 # %% [markdown]
 # With a decay of 0.9999 the warm-up lasts 90,000 updates: shorter runs never reach it. The run of section 4 kept an average too, by
@@ -657,7 +724,7 @@ print(f"learning rate {base * batch * accumulate * processes:.3g}")
 
 # %% [markdown]
 # Whoever copies 4.5e-6 without the rule trains at a 24th of the rate. In `bfloat16` it is worse: 8 bits of precision, so a weight
-# near 1 moves in steps of 0.004 to 0.008. How many weights move at all in 100 steps at this rate, all in one direction?
+# near 1 moves in steps of 0.004 to 0.008. How many weights move at all in 100 steps at 4.5e-6, all in one direction?
 
 # %%
 for dtype in (torch.float32, torch.bfloat16):
@@ -752,16 +819,21 @@ with torch.no_grad():
         tensor.copy_(weights_alone[name])
 make(from_weights, 4, 6)
 
+
 # %%
-for name, training in {"everything": resumed, "weights alone": from_weights}.items():
+def gap(training):
     pairs = zip(networks(unbroken).values(), networks(training).values(), strict=True)
-    print(f"{name}: every bit the same as without a break: {all(torch.equal(a, b) for a, b in pairs)}")
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+print("everything: largest |Δ| after two steps", gap(resumed))
+assert gap(from_weights) > SHORT.lr / 2
+print(f"weights alone: largest |Δ| more than half the learning rate of {SHORT.lr:g}")
 folder.cleanup()
 
 # %% [markdown]
-# To the bit, or not at all. Adam without its memory begins with steps of full length in every direction, and the posterior draws
-# other noise. (A checkpoint is written aside and then renamed,
-# `klvae_edu.training.state`, so that a run killed meanwhile keeps its last.)
+# To the bit, or as far off as a step is long. Here three things are missing at once: Adam's memory, without which it begins with
+# steps of full length in every direction; the random numbers, so that the posterior draws other noise; and the step.
 
 # %% [markdown]
 # All of this is one command. From the folder of the course:
@@ -780,21 +852,22 @@ folder.cleanup()
 #
 # 1. Two networks, two optimisers, one batch: neither step may leave a gradient in the other's network.
 # 2. Gradients at the reconstruction, each loss once; λ from them; their sum goes back in one pass.
-# 3. After the discriminator's start PSNR falls while edges come back: that is the trade.
-# 4. Undetached and uncleared, the discriminator learns to be fooled; from the first step it costs PSNR; with a constant weight its loudness is a matter of luck.
+# 3. After the discriminator's start PSNR falls while edges come back: that is the trade, and its price in decibels tells good from bad.
+# 4. Unfrozen *and* uncleared, the discriminator learns to be fooled; from the first step it sells dear what pixels give for nothing; a constant weight has to be searched for.
 # 5. A run that goes on needs weights, both optimisers, average, random numbers and the step.
 #
 # ### Check yourself
 #
 # <details><summary>Your log shows a discriminator's hinge loss of 3, and rising. Where do you look?</summary>
 #
-# A healthy loss wanders about 1; well above and rising is a fault. Compare both mean logits: if they run off together, one common
+# A healthy loss is at 1 or below; well above and rising is a fault. Compare both mean logits: if they run off together, one common
 # cause is the other's gradient: is it frozen in the autoencoder's step, are its gradients cleared before its own?
 # </details>
 #
 # <details><summary>After disc_start the PSNR has fallen by half a decibel. Do you stop?</summary>
 #
-# No. Look at pictures and at the edges: an invented edge beside the true one costs squared error. Stop if they get worse too.
+# No. Look at pictures and at the edges: an invented edge beside the true one costs squared error. Stop if PSNR goes on falling while
+# the edges no longer rise, or rise above 100 %.
 # </details>
 #
 # <details><summary>Why is the surrogate's value of no use in the log?</summary>

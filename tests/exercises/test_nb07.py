@@ -176,6 +176,22 @@ class NetWithoutLastBias(nb07.NLayerDiscriminator):
         self.main[-1] = nn.Conv2d(self.main[-1].in_channels, 1, 4, 1, 1, bias=False)
 
 
+class NetOfNestedLists(nn.Module):
+    def __init__(self, in_channels=3, num_filters=64, num_layers=3):
+        super().__init__()
+        layers = [nn.Conv2d(in_channels, num_filters, 4, 2, 1), nn.LeakyReLU(0.2)]
+        width = num_filters
+        for n in range(1, num_layers + 1):
+            before, width = width, num_filters * min(2**n, 8)
+            conv = nn.Conv2d(before, width, 4, 2 if n < num_layers else 1, 1, bias=False)
+            layers.append([conv, nn.BatchNorm2d(width), nn.LeakyReLU(0.2)])
+        layers.append(nn.Conv2d(width, 1, 4, 1, 1))
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, images):
+        return self.main(images)
+
+
 @verdicts("07.1", [NetRaises, NetGaps])
 def test_a_blank_discriminator_is_not_attempted(answer):
     assert_blank("07.1", answer)
@@ -187,6 +203,10 @@ def test_a_blank_discriminator_is_not_attempted(answer):
         ("gap `...` is still open", NetHalf),
         ("gap `...` is still open (forward)", NetWithoutForward),
         ("have a bias, which the norm takes away", named("biased", pix2pix(bias=True))),
+        ("have a bias, which the norm takes away", named("biased_uncapped", pix2pix(bias=True, cap=10**6))),
+        ("and the widths go on doubling", named("uncapped_biased", pix2pix(bias=True, cap=10**6))),
+        ("and there is one middle convolution too many", named("longer_biased", pix2pix(bias=True, more=1))),
+        ("a list among the layers", NetOfNestedLists),
         ("the first convolution has no bias", NetWithoutFirstBias),
         ("the last convolution has no bias", NetWithoutLastBias),
         ("a norm after the first convolution", named("normed_first", pix2pix(first_norm=True))),
@@ -602,6 +622,24 @@ def loss_as_a_number(logits_real, logits_fake, kind):
     return loss_by_max(logits_real, logits_fake, kind).item()
 
 
+def loss_with_the_sign_of_vanilla_only(logits_real, logits_fake, kind):
+    if kind == "hinge":
+        return loss_by_max(logits_real, logits_fake, kind)
+    return (F.softplus(logits_real).mean() + F.softplus(logits_fake).mean()) / 2
+
+
+def loss_with_the_sign_of_hinge_only(logits_real, logits_fake, kind):
+    if kind == "vanilla":
+        return loss_by_max(logits_real, logits_fake, kind)
+    return 0.5 * torch.relu(1 - logits_real).mean() + 0.5 * torch.relu(1 - logits_fake).mean()
+
+
+def loss_by_log_of_exp(logits_real, logits_fake, kind):
+    if kind == "hinge":
+        return loss_by_max(logits_real, logits_fake, kind)
+    return 0.5 * (torch.log1p(torch.exp(-logits_real)).mean() + torch.log1p(torch.exp(logits_fake)).mean())
+
+
 @verdicts("07.3", [loss_raises, loss_gaps])
 def test_a_blank_loss_is_not_attempted(answer):
     assert_blank("07.3", answer)
@@ -612,7 +650,10 @@ def test_a_blank_loss_is_not_attempted(answer):
     [
         ("gap `...` is still open", loss_half),
         ("½ is missing", loss_without_half),
-        ("½ is missing", loss_without_half_in_vanilla),
+        ("vanilla: the factor ½ is missing", loss_without_half_in_vanilla),
+        ("vanilla: images are treated like reconstructions", loss_with_the_sign_of_vanilla_only),
+        ("hinge: reconstructions are treated like images", loss_with_the_sign_of_hinge_only),
+        ("vanilla: infinite from 89 on", loss_by_log_of_exp),
         ("sigmoid is taken twice", loss_with_sigmoid_twice),
         ("binary_cross_entropy takes probabilities", loss_with_plain_bce),
         ("signs are exchanged", loss_with_labels_exchanged),
@@ -645,7 +686,7 @@ def loss_by_max(logits_real, logits_fake, kind):
     if kind == "hinge":
         real, fake = (1 - logits_real).clamp(min=0), torch.maximum(1 + logits_fake, torch.zeros_like(logits_fake))
     else:
-        real, fake = torch.log1p(torch.exp(-logits_real)), -F.logsigmoid(-logits_fake)
+        real, fake = torch.logaddexp(-logits_real, torch.zeros_like(logits_real)), -F.logsigmoid(-logits_fake)
     return (real.mean() + fake.mean()) / 2
 
 
@@ -783,6 +824,7 @@ def test_a_blank_weight_is_not_attempted(answer):
         ("another number than 1e-4", weight_with_another_epsilon),
         ("as from min(ratio, limit)", weight_by_min),
         ("a tensor's clamp(max=limit)", weight_as_a_number),
+        ("wait for the device", weight_as_a_number),
         ("changes its input nll_gradient", weight_that_changes_its_input),
     ],
 )
@@ -962,6 +1004,24 @@ def step_that_detaches_in_place(discriminator, optimizer, images, reconstruction
     return loss
 
 
+def step_with_a_frozen_discriminator(discriminator, optimizer, images, reconstructions):
+    for parameter in discriminator.parameters():
+        parameter.requires_grad = False
+    loss = hinge(discriminator(images), discriminator(reconstructions.detach()))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def step_of_wasserstein(discriminator, optimizer, images, reconstructions):
+    optimizer.zero_grad()
+    loss = -(discriminator(images).mean() - discriminator(reconstructions.detach()).mean())
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
 def step_without_return(discriminator, optimizer, images, reconstructions):
     step_by_hand(discriminator, optimizer, images, reconstructions)
 
@@ -985,6 +1045,8 @@ def test_a_blank_step_is_not_attempted(answer):
         ("the reconstructions teach it nothing", step_of_logits_detached),
         ("the reconstructions teach it nothing", step_of_fakes_without_grad),
         ("under no_grad", step_without_any_graph),
+        ("the discriminator is frozen", step_with_a_frozen_discriminator),
+        ("Wasserstein", step_of_wasserstein),
         ("share a batch", step_in_one_batch),
         ("exchanged in the loss", step_with_arguments_exchanged),
         ("vanilla", step_with_vanilla),

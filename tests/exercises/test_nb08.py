@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import random
 
 import pytest
 import torch
@@ -261,6 +262,64 @@ def step_returning_nothing(vae, discriminator, optimizer, images, disc_weight=0.
     step_returning_the_graph(vae, discriminator, optimizer, images, disc_weight, kl_weight)
 
 
+def step_without_sample(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
+    posterior = vae.encode(images).latent_dist
+    reconstruction = vae.decode(posterior.sample())
+    return pixel_loss(reconstruction, images, "l2")
+
+
+def step_judging_before_sample(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
+    reconstruction = vae.decode(vae.encode(images).latent_dist.sample())
+    return adversarial_loss(discriminator(reconstruction))
+
+
+def step_without_latent_dist(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
+    posterior = vae.encode(images)
+    return vae.decode(posterior.sample()).sample
+
+
+def step_weighing_with(weigh):
+    def step(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
+        reconstruction, nll, kl, adversarial = losses_of(vae, discriminator, images)
+        weight = weigh(nll, adversarial, vae.decoder.conv_out, disc_weight)
+        optimizer.zero_grad()
+        (nll + kl_weight * kl + weight * adversarial).backward()
+        optimizer.step()
+        return reconstruction.detach()
+
+    step.__name__ = weigh.__name__
+    return step
+
+
+def weight_from_losses(nll, adversarial, layer, disc_weight):
+    return disc_weight * adaptive_weight(nll, adversarial)
+
+
+def weight_from_losses_and_layer(nll, adversarial, layer, disc_weight):
+    return disc_weight * adaptive_weight(nll, adversarial, layer.weight)
+
+
+def weight_from_tuples(nll, adversarial, layer, disc_weight):
+    a = torch.autograd.grad(nll, layer.weight, retain_graph=True)
+    b = torch.autograd.grad(adversarial, layer.weight, retain_graph=True)
+    return disc_weight * adaptive_weight(a, b)
+
+
+def weight_at_the_layer_itself(nll, adversarial, layer, disc_weight):
+    a, b = (torch.autograd.grad(loss, layer, retain_graph=True)[0] for loss in (nll, adversarial))
+    return disc_weight * adaptive_weight(a, b)
+
+
+def weight_limited(nll, adversarial, layer, disc_weight):
+    a, b = (torch.autograd.grad(loss, layer.weight, retain_graph=True)[0] for loss in (nll, adversarial))
+    return adaptive_weight(a, b, disc_weight)
+
+
+def weight_limited_and_multiplied(nll, adversarial, layer, disc_weight):
+    a, b = (torch.autograd.grad(loss, layer.weight, retain_graph=True)[0] for loss in (nll, adversarial))
+    return disc_weight * adaptive_weight(a, b, limit=disc_weight)
+
+
 def step_with_a_surrogate(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
     posterior = vae.encode(images).latent_dist
     reconstruction = vae.decode(posterior.sample()).sample
@@ -333,6 +392,15 @@ def test_a_half_written_step_has_an_open_gap():
         ("retain_graph=True in both", step_freeing_the_graph_at_the_second),
         ("disc_weight is a fixed number", step_with_a_fixed_half),
         ("is a return missing", step_returning_nothing),
+        ("take its .sample", step_without_sample),
+        ("take its .sample", step_judging_before_sample),
+        ("take its .latent_dist", step_without_latent_dist),
+        ("a ratio of the losses", step_weighing_with(weight_from_losses)),
+        ("takes two gradients and nothing else", step_weighing_with(weight_from_losses_and_layer)),
+        ("take its [0]", step_weighing_with(weight_from_tuples)),
+        ("take the convolution's .weight", step_weighing_with(weight_at_the_layer_itself)),
+        ("or cut off at disc_weight", step_weighing_with(weight_limited)),
+        ("is cut off at disc_weight", step_weighing_with(weight_limited_and_multiplied)),
     ],
 )
 def test_a_wrong_step_is_named(keyword, answer):
@@ -459,6 +527,22 @@ def surrogate_computing_twice(reconstruction, losses, weights):
     return (reconstruction * combined(reconstruction, losses, weights)).sum()
 
 
+def surrogate_with_a_tuple(reconstruction, losses, weights):
+    leaf = reconstruction.detach().requires_grad_()
+    gradient = torch.zeros_like(leaf)
+    for loss, weight in zip(losses, weights, strict=True):
+        gradient += weight * torch.autograd.grad(loss(leaf), leaf)
+    return (reconstruction * gradient).sum()
+
+
+def surrogate_adding_a_tuple(reconstruction, losses, weights):
+    leaf = reconstruction.detach().requires_grad_()
+    gradient = torch.zeros_like(leaf)
+    for loss, weight in zip(losses, weights, strict=True):
+        gradient = gradient + torch.autograd.grad(weight * loss(leaf), leaf)
+    return (reconstruction * gradient).sum()
+
+
 def surrogate_returning_the_gradient(reconstruction, losses, weights):
     return combined(reconstruction, losses, weights)
 
@@ -511,6 +595,8 @@ def test_a_half_written_surrogate_has_an_open_gap():
         ("runs through the losses in the backward pass", surrogate_plain_sum),
         ("computed 2 times", surrogate_computing_twice),
         ("no gradient reaches the autoencoder", surrogate_returning_the_gradient),
+        ("take its [0]", surrogate_with_a_tuple),
+        ("take its [0]", surrogate_adding_a_tuple),
     ],
 )
 def test_a_wrong_surrogate_is_named(keyword, answer):
@@ -587,6 +673,20 @@ def order_exchanged(step, images, generator_step, discriminator_step, disc_start
     return reconstructions
 
 
+def order_judging_the_images_twice(step, images, generator_step, discriminator_step, disc_start, disc_warmup):
+    reconstructions = generator_step(images, step > disc_start)
+    if step > disc_start - disc_warmup:
+        discriminator_step(images, images)
+    return reconstructions
+
+
+def order_judging_the_reconstructions_twice(step, images, generator_step, discriminator_step, disc_start, disc_warmup):
+    reconstructions = generator_step(images, step > disc_start)
+    if step > disc_start - disc_warmup:
+        discriminator_step(reconstructions, reconstructions)
+    return reconstructions
+
+
 def order_generating_twice(step, images, generator_step, discriminator_step, disc_start, disc_warmup):
     reconstructions = generator_step(images, step > disc_start)
     if step > disc_start - disc_warmup:
@@ -645,6 +745,8 @@ def test_a_half_written_order_says_which_gap_is_open():
         ("warm-up is added", order_warmup_added),
         ("trained from the first step on", order_always),
         ("exchanged in discriminator_step", order_exchanged),
+        ("gets the images twice", order_judging_the_images_twice),
+        ("on something else", order_judging_the_reconstructions_twice),
         ("makes two steps on one batch", order_generating_twice),
         ("in step 4, with disc_start=4", order_in_turns),
         ("not the reconstructions", order_returning_the_images),
@@ -898,6 +1000,22 @@ def snapshot_of_objects(run):
     return {**snapshot_by_copies(run), "model": copy.deepcopy(run.model)}
 
 
+def snapshot_of_the_optimizer_object(run):
+    return {**snapshot_by_copies(run), "optimizer": copy.deepcopy(run.optimizer)}
+
+
+def snapshot_without_random_numbers(run):
+    return {**snapshot_by_copies(run), "random": None}
+
+
+def snapshot_of_pythons_random_numbers(run):
+    return {**snapshot_by_copies(run), "random": random.getstate()}
+
+
+def snapshot_of_no_optimizer(run):
+    return {**snapshot_by_copies(run), "optimizer": None}
+
+
 def snapshot_drawing(run):
     return {**snapshot_by_copies(run), "random": torch.get_rng_state() if torch.rand(1) < 2 else None}
 
@@ -966,6 +1084,10 @@ def test_a_half_written_snapshot_says_which_gap_is_open():
         ("a copy of a dictionary only", snapshot_with_a_shallow_optimizer),
         ('under "average" lie the model', snapshot_of_the_model_twice),
         ("whole objects are kept", snapshot_of_objects),
+        ("under 'optimizer' lies the whole object", snapshot_of_the_optimizer_object),
+        ("torch.get_rng_state() gives", snapshot_without_random_numbers),
+        ("torch.get_rng_state() gives", snapshot_of_pythons_random_numbers),
+        ("a part is None", snapshot_of_no_optimizer),
         ("draws a random number", snapshot_drawing),
         ("keep run.step as it is", snapshot_one_step_ahead),
         ("keep run.step as it is", snapshot_from_step_zero),
