@@ -64,7 +64,13 @@ class TestEnvironment:
         assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
         tested = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
         groups = PROJECT["project"]["optional-dependencies"]
-        for text in [*PROJECT["project"]["dependencies"], *groups["notebooks"], *groups["course"], *groups["test"], *groups["lint"]]:
+        for text in [
+            *PROJECT["project"]["dependencies"],
+            *groups["notebooks"],
+            *groups["course"],
+            *groups["test"],
+            *groups["lint"],
+        ]:
             wanted = Requirement(text)
             if wanted.name != "setuptools":  # comes with the environment
                 assert wanted.specifier.contains(tested[canonicalize_name(wanted.name)]), text

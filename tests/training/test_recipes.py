@@ -22,7 +22,7 @@ from klvae_edu.discriminator import NLayerDiscriminator, receptive_field, smalle
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.recipes import FOLDER, YOUR_IMAGES, about, load_recipe, recipe_names
 
-NAMES = ["kl-f8-openimages", "mini", "sd-vae-finetune"]
+NAMES = ["kl-f8-openimages", "mini", "mini-release", "sd-vae-finetune"]
 
 
 def file(tmp_path: Path, text: str, name: str = "mine.yaml") -> Path:
@@ -130,6 +130,20 @@ def test_what_the_comments_say_of_mini_is_so() -> None:
     assert round(config.steps * config.warmup) == 120
 
 
+def test_the_bundled_model_is_trained_on_what_comes_with_the_package_alone() -> None:
+    config = load_recipe("mini-release")
+    assert (config.preset, config.init, config.data, config.perceptual_weight) == (
+        "kl-f8-mini",
+        None,
+        "photos+dead-leaves",
+        0,
+    )
+    assert config.steps * config.batch_size == 192_000 and round(config.warmup * config.steps) == 480
+    assert config.disc_start % config.save_every == 0 and config.disc_start < config.steps
+    assert config.steps - config.keep * config.save_every < config.disc_start  # its checkpoint is still there
+    assert AutoencoderKL.from_preset(config.preset).num_parameters() == 2_059_287
+
+
 def flops(build: Callable[[], nn.Module], call: Callable[[nn.Module], object]) -> float:
     """Floating-point operations of a call, two for a multiplication and addition; nothing is computed."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -168,6 +182,10 @@ def test_the_costs_in_the_comments_are_counted() -> None:
 
     small, lpips = 3 * sum(halves("mini", 64)), lpips / 16
     assert (f"{small / 1e9:.1f}", f"{lpips / 1e9:.1f}", f"{48_000 * small / 1e15:.2f}") == ("4.8", "7.5", "0.23")
+    release = 3 * sum(halves("kl-f8-mini", 64))
+    assert (f"{release / 1e9:.1f}", f"{192_000 * release / 1e15:.2f}") == ("3.0", "0.57")
+    for words in ("192,000 crops", "3.0 GFLOP each", "0.57 PFLOP"):
+        assert words in about("mini-release").replace("\n", " ")
     for words in ("48,000 crops", "4.8 GFLOP each", "0.23 PFLOP", "7.5 GFLOP more"):
         assert words in about("mini").replace("\n", " ")
 
@@ -235,7 +253,7 @@ def test_the_names_of_the_package_win_over_files_of_that_name(tmp_path: Path, mo
 def test_an_unknown_name_is_an_error_that_lists_the_recipes(name: str, hint: str) -> None:
     with pytest.raises(ValueError) as error:
         load_recipe(name)
-    names = "kl-f8-openimages, mini, sd-vae-finetune"
+    names = "kl-f8-openimages, mini, mini-release, sd-vae-finetune"
     assert str(error.value) == f"there is no recipe {name!r}; {hint} {names}, and YAML files of your own"
 
 
