@@ -12,7 +12,7 @@ import pytest
 import release_model
 import torch
 from PIL import Image
-from release_model import AFTER, BEFORE, CROPS, MODEL, PCA, TOLD, averaged_at, card, release
+from release_model import AFTER, BEFORE, CROPS, MODEL, PCA, averaged_at, card, release
 from safetensors import safe_open
 
 from klvae_edu import AutoencoderKL
@@ -67,7 +67,6 @@ class TestTheBundledModel:
     def test_has_a_card_that_says_what_was_measured(self, vae: AutoencoderKL, values: dict) -> None:
         text = (MODEL / "README.md").read_text(encoding="utf-8")
         assert text == card(vae, values)
-        assert {name: values["trained"][name] for name in TOLD} == {name: getattr(CONFIG, name) for name in TOLD}
 
 
 @pytest.fixture(scope="module")

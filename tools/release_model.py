@@ -40,7 +40,16 @@ HELD_OUT = 64  # crops of the photographs that are held out
 CROPS = 8  # of each photograph from outside
 MEASURED = 256  # training crops behind the scaling factor
 PCA_CROPS = 2048  # training crops behind patch-PCA
-TOLD = ("steps", "batch_size", "size", "disc_start", "disc_layers", "kl_weight", "ema")  # settings that the card tells
+TOLD = (
+    "steps",
+    "batch_size",
+    "size",
+    "disc_start",
+    "disc_layers",
+    "kl_weight",
+    "ema",
+    "recolour",
+)  # settings that the card tells
 BEFORE, AFTER, PCA = "before the discriminator", "kl-f8-mini", "patch-PCA"
 AVERAGE = "average.module."  # of a checkpoint's names: the averaged weights
 
@@ -58,13 +67,15 @@ diffusers reads the folder as well, with `AutoencoderKL.from_pretrained`.
 
 ## How it was made
 
-`klvae train mini-release`, then `python tools/release_model.py`: one run of {steps:,} steps with {batch_size} crops of
-{size} × {size} pixels each, in turns of procedural images (dead leaves) and of the seven photographs inside
-scikit-image that the project trains on (LICENSES/sample-photographs.md). Nothing else was shown to it, and nothing was
-downloaded. The settings and their reasons are in `klvae_edu/training/recipes/mini-release.yaml`.{cut}
+    {command}
+    python tools/release_model.py {out} --step {step}
 
-* First {disc_start:,} steps on squared error + {kl_weight:g} · KL (both summed over an image), then {rest:,} more with
-  a PatchGAN of {disc_layers} layers and the adaptive weight as well.
+{step:,} steps with {batch_size} crops of {size} × {size} pixels each, in turns of procedural images (dead leaves) and
+of the seven photographs inside scikit-image that the project trains on (LICENSES/sample-photographs.md). Nothing else
+was shown to it, and nothing was downloaded. The settings and their reasons are in
+`klvae_edu/training/recipes/mini-release.yaml`.
+
+* {stages}
 * **No perceptual loss**: LPIPS needs the weights of VGG16, which were not at hand where it was trained. It is therefore
   blurrier, and paints texture less well, than a model of this size could.
 * The weights are averages of the trained ones (decay {ema:g}).
@@ -73,8 +84,7 @@ downloaded. The settings and their reasons are in `klvae_edu/training/recipes/mi
 ## How good it is
 
 {figures}
-The first stage is what squared error asks for: a higher PSNR, and soft. The discriminator trades some of it for
-texture.
+{reading}
 
 ## Its latents
 
@@ -86,10 +96,22 @@ posterior's own standard deviation, the noise, is {noise:.3f} on average.
 
 * Faces, text and fine regular patterns: what it has not seen in seven photographs and in dead leaves, it paints as
   texture.
-* Colours that are rare in natural scenes come out paler.
+* {colours}
 * It is no replacement for Stable Diffusion's autoencoder, which has forty times as many parameters and was trained on
   millions of photographs, and it does not understand that one's latents.
 """
+
+ONE_STAGE = (
+    """Squared error + {kl_weight:g} · KL (both summed over an image) alone. It has not met a discriminator yet."""
+)
+TWO_STAGES = """First {disc_start:,} steps on squared error + {kl_weight:g} · KL (both summed over an image), then
+  {rest:,} more with a PatchGAN of {disc_layers} layers and the adaptive weight as well."""
+ONE_READING = """This is what squared error asks for: a high PSNR, and soft."""
+TWO_READINGS = """The first stage is what squared error asks for: a higher PSNR, and soft. The discriminator trades some
+of it for texture."""
+FEW_COLOURS = """Green and yellow: the seven photographs have next to none, so meadows come out brown and yellow flowers
+  orange. The recipe has since been given `recolour`; weights trained with it are to follow."""
+RARE_COLOURS = """Colours that are rare in natural scenes."""
 
 
 def main() -> None:
@@ -115,16 +137,19 @@ def release(
     scaled.load_state_dict(trained.state_dict())
     scaled.save_pretrained(to)
     after = AutoencoderKL.from_pretrained(to, dtype=torch.float32).eval()  # as everybody will have it
-    before = averaged_at(run, config.disc_start, after)
+    models = {AFTER: after}
+    if step > config.disc_start:
+        models = {BEFORE: averaged_at(run, config.disc_start, after)} | models
     data: dict[str, EvaluationData] = {"held out": evaluation_data("photos", SIDE, count=held_out)}
     if outside is not None:
         data["from outside"] = OutsideCrops(outside)
-    results = {name: measured(config, {BEFORE: before, AFTER: after}, images) for name, images in data.items()}
+    results = {name: measured(config, models, images) for name, images in data.items()}
     values: dict[str, Any] = {name: result.to_dict() for name, result in results.items()}
     values["latents"] = {"std": found.overall_std, "channels": found.std.tolist(), "noise": noise, "crops": MEASURED}
     values["trained"] = {name: getattr(config, name) for name in TOLD} | {
         "step": step,
         "hours": hours(run, config, step),
+        "command": config.command(out=Path("run"), resume=None, device=None),
     }
     (to / "evaluation.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     (to / "README.md").write_text(card(after, values), encoding="utf-8")
@@ -198,13 +223,15 @@ def card(vae: AutoencoderKL, values: dict[str, Any]) -> str:
     figures = "\n".join(_table(values[name]) for name in ("held out", "from outside") if name in values)
     latents = values["latents"]
     trained = values["trained"]
-    cut = "" if trained["step"] == trained["steps"] else f" The weights are those after step {trained['step']:,}."
+    last, start = trained["step"], trained["disc_start"]
     return CARD.format(
         **trained,
-        cut=cut,
+        out="run",
+        stages=(ONE_STAGE if last <= start else TWO_STAGES).format(**trained, rest=last - start),
+        colours=RARE_COLOURS if trained["recolour"] else FEW_COLOURS,
+        reading=ONE_READING if last <= start else TWO_READINGS,
         parameters=vae.num_parameters(),
         megabytes=2 * vae.num_parameters() / 1e6,
-        rest=trained["step"] - trained["disc_start"],
         figures=figures,
         measured=values["latents"]["crops"],
         std=latents["std"],

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from klvae_edu.data.crops import NAMES_IN_REPORT, IndexedImages
 
-STRONGEST = 2.0  # times the saturation, or one over that
+PALEST, STRONGEST = 0.5, 4.0  # times the saturation, uniform in its logarithm: flowers are far from a studio's colours
 
 
 class Recoloured(IndexedImages):
@@ -28,7 +28,7 @@ class Recoloured(IndexedImages):
         rng = np.random.default_rng((self.seed, index, 1))  # not the crop's own
         if rng.random() >= self.share:
             return image
-        return recolour(image, rng.uniform(0, 2 * math.pi), STRONGEST ** rng.uniform(-1, 1))
+        return recolour(image, rng.uniform(0, 2 * math.pi), PALEST * (STRONGEST / PALEST) ** rng.random())
 
     def report(self, limit: int | None = NAMES_IN_REPORT) -> str | None:
         return self.images.report(limit)

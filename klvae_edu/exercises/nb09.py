@@ -591,10 +591,6 @@ _VALUES = (
             lambda z, e: 0.5 * F.mse_loss(z, e.detach()),
         )
     ),
-    (
-        "the losses are those of the straight-through result, which is detached: compare z and the nearest vectors",
-        _losses(codebook_loss=lambda z, e: 0 * F.mse_loss(e, z), commitment_loss=lambda z, e: 0 * F.mse_loss(e, z)),
-    ),
     # by its exception
     (
         "torch.cdist needs the vectors in rows: permute z to (B, h, w, C), then flatten to (B·h·w, C)",
@@ -638,6 +634,10 @@ _GRADIENTS = (
     (
         "both losses move z alone: in the codebook loss detach z",
         _losses(codebook_loss=lambda z, e: F.mse_loss(z, e.detach())),
+    ),
+    (
+        "the codebook loss is taken of the straight-through result, whose gradient is z's: take the nearest vectors",
+        _losses(codebook_loss=lambda z, e: F.mse_loss(z + (e - z).detach(), z.detach())),
     ),
     *(
         (

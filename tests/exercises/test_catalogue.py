@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from klvae_edu.exercises import EXERCISES, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb10
+from klvae_edu.exercises import EXERCISES, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.losses import vae_loss
 
@@ -47,6 +47,11 @@ MISTAKES = {
     "08.3": nb08.SCHEDULE_MISTAKES,
     "08.4": nb08.EMA_MISTAKES,
     "08.5": nb08.SNAPSHOT_MISTAKES,
+    "09.1": nb09.PSNR_MISTAKES,
+    "09.2": nb09.SSIM_MISTAKES,
+    "09.3": nb09.FRECHET_MISTAKES,
+    "09.4": nb09.COMPRESSION_MISTAKES,
+    "09.5": nb09.VQ_MISTAKES,
     "10.1": nb10.STATISTICS_MISTAKES,
     "10.2": nb10.PREVIEW_MISTAKES,
     "10.3": nb10.TEMPERATURE_MISTAKES,
@@ -56,7 +61,7 @@ MISTAKES = {
 
 
 def test_the_catalogue_is_in_order_and_complete():
-    numbers = {"01": 4, "02": 4, "03": 4, "04": 5, "05": 5, "06": 5, "07": 5, "08": 5, "10": 5}
+    numbers = {"01": 4, "02": 4, "03": 4, "04": 5, "05": 5, "06": 5, "07": 5, "08": 5, "09": 5, "10": 5}
     assert list(EXERCISES) == [f"{nb}.{number}" for nb, count in numbers.items() for number in range(1, count + 1)]
 
 
