@@ -52,7 +52,7 @@ def channels(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
 
     controls: dict[str, Slider | Choice] = {
         "channel": Choice("Channel", range(count)),
-        "shift": Slider("Shift", -3, 3, 0.1, 1.5),  # not 0: the channels differ at first sight
+        "shift": Slider("Shift in deviations", -3, 3, 0.1, 1.5),  # not 0: the channels differ at first sight
         "scale": Slider("Scale", -1, 3, 0.1, 1),
         "mute": Choice("Mute", [MUTE_NONE, MUTE_THIS, MUTE_OTHERS]),
     }
@@ -82,24 +82,24 @@ def temperature(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
         temperatures.append(temperatures[-3] * 10)
     controls: dict[str, Slider | Choice] = {
         "temperature": Choice("Temperature", temperatures, 1.0, "{:g}".format),
-        "seed": Slider("Noise", 0, 9, 1, 0),
+        "seed": Slider("Noise number", 0, 9, 1, 0),
     }
     return _panel("Temperature of the posterior", draw, controls, caption, vae, image)
 
 
 def interpolation(vae: AutoencoderKL, first: Tensor | Photograph, second: Tensor | Photograph) -> Explorer:
-    """Between two photographs of one size: their latents mixed and decoded, beside their pixels mixed."""
+    """Between two photographs of one size: their latents mixed and decoded, beside the decoded pictures mixed."""
     start, end = _subject(vae, first), _subject(vae, second)
 
     def draw(t: float, way: str) -> tuple[plots.Pixels, str]:
         a, b = start(), end()
         z = (latents.slerp if way == ARC else latents.lerp)(a.z, b.z, t)
         lengths = ", ".join(f"{latent.norm().item():.3g}" for latent in (a.z, z, b.z))
-        pictures = beside(_decode(vae, z), latents.lerp(a.image, b.image, t)[0])
+        pictures = beside(_decode(vae, z), latents.lerp(a.decoded, b.decoded, t)[0])
         return pictures, f"Lengths of the first latent, the mixed and the second: {lengths}."
 
     def caption(t: float, way: str) -> str:
-        return f"Left: latents mixed at t = {t:.2f} along the {way} and decoded. Right: the photographs' pixels mixed."
+        return f"Left: latents mixed at t = {t:.2f} along the {way} and decoded. Right: the two decoded, pixels mixed."
 
     controls: dict[str, Slider | Choice] = {"t": Slider("t", 0, 1, 0.05, 0.5), "way": Choice("Way", [LINE, ARC])}
     return _panel("Between two photographs", draw, controls, caption, vae, first, second)
@@ -133,7 +133,7 @@ def pixel(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
     controls: dict[str, Slider | Choice] = {
         "row": Slider("Row", 0, height - 1, 1, height // 2),
         "column": Slider("Column", 0, width - 1, 1, width // 2),
-        "amount": Slider("Amount", -20, 20, 1, 10),
+        "amount": Slider("Amount in deviations", -20, 20, 1, 10),
         "channel": Choice("Channel", range(vae.config.latent_channels)),
     }
     return _panel("One latent pixel", draw, controls, caption, vae, image)
@@ -181,7 +181,7 @@ def prior(vae: AutoencoderKL) -> Explorer:
         )
 
     controls: dict[str, Slider | Choice] = {
-        "seed": Slider("Draw", 0, 19, 1, 0),
+        "seed": Slider("Draw number", 0, 19, 1, 0),
         "spread": Slider("Spread / real spread", 0, 2, 0.05, 1),
     }
     return _panel("Draws from the prior", draw, controls, caption, vae)

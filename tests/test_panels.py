@@ -136,12 +136,13 @@ def test_temperatures_go_on_until_the_noise_is_twice_as_strong_as_the_latent(vae
     assert values[-1] > 1000 and all(b / a in (2, 2.5) for a, b in itertools.pairwise(values[1:]))
 
 
-def test_latents_are_mixed_along_line_and_arc_beside_the_mixed_pixels(vae):
+def test_latents_are_mixed_along_line_and_arc_beside_the_decoded_pixels_mixed(vae):
     panel = panels.interpolation(vae, FIRST, SECOND)
-    a, b = encode(vae, FIRST).z, encode(vae, SECOND).z
+    first, second = encode(vae, FIRST), encode(vae, SECOND)
+    a, b = first.z, second.z
     move(panel, t=0.25)
     assert (left(panel) == decoded(vae, latents.lerp(a, b, 0.25))).all()
-    assert (right(panel) == to_image(latents.lerp(FIRST, SECOND, 0.25))).all()
+    assert (right(panel) == to_image(latents.lerp(first.decoded, second.decoded, 0.25)[0])).all()
     move(panel, way=panels.ARC)
     assert (left(panel) == decoded(vae, latents.slerp(a, b, 0.25))).all()
     lengths = [f"{z.norm().item():.3g}" for z in (a, latents.slerp(a, b, 0.25), b)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from klvae_edu import latents as package
 from klvae_edu.exercises.framework import Exercise
@@ -35,12 +38,12 @@ def latent_statistics(batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, to
     return mean, std, 1 / overall
 
 
-def fit_preview(latents: torch.Tensor, colours: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents (B, C, h, w), colours (B, 3, h, w) -> weight (C, 3), bias (3,): the best under squared error."""
-    z = latents.permute(0, 2, 3, 1).flatten(0, 2)  # (pixels, C)
+def fit_preview(z: torch.Tensor, colours: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents z (B, C, h, w), colours (B, 3, h, w) -> weight (C, 3), bias (3,): the best under squared error."""
+    rows = z.permute(0, 2, 3, 1).flatten(0, 2)  # (pixels, C)
     rgb = colours.permute(0, 2, 3, 1).flatten(0, 2)  # (pixels, 3)
-    z = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)  # a 1 for the bias
-    fitted = torch.linalg.lstsq(z, rgb).solution  # (C + 1, 3)
+    rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)  # a 1 for the bias
+    fitted = torch.linalg.lstsq(rows, rgb).solution  # (C + 1, 3)
     return fitted[:-1], fitted[-1]
 
 
@@ -71,11 +74,41 @@ def quantise(z: torch.Tensor, bits: int, low: float, high: float) -> torch.Tenso
 _Statistics = Callable[[Iterable[Tensor]], Any]
 
 
+class _Made(TorchFunctionMode):
+    """Keeps weak references to the large tensors that are made while it is active, so that hoarders can be found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_batch: list[list[weakref.ref[Tensor]]] = [[]]  # one list for each batch, and one for what is before
+        self.large = 0  # values, half a batch: sums over two images are no larger
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.large and isinstance(result, Tensor) and result.numel() > self.large:
+            self.of_batch[-1].append(weakref.ref(result))
+        return result
+
+    def begin(self, batch: Tensor) -> None:
+        self.large = batch.numel() // 2
+        self.of_batch.append([])
+
+    def earlier_is_held(self) -> bool:
+        """Whether anything large of a batch before the last one is still there."""
+
+        def alive() -> bool:
+            return any(made() is not None for batch in self.of_batch[:-1] for made in batch)
+
+        if alive():  # perhaps in a cycle; collecting takes long, and is rarely needed
+            gc.collect()
+        return alive()
+
+
 class _Stream:
     """Batches that can be gone through once; each is let go (overwritten) when the next one is asked for."""
 
-    def __init__(self, batches: Sequence[Tensor]) -> None:
+    def __init__(self, batches: Sequence[Tensor], made: _Made) -> None:
         self._batches = list(batches)
+        self._made = made
         self._begun = False
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -83,18 +116,22 @@ class _Stream:
             raise ValueError("a second pass over batches that are there only once")
         self._begun = True
         for batch in self._batches:
+            self._made.begin(batch)
             given = batch.clone()
             yield given
             if not torch.equal(given, batch):
                 raise ValueError("a batch was changed in place")
             given.fill_(torch.nan)
+        if self._made.earlier_is_held():
+            raise ValueError("batches are held")
 
 
 def _streamed(code: Callable[..., Any]) -> Callable[..., Any]:
     """The statistics as a function of the batches themselves; the scaling factor may be a plain number."""
 
     def of_batches(*batches: Tensor) -> Any:
-        found = code(_Stream(batches))
+        with _Made() as made:
+            found = code(_Stream(batches, made))
         if not isinstance(found, (tuple, list)):
             return found
         return tuple(torch.tensor(value) if isinstance(value, float) else value for value in found)
@@ -136,6 +173,32 @@ def _averaged(weight: Callable[[Tensor], float], scale: Callable[[Tensor], Tenso
     return statistics
 
 
+def _equal_shares(pieces: Callable[[Tensor], Sequence[Tensor]]) -> _Statistics:
+    """Means of values and squares of each piece (an image, a batch), averaged as if all were of one size."""
+
+    def statistics(batches: Iterable[Tensor]) -> Any:
+        moments = [(p.double().mean((0, 2, 3)), p.double().pow(2).mean((0, 2, 3))) for z in batches for p in pieces(z)]
+        mean, square = (torch.stack(column).mean(0) for column in zip(*moments, strict=True))
+        return _exactly(mean, square - mean**2, square.mean() - mean.mean() ** 2)
+
+    return statistics
+
+
+def _by_images(batches: Iterable[Tensor]) -> Any:
+    found = [(len(z), z.double().sum((0, 2, 3)), z.double().pow(2).sum((0, 2, 3))) for z in batches]
+    counts, totals, squares = zip(*found, strict=True)
+    return _exactly(*_spread(sum(counts), torch.stack(totals).sum(0), torch.stack(squares).sum(0)))
+
+
+def _four_channels(batches: Iterable[Tensor]) -> Any:
+    def only_four(z: Tensor) -> Tensor:
+        if z.shape[1] != 4:
+            raise ValueError(f"4 channels were expected, {z.shape[1]} came")
+        return z
+
+    return latent_statistics(map(only_four, batches))
+
+
 def _first_only(batches: Iterable[Tensor]) -> Any:
     z = next(iter(batches)).double()
     return z.mean((0, 2, 3)), z.std((0, 2, 3)), 1 / z.std()
@@ -161,15 +224,19 @@ _ALL_VALUES = (
 _AVERAGED = (
     "the batches' own deviations are averaged: what lies between the batches' means is lost; add up values and squares"
 )
-_HELD = "all latents are held at once: take its sums from each batch, and let it go (here, a batch is overwritten)"
+_HELD = "all latents are held at once: take its sums from each batch, and let it go, with all copies of it"
 STATISTICS_MISTAKES = (
-    *((_AVERAGED, _averaged(weight)) for weight in (lambda z: 1.0, lambda z: float(len(z)))),
+    (_HELD, _of_all_at_once),  # by its exception
+    *(
+        (_AVERAGED, _averaged(weight))
+        for weight in (lambda z: 1.0, lambda z: float(len(z)), lambda z: float(z.numel()))
+    ),
     *(
         (
             f"the batches' own deviations are averaged, and the channels' too; {_ALL_VALUES}",
             _averaged(weight, lambda z: z.std((0, 2, 3)).mean()),
         )
-        for weight in (lambda z: 1.0, lambda z: float(len(z)))
+        for weight in (lambda z: 1.0, lambda z: float(len(z)), lambda z: float(z.numel()))
     ),
     (
         f"the scaling factor is made of the channels' average deviation: {_ALL_VALUES}",
@@ -219,20 +286,39 @@ STATISTICS_MISTAKES = (
         "statistics of each latent pixel, or each row: they are over batch, rows and columns, (C,)",
         _sums(lambda n, s, q: _exactly(*_spread(n, s, q)), lambda z: z.double().permute(1, 2, 3, 0).flatten(0, 2)),
     ),
-    (
-        "channels and batch are mixed up: bring the channels to the front (transpose) before the rest is flattened",
-        _sums(lambda n, s, q: _exactly(*_spread(n, s, q)), lambda z: z.double().reshape(z.shape[1], -1)),
+    *(
+        (
+            "channels and batch are mixed up: bring the channels to the front (transpose) before the rest is flattened",
+            _sums(lambda n, s, q: _exactly(*_spread(n, s, q)), values_of),
+        )
+        for values_of in (
+            lambda z: z.double().reshape(z.shape[1], -1),
+            lambda z: z.double().reshape(-1, z.shape[1]).T,
+        )
     ),
-    (
-        "divided by the number of images: each has h·w values in every channel",
-        _sums(lambda n, s, q: _exactly(*_spread(n // 480, s, q))),
+    *(
+        (
+            "the number of channels is fixed at 4: take it from the batch, z.shape[1]",
+            code,
+        )
+        for code in (
+            _four_channels,
+            _sums(lambda n, s, q: _exactly(*_spread(n, s, q)), lambda z: z.double().transpose(0, 1).reshape(4, -1)),
+        )
+    ),
+    ("divided by the number of images: each has h·w values in every channel", _by_images),
+    *(
+        (
+            f"{what} count alike, though a larger one has more values: add up the values themselves, and count them",
+            _equal_shares(pieces),
+        )
+        for what, pieces in (("images", lambda z: z.split(1)), ("batches", lambda z: [z]))
     ),
     ("the first batch alone counts", _first_only),
-    (_HELD, _of_all_at_once),
     # by their exceptions
     (
         "it goes through the batches twice: a stream is there once; count, sum and sum of squares need one pass",
-        lambda batches: (list(batches), list(batches)),
+        lambda batches: ([0 for _ in batches], [0 for _ in batches]),
     ),
     (
         "a batch is changed in place: it belongs to the caller; use z - mean, z ** 2 and the like",
@@ -275,6 +361,18 @@ def _without_ones(z: Tensor, rgb: Tensor) -> Tensor:
 def _backwards(z: Tensor, rgb: Tensor) -> Tensor:
     fitted: Tensor = torch.linalg.lstsq(_with_ones(rgb), z).solution
     return fitted
+
+
+def _by_parts(code: Callable[..., Any]) -> Callable[..., Any]:
+    """The fit; where `code` returns parts of what lstsq returns (a tuple of four), an exception, which has a name."""
+
+    def fit(z: Tensor, colours: Tensor) -> Any:
+        found = code(z, colours)
+        if isinstance(found, tuple) and any(isinstance(part, tuple) for part in (found, *found)[len(found) == 2 :]):
+            raise TypeError("parts of what lstsq returns")
+        return found
+
+    return fit
 
 
 def _unpacked(latents: Tensor, colours: Tensor) -> Any:
@@ -370,6 +468,10 @@ PREVIEW_MISTAKES = (
     ),
     # by their exceptions
     ("lstsq returns four things by name: take its `.solution`", _unpacked),
+    (
+        "lstsq returns four things by name: take its `.solution`",
+        _by_parts(lambda z, c: torch.linalg.lstsq(_with_ones(_rows(z)), _rows(c))),
+    ),
     (
         "latents and colours must be matrices with a row for each pixel: (B·h·w, C) and (B·h·w, 3)",
         lambda z, c: torch.linalg.lstsq(z, c),
@@ -555,6 +657,23 @@ SLERP_MISTAKES = (
         lambda a, b, t: _along(_angle(a, b), _units(a), _units(b), t).view_as(a),
     ),
     (
+        "the result has length 1: latents keep their lengths, only for the angle they are divided by them",
+        lambda a, b, t: F.normalize(_flat(slerp(a, b, t))).view_as(a),
+    ),
+    (
+        "one pair that points the same way puts the whole batch on the straight line: decide for each (torch.where)",
+        lambda a, b, t: (1 - t) * a + t * b if bool((_angle(a, b) < 1e-3).any()) else slerp(a, b, t),
+    ),
+    *(
+        (
+            f"the lengths are lost, and NaN for two that point the same way: {_SHORT}",
+            lambda a, b, t, cosine=cosine: _turned(
+                cosine(a, b).clamp(-1, 1), _units(a).view_as(a), _units(b).view_as(b), t
+            ),
+        )
+        for cosine in (_cosine, _by_torch, _of_units)
+    ),
+    (
         "the straight line, brought to the length between: an even pace along the angle is asked for",
         _straight_on_the_sphere,
     ),
@@ -610,6 +729,11 @@ def _rounded(
     return code
 
 
+def _without_low(z: Tensor, bits: int, low: float, high: float) -> Tensor:
+    step = (high - low) / (2**bits - 1)
+    return (z / step).round().clamp(0, 2**bits - 1) * step
+
+
 _LEVELS = "2**bits levels have 2**bits - 1 steps between them"
 _NEAREST = "the nearest level is asked for: round"
 QUANTISE_MISTAKES = (
@@ -639,6 +763,8 @@ QUANTISE_MISTAKES = (
         lambda z, bits, low, high: _rounded(last=None)(z.clamp(max=high), bits, low, high),
     ),
     ("low is not added at the end", _rounded(back=lambda index, step, low: index * step)),
+    ("low is forgotten: subtract it before rounding, and add it at the end", _without_low),
+    ("the largest index is 2**bits - 1, not 2**bits: counted from 0", _rounded(last=lambda bits: 2**bits)),
     ("this is the index: multiply it by the step, and add low", _rounded(back=lambda index, step, low: index)),
     (
         "the step is missing at the end: index * step",
@@ -725,8 +851,8 @@ EXERCISES: tuple[Exercise, ...] = (
             judge_function(
                 _streamed(latent_statistics),
                 [
-                    _batches((9, 4, 20, 24), (2, 4, 24, 20), (5, 4, 20, 24)),
-                    _batches((6, 3, 20, 24), (3, 3, 20, 24), (2, 3, 20, 24), (4, 3, 24, 20)),
+                    _batches((9, 4, 20, 24), (2, 4, 12, 18), (5, 4, 26, 30)),
+                    _batches((6, 3, 20, 24), (3, 3, 16, 20), (2, 3, 30, 24), (4, 3, 24, 26)),
                 ],
                 [(message, _streamed(code)) for message, code in STATISTICS_MISTAKES],
                 inputs=[f"batch {number}" for number in range(4)],
@@ -746,14 +872,17 @@ EXERCISES: tuple[Exercise, ...] = (
         hints=(
             "Every pixel is one equation: its C latent values, weighted, plus the bias, should give its three colours.",
             "permute(0, 2, 3, 1).flatten(0, 2) makes rows of pixels. A column of ones turns the bias into a weight.",
-            "torch.linalg.lstsq(z, rgb).solution is (C + 1, 3): the last row belongs to the ones.",
+            "torch.linalg.lstsq(rows, rgb).solution is (C + 1, 3): the last row belongs to the ones.",
         ),
-        judge=judge_function(
-            fit_preview,
-            [probe((2, 4, 6, 8), (2, 3, 6, 8)), probe((3, 5, 4, 7), (3, 3, 4, 7))],
-            PREVIEW_MISTAKES,
-            inputs=("latents", "colours"),
-            outputs=("weight", "bias"),
+        judge=adapted(
+            judge_function(
+                fit_preview,
+                [probe((2, 4, 6, 8), (2, 3, 6, 8)), probe((3, 5, 4, 7), (3, 3, 4, 7))],
+                PREVIEW_MISTAKES,
+                inputs=("z", "colours"),
+                outputs=("weight", "bias"),
+            ),
+            _by_parts,
         ),
     ),
     Exercise(

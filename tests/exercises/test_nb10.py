@@ -108,6 +108,67 @@ def statistics_of_everything_kept(batches):
     return z.mean((0, 2, 3)), z.std((0, 2, 3)), 1 / z.std()
 
 
+def statistics_of_copies(batches):
+    channels = []
+    for z in batches:
+        channels.append(z.double().transpose(0, 1).flatten(1))
+    values = torch.cat(channels, dim=1)
+    return values.mean(1), values.std(1), 1 / values.std()
+
+
+def statistics_of_clones(batches):
+    kept = [z.clone().permute(1, 0, 2, 3).reshape(z.shape[1], -1) for z in batches]
+    values = torch.hstack(kept)
+    return values.mean(1), values.std(1), values.std() ** -1
+
+
+def statistics_of_each_image(batches):
+    means, squares = [], []
+    for z in batches:
+        for image in z.double():
+            means.append(image.mean((1, 2)))
+            squares.append((image**2).mean((1, 2)))
+    mean, square = torch.stack(means).mean(0), torch.stack(squares).mean(0)
+    return mean, (square - mean**2).sqrt(), 1 / (square.mean() - mean.mean() ** 2).sqrt()
+
+
+def statistics_of_each_batch(batches):
+    mean, square, n = 0, 0, 0
+    for z in batches:
+        mean, square, n = mean + z.double().mean((0, 2, 3)), square + (z.double() ** 2).mean((0, 2, 3)), n + 1
+    mean, square = mean / n, square / n
+    return mean, (square - mean**2).sqrt(), 1 / (square.mean() - mean.mean() ** 2).sqrt()
+
+
+def statistics_for_four_channels(batches):
+    count, total, squares = 0, torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    for z in batches:
+        count += z[:, 0].numel()
+        for channel in range(4):
+            total[channel] += z[:, channel].double().sum()
+            squares[channel] += z[:, channel].double().pow(2).sum()
+    mean = total / count
+    return mean, (squares / count - mean**2).sqrt(), 1 / (squares.mean() / count - mean.mean() ** 2).sqrt()
+
+
+def statistics_viewed_as_four_channels(batches):
+    count, total, squares = 0, 0, 0
+    for z in batches:
+        values = z.double().transpose(0, 1).reshape(4, -1)
+        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
+    mean = total / count
+    return mean, (squares / count - mean**2).sqrt(), 1 / (squares.mean() / count - mean.mean() ** 2).sqrt()
+
+
+def statistics_of_rows_of_pixels(batches):
+    count, total, squares = 0, 0, 0
+    for z in batches:
+        values = z.double().reshape(-1, z.shape[1])
+        count, total, squares = count + len(values), total + values.sum(0), squares + values.square().sum(0)
+    mean = total / count
+    return mean, (squares / count - mean**2).sqrt(), 1 / (squares.mean() / count - mean.mean() ** 2).sqrt()
+
+
 def statistics_of_a_list(batches):
     kept = list(batches)
     whole = torch.cat(kept).double()
@@ -220,6 +281,13 @@ def test_blank_statistics_are_not_attempted(answer):
         ("channels and batch are mixed up", statistics_reshaped),
         ("held at once", statistics_of_everything_kept),
         ("held at once", statistics_of_a_list),
+        ("held at once", statistics_of_copies),
+        ("held at once", statistics_of_clones),
+        ("images count alike", statistics_of_each_image),
+        ("batches count alike", statistics_of_each_batch),
+        ("fixed at 4", statistics_for_four_channels),
+        ("fixed at 4", statistics_viewed_as_four_channels),
+        ("channels and batch are mixed up", statistics_of_rows_of_pixels),
         ("twice", statistics_in_two_passes),
         ("not one tensor", statistics_of_cat),
         ("has no length", statistics_by_length),
@@ -344,6 +412,15 @@ def preview_without_the_solution(latents, colours):
     return weight, bias
 
 
+def preview_of_the_whole_answer(latents, colours):
+    fitted = torch.linalg.lstsq(with_ones(rows(latents)), rows(colours))
+    return fitted[:-1], fitted[-1]
+
+
+def preview_that_returns_the_answer(latents, colours):
+    return torch.linalg.lstsq(with_ones(rows(latents)), rows(colours))
+
+
 def preview_of_maps(latents, colours):
     fitted = torch.linalg.lstsq(latents, colours).solution
     return fitted[:-1], fitted[-1]
@@ -408,6 +485,8 @@ def test_a_blank_preview_is_not_attempted(answer):
         ("ones come first", preview_with_the_ones_first),
         ("arguments of lstsq are exchanged", preview_from_colours_to_latents),
         ("take its `.solution`", preview_without_the_solution),
+        ("take its `.solution`", preview_of_the_whole_answer),
+        ("take its `.solution`", preview_that_returns_the_answer),
         ("a row for each pixel", preview_of_maps),
         ("one for each pixel", preview_of_columns),
         ("not the fit", preview_by_correlation),
@@ -645,6 +724,27 @@ def slerp_of_directions(a, b, t):
     return arc(angle, x, y, t).view_as(a)
 
 
+def slerp_brought_to_unit_length(a, b, t):
+    x, y = a.flatten(1), b.flatten(1)
+    angle = torch.acos(F.cosine_similarity(x, y).clamp(-1, 1))[:, None]
+    between = arc(angle, x, y, t)
+    return (between / between.norm(dim=1, keepdim=True)).view_as(a)
+
+
+def slerp_of_directions_without_care(a, b, t):
+    x, y = F.normalize(a.flatten(1)), F.normalize(b.flatten(1))
+    angle = torch.acos((x * y).sum(1, keepdim=True).clamp(-1, 1))
+    return ((torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)).view_as(a)
+
+
+def slerp_that_straightens_the_batch(a, b, t):
+    x, y = a.flatten(1), b.flatten(1)
+    angle = torch.acos(F.cosine_similarity(x, y).clamp(-1, 1))[:, None]
+    if angle.min() < 1e-3:
+        return torch.lerp(a, b, t)
+    return ((torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)).view_as(a)
+
+
 def slerp_without_care(a, b, t):
     x, y = a.flatten(1), b.flatten(1)
     angle = torch.acos(F.cosine_similarity(x, y).clamp(-1, 1))[:, None]
@@ -737,6 +837,9 @@ def test_a_blank_slerp_is_not_attempted(answer):
         ("in degrees", slerp_in_degrees),
         ("not divided by sin(angle)", slerp_not_divided),
         ("lengths are lost", slerp_of_directions),
+        ("lengths are lost", slerp_of_directions_without_care),
+        ("result has length 1", slerp_brought_to_unit_length),
+        ("decide for each", slerp_that_straightens_the_batch),
         ("take the straight line there", slerp_without_care),
         ("clamp it to [-1, 1]", slerp_not_clamped),
         ("result is flat", slerp_flat),
@@ -829,6 +932,17 @@ def bits_without_low(z, bits, low, high):
     return ((z - low) / step).round().clamp(0, 2**bits - 1) * step
 
 
+def bits_clamped_one_too_high(z, bits, low, high):
+    step = (high - low) / (2**bits - 1)
+    return low + ((z - low) / step).round().clamp(0, 2**bits) * step
+
+
+def bits_that_forget_low(z, bits, low, high):
+    step = (high - low) / (2**bits - 1)
+    index = torch.clamp(torch.round(z / step), 0, 2**bits - 1)
+    return index * step
+
+
 def bits_index(z, bits, low, high):
     step = (high - low) / (2**bits - 1)
     return ((z - low) / step).round().clamp(0, 2**bits - 1)
@@ -916,6 +1030,8 @@ def test_blank_bits_are_not_attempted(answer):
         ("[low, high] are not clamped", bits_not_clamped),
         ("below `low` are not clamped", bits_clamped_above_only),
         ("low is not added", bits_without_low),
+        ("low is forgotten", bits_that_forget_low),
+        ("not 2**bits: counted from 0", bits_clamped_one_too_high),
         ("this is the index", bits_index),
         ("as many levels as bits", bits_as_levels),
         ("bits**2 levels", bits_squared),
