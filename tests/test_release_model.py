@@ -114,5 +114,5 @@ class TestTheTool:
         values = json.loads((model / "evaluation.json").read_text(encoding="utf-8"))
         psnr = values["held out"]["models"][AFTER]["PSNR"]["value"]
         assert f"| {AFTER} | {psnr:.2f}" in text
-        assert "one run of 2 steps with 2 crops of\n64 × 64 pixels" in text
+        assert "2 steps with 2 crops of 64 × 64 pixels each" in text
         assert not re.search(r"[{}]", text)

@@ -108,7 +108,8 @@ def progress() -> None:
 def _find(id: str) -> Exercise:
     if id in EXERCISES:
         return EXERCISES[id]
-    near = difflib.get_close_matches(str(id), EXERCISES, n=3, cutoff=0.0)
+    padded = f"{id:0>4}"  # "1.2" is "01.2"
+    near = [padded] if padded in EXERCISES else difflib.get_close_matches(str(id), EXERCISES, n=3, cutoff=0.0)
     raise ValueError(f"there is no exercise {id!r}; the nearest are {', '.join(near)}")
 
 

@@ -315,6 +315,11 @@ def _between(
 
 
 _EIGENVALUES = "take the sum of the roots of the eigenvalues of a @ b"
+_UNCLAMPED = (
+    "the root of an eigenvalue that rounding has put below 0 is nan, as with no more images than features: "
+    "clamp(min=0) before the root",
+    _between(lambda a, b: torch.linalg.eigvals(a @ b).real.sqrt().sum()),
+)
 FRECHET_MISTAKES = (
     ("the 2 before the root is missing: a set would be far from itself", _between(two=1)),
     ("the root is added: it is subtracted, or a set would be far from itself", _between(two=-2)),
@@ -391,6 +396,7 @@ FRECHET_MISTAKES = (
             lambda x, y: (x - x.mean(0)) @ (x - x.mean(0)).T @ ((y - y.mean(0)) @ (y - y.mean(0)).T),
         )
     ),
+    _UNCLAMPED,
 )
 
 # 09.4
@@ -716,6 +722,20 @@ def _features(images: int, others: int, features: int) -> tuple[Tensor, Tensor]:
     return x @ mix, y * torch.linspace(0.5, 2, features).double() + 0.4
 
 
+_judge_distance = judge_function(
+    frechet_distance, [_features(30, 25, 4), _features(12, 40, 3)], FRECHET_MISTAKES, inputs=("features", "others")
+)
+# Fewer images than features: many eigenvalues are 0, and some of them come out below it. The means are far apart, so
+# that what single precision makes of the rest does not count.
+_few, _others = _features(6, 7, 20)
+_judge_few = judge_function(frechet_distance, [(_few, _others + 6)], [_UNCLAMPED], inputs=("features", "others"))
+
+
+def _judge_frechet(attempt: Any) -> str | None:
+    """By itself, for an attempt without the clamp may have another mistake, to be named first."""
+    return _judge_distance(attempt) or _judge_few(attempt)
+
+
 EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         id="09.1",
@@ -766,15 +786,10 @@ EXERCISES: tuple[Exercise, ...] = (
         in_package=(metrics.FrechetDistance,),
         hints=(
             "Two vectors of means, two matrices of covariance. torch.cov wants one feature in each row.",
-            "The trace of a matrix is the sum of its eigenvalues, and those of its root are their roots.",
+            "A trace is the sum of the eigenvalues (torch.linalg.eigvals), and those of the root are their roots.",
             "torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt().sum() is the trace of the root of a @ b.",
         ),
-        judge=judge_function(
-            frechet_distance,
-            [_features(30, 25, 4), _features(12, 40, 3)],
-            FRECHET_MISTAKES,
-            inputs=("features", "others"),
-        ),
+        judge=_judge_frechet,
     ),
     Exercise(
         id="09.4",

@@ -158,6 +158,10 @@ show(
     format="jpeg",
 )
 
+# %% [markdown]
+# Soft, but a cat, and no trace of squares. Look at it from near, beside the two that know no other patch. Where would you see the
+# borders of the patches first?
+
 # %%
 eye = slice(60, 140), slice(20, 160)
 show(

@@ -26,6 +26,13 @@ pytestmark = pytest.mark.skipif(not CHROMIUM and not os.environ.get("CI"), reaso
 
 RUN_ALL_CELLS = "() => window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)"
 CELLS = "() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells"
+DRAWN = f"""() => {{
+    const kind = "application/vnd.jupyter.widget-view+json";
+    const sent = ({CELLS})().flatMap(cell => cell.outputs ?? []).filter(output => output.data && kind in output.data);
+    const outputs = [...document.querySelectorAll(".jp-OutputArea-output")];
+    const shown = outputs.filter(output => output.querySelector(".jupyter-widgets"));
+    return shown.length >= sent.length;
+}}"""
 KERNEL_STATUS = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status"
 PIXELS = """image => {
     const canvas = document.createElement("canvas");
@@ -103,6 +110,8 @@ def page(request, server):
         page.goto(f"{server}/lab/tree/{request.param}?token={TOKEN}")
         page.wait_for_function(f"() => ({KERNEL_STATUS})() === 'idle'")
         page.evaluate(f"() => Promise.race([({RUN_ALL_CELLS})(), new Promise(r => setTimeout(r, {SECONDS * 1000}))])")
+        # Cells are done before the page has drawn what they sent.
+        page.wait_for_function(DRAWN)
         yield page
         browser.close()
 
@@ -145,6 +154,7 @@ def test_every_slider_changes_its_picture_from_the_keyboard(page):
 
 
 def test_every_slider_changes_its_picture_when_it_is_dragged(page):
+    assert explorers(page)
     for explorer in explorers(page):
         for handle in explorer.locator(".noUi-handle").all():
             handle.scroll_into_view_if_needed()
@@ -164,6 +174,7 @@ def test_every_slider_changes_its_picture_when_it_is_dragged(page):
 
 
 def test_no_slider_ended_in_an_error_message(page):
+    assert explorers(page)
     for explorer in explorers(page):
         assert "Not drawn" not in explorer.locator("[role=status]").first.inner_text()
 
@@ -173,6 +184,8 @@ def test_a_screenshot_is_kept(page):
     folder = Path(__file__).parents[2] / "screenshots"
     folder.mkdir(exist_ok=True)
     number = page.url.split("/")[-1][:2]
+    for old in folder.glob(f"{number}_*.png"):
+        old.unlink()
     for count, explorer in enumerate(explorers(page)):
         explorer.scroll_into_view_if_needed()
         explorer.screenshot(path=folder / f"{number}_explorer_{count}.png")

@@ -421,6 +421,14 @@ def frechet_complex(features, others):
     return frechet_like(features, others, lambda a, b: torch.linalg.eigvals(a @ b).sqrt().sum())
 
 
+def frechet_without_a_clamp(features, others):
+    return frechet_like(features, others, lambda a, b: torch.linalg.eigvals(a @ b).real.pow(0.5).sum())
+
+
+def frechet_without_a_clamp_or_the_two(features, others):
+    return frechet_like(features, others, lambda a, b: torch.linalg.eigvals(a @ b).real.pow(0.5).sum(), two=1)
+
+
 def frechet_by_a_symmetric_root(features, others):
     a, b = torch.cov(features.T), torch.cov(others.T)
     values, vectors = torch.linalg.eigh(a)
@@ -479,6 +487,8 @@ def test_a_blank_frechet_distance_is_not_attempted(answer):
         ("covariances are missing", frechet_of_the_means),
         ("root is taken at the end", frechet_with_a_root_at_the_end),
         ("complex", frechet_complex),
+        ("clamp(min=0) before the root", frechet_without_a_clamp),
+        ("2 before the root is missing", frechet_without_a_clamp_or_the_two),
     ],
 )
 def test_a_wrong_frechet_distance_is_named(keyword, answer):
