@@ -48,9 +48,6 @@ def server(tmp_path_factory):
     """The address of a JupyterLab on a learner's copy of the course, as `make lab` starts it, with empty settings."""
     folder = tmp_path_factory.mktemp("lab")
     assert learner_copy.main(["--to", str(folder / "work")]) == 0
-    tracker = folder / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
-    tracker.parent.mkdir(parents=True)
-    tracker.write_text('{"windowingMode": "none"}')  # every cell is in the page, also those far below
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -108,7 +105,8 @@ def page(request, server):
         page.route(lambda url: url.startswith("http") and not url.startswith(server), elsewhere)
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-        page.goto(f"{server}/lab/tree/{request.param}?token={TOKEN}")
+        # A workspace of its own: in a shared one the notebook before is opened again, and may lie on top.
+        page.goto(f"{server}/lab/workspaces/{request.param[:2]}/tree/{request.param}?token={TOKEN}")
         page.wait_for_function(f"() => ({KERNEL_STATUS})() === 'idle'")
         page.evaluate(f"() => Promise.race([({RUN_ALL_CELLS})(), new Promise(r => setTimeout(r, {SECONDS * 1000}))])")
         # Cells are done before the page has drawn what they sent.
