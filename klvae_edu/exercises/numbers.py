@@ -52,9 +52,7 @@ def judge_numbers(
             if _agree(results, [_numbers(code(*copy.deepcopy(arguments))) for arguments in probes]):
                 return message
         wrong = next(i for i, found in enumerate(results) if not _agree([found], [expected[i]]))
-        wanted, yours = (
-            " and ".join(f"{x:.4g}" for x in numbers or ()) for numbers in (expected[wrong], results[wrong])
-        )
+        wanted, yours = _in_words(expected[wrong]), _in_words(results[wrong])
         return f"for {given(probes[wrong])} {wanted} was expected, and yours is {yours}"
 
     return judge
