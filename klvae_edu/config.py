@@ -232,7 +232,7 @@ PRESETS: dict[str, AutoencoderKLConfig] = {
     "kl-f8-mini": AutoencoderKLConfig(
         block_out_channels=(16, 32, 96, 96),
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=4,
         sample_size=256,
         scaling_factor=None,
     ),

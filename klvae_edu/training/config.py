@@ -31,6 +31,7 @@ class TrainingConfig:
     out: Path = Path("run")  # new folder for the weights, the log and the pictures
     resume: str | None = None  # go on with a run that was cut off: auto (the one in --out), or a checkpoint's folder
     preset: str = "tiny"  # untrained model to begin with: sd-v1, kl-f8, mini or tiny
+    start: Literal["random", "averages"] = "random"  # untrained weights: as drawn, or such as average and paint colours
     init: str | None = None  # weights to begin with instead: a folder such as run/model, or a Hub id
     trained_part: Literal["all", "decoder"] = "all"  # decoder: the latents stay those that the model has now
     size: int = 32  # side of the square crops in pixels; the model's downsample factor must divide it
@@ -96,6 +97,8 @@ class TrainingConfig:
             self._expect(name, 0 <= getattr(self, name) < 1, "a number of at least 0 and below 1")
         self._expect("recolour", 0 <= self.recolour <= 1, "a number from 0 to 1")
         self._expect("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        if self.init is not None:
+            self._expect("start", self.start == "random", "random, since init brings trained weights")
         self._expect("preset", self.preset in PRESETS, f"one of {', '.join(PRESETS)}")
         for name, (*first, last) in _choices().items():
             value = getattr(self, name)

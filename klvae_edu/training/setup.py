@@ -18,6 +18,7 @@ from klvae_edu.environment import pick_device
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.perceptual import LPIPS, SMALLEST_SIDE
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.start import start_as_averages
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -154,6 +155,8 @@ def starting_model(config: TrainingConfig) -> AutoencoderKL:
     """The model to begin with, in float32 whatever the file has: in 16 bits small updates would be rounded away."""
     if config.init is None:
         vae = AutoencoderKL.from_preset(config.preset, seed=config.seed)
+        if config.start == "averages":
+            start_as_averages(vae)
     else:
         vae = AutoencoderKL.from_pretrained(config.init, dtype=torch.float32)
     factor, channels = vae.downsample_factor, (vae.config.in_channels, vae.config.out_channels)

@@ -138,7 +138,7 @@ def test_the_bundled_model_is_trained_on_what_comes_with_the_package_alone() -> 
         "photos+dead-leaves",
         0,
     )
-    assert config.steps * config.batch_size == 192_000 and round(config.warmup * config.steps) == 480
+    assert config.steps * config.batch_size == 128_000 and round(config.warmup * config.steps) == 320
     assert config.disc_start % config.save_every == 0 and config.disc_start < config.steps
     assert config.steps - config.keep * config.save_every < config.disc_start  # its checkpoint is still there
     assert AutoencoderKL.from_preset(config.preset).num_parameters() == 2_059_287
