@@ -64,6 +64,12 @@ class TestTheBundledModel:
         with torch.no_grad():
             assert 0.7 < (vae.encode_for_diffusion(images)).std() < 1.4
 
+    def test_was_trained_with_the_settings_of_the_recipe(self, values: dict) -> None:
+        assert {name: values["trained"][name] for name in release_model.TOLD} == {
+            name: getattr(CONFIG, name) for name in release_model.TOLD
+        }
+        assert values["trained"]["step"] == CONFIG.steps
+
     def test_has_a_card_that_says_what_was_measured(self, vae: AutoencoderKL, values: dict) -> None:
         text = (MODEL / "README.md").read_text(encoding="utf-8")
         assert text == card(vae, values)

@@ -41,10 +41,12 @@ CROPS = 8  # of each photograph from outside
 MEASURED = 256  # training crops behind the scaling factor
 PCA_CROPS = 2048  # training crops behind patch-PCA
 TOLD = (
+    "start",
     "steps",
     "batch_size",
     "size",
     "disc_start",
+    "disc_weight",
     "disc_layers",
     "kl_weight",
     "ema",
