@@ -87,7 +87,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(release_model, "MEASURED", 2)
         patch.setattr(release_model, "PCA_CROPS", 16)
-        release(folder / "run", folder / "model", folder / "outside", held_out=20)
+        release(folder / "run", folder / "model", folder / "outside", held_out=20, whence="one field of noise")
     return folder / "run", folder / "model"
 
 
@@ -113,6 +113,7 @@ class TestTheTool:
         values = json.loads((model / "evaluation.json").read_text(encoding="utf-8"))
         data = values["from outside"]["data"]
         assert (data["images"], data["photographs"]) == (CROPS, 1)
+        assert "scaled to 256x256 pixels; one field of noise)" in (model / "README.md").read_text(encoding="utf-8")
 
     def test_puts_every_figure_into_the_card(self, made: tuple[Path, Path]) -> None:
         _, model = made

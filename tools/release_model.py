@@ -1,7 +1,7 @@
 """Make the bundled model out of a finished run: weights in float16, the scaling factor, a card with measured figures.
 
     klvae train mini-release --out RUN
-    python tools/release_model.py RUN [--outside FOLDER] [--step 15000]
+    python tools/release_model.py RUN [--outside FOLDER --whence TEXT] [--step 12500]
 
 The folder holds photographs that have nothing to do with the project's own; they are measured on, and stay where they
 are.
@@ -121,14 +121,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder of a finished `klvae train mini-release`")
     parser.add_argument("--outside", type=Path, help="a folder of photographs from elsewhere, to measure on as well")
+    parser.add_argument("--whence", help="where these are from, for the card")
     parser.add_argument("--step", type=int, help="take the checkpoint after this step; without it, the last")
     parser.add_argument("--to", type=Path, default=MODEL, help="where to write the model")
     options = parser.parse_args()
-    release(options.run, options.to, options.outside, step=options.step)
+    release(options.run, options.to, options.outside, step=options.step, whence=options.whence)
 
 
 def release(
-    run: Path, to: Path, outside: Path | None = None, held_out: int = HELD_OUT, step: int | None = None
+    run: Path,
+    to: Path,
+    outside: Path | None = None,
+    held_out: int = HELD_OUT,
+    step: int | None = None,
+    whence: str | None = None,
 ) -> None:
     """Write the model of a run after `step` (None: the last), its card and its evaluation into the folder `to`."""
     config = load_recipe(run / "training.json")
@@ -144,7 +150,7 @@ def release(
         models = {BEFORE: averaged_at(run, config.disc_start, after)} | models
     data: dict[str, EvaluationData] = {"held out": evaluation_data("photos", SIDE, count=held_out)}
     if outside is not None:
-        data["from outside"] = OutsideCrops(outside)
+        data["from outside"] = OutsideCrops(outside, whence)
     results = {name: measured(config, models, images) for name, images in data.items()}
     values: dict[str, Any] = {name: result.to_dict() for name, result in results.items()}
     values["latents"] = {"std": found.overall_std, "channels": found.std.tolist(), "noise": noise, "crops": MEASURED}
@@ -190,9 +196,10 @@ def measured(config: TrainingConfig, models: dict[str, AutoencoderKL], data: Eva
 class OutsideCrops:
     """Squares of every photograph in a folder, of 0.4 to 1 of its shorter side, scaled to `SIDE` pixels."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, whence: str | None = None) -> None:
         self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in image_suffixes())
         self.what = f"{CROPS} crops each, of 0.4 to 1 of the shorter side, scaled to {SIDE}x{SIDE} pixels"
+        self.what += f"; {whence}" if whence else ""
 
     @property
     def photographs(self) -> int:
