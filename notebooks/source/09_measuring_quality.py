@@ -414,7 +414,9 @@ assert max(map(abs, seen["next"][1:])) < 1e-6 and seen["next"][0] < 15
 # %%
 with torch.no_grad():
     first, second = (crops("train", 1024, seed) for seed in (1, 2))
-    many, more, blurred = (network(images).double() for images in (first, second, gaussian_blur(first, 9, 1.0)))
+    features = [torch.cat([network(part) for part in images.split(64)]) for images in (first, second)]
+    features += [torch.cat([network(gaussian_blur(part, 9, 1.0)) for part in first.split(64)])]
+many, more, blurred = (part.double() for part in features)
 counts, curves = [64, 128, 256, 512, 1024], {}
 for name, others in {"strangers": more, "own originals": blurred}.items():
     pairs = [zip(many.split(count), others.split(count), strict=True) for count in counts]  # the mean is less noisy
@@ -609,7 +611,7 @@ quantise = check("09.5", quantise)
 
 # %%
 with torch.no_grad():
-    z = vae.encode(train).latent_dist.mean
+    z = torch.cat([vae.encode(part).latent_dist.mean for part in train.split(1)])
 vectors = z.permute(0, 2, 3, 1).flatten(0, 2)
 print("vectors:", tuple(vectors.shape))
 

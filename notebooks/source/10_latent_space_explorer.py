@@ -574,16 +574,16 @@ ax.set(xlabel="distance in latent pixels", ylabel="mean change")
 ax.legend(loc="lower right")
 show(
     fig,
-    alt="Mean change over distance. As it is, and with attention kept: level from afar. With norms kept: level, but lower. With both kept: it falls until it is zero.",
+    alt="Mean change over distance. As it is, with attention kept, and with norms kept: level from afar. With both kept: it falls until it is zero.",
 )
 far = ring.repeat_interleave(8, 0).repeat_interleave(8, 1)
 faint = {name: found[far > 14].mean() for name, found in responses.items()}
-assert faint["both kept"] == 0 and faint["as it is"] > 1e-6 and 0.3 < faint["attention kept"] / faint["as it is"] < 3
-assert 0 < faint["norms kept"] < 0.7 * faint["as it is"]
+assert faint["both kept"] == 0 and faint["as it is"] > 1e-6
+assert all(0.1 < faint[name] / faint["as it is"] < 5 for name in ("attention kept", "norms kept"))
 
 # %% [markdown]
-# With both kept only convolutions are left, and beyond their reach (count it as in notebook 04) the change is *exactly* zero. Keeping attention
-# alone changes next to nothing, keeping the norms alone much: far away you see mostly the norms' statistics, and a little attention.
+# With both kept only convolutions are left, and beyond their reach (count it as in notebook 04) the change is *exactly* zero. Keep one
+# of the two, and the other still carries it everywhere, about as strongly as both: attention and the norms' statistics, each by itself.
 
 # %% [markdown]
 # That is why tiles of an image, decoded apart, do not quite fit together (notebook 12). Now poke where you like. Which pixels of the cat
@@ -915,7 +915,7 @@ else:
 # 1. A latent is a small picture in four mixed channels; its spread, taken in one pass, gives the scaling factor.
 # 2. A channel's shift changes the mean colour; a matrix reads light better than hue, and the decoder adds the rest.
 # 3. The KL weight sets σ² = w / (w + h): sharp in the channels that the decoder feels most. It forgives more noise than it was trained on.
-# 4. A poke answers in its own patch, then around it, and faintly everywhere, through GroupNorm above all; interpolation cross-fades, because latent pixels describe places.
+# 4. A poke answers in its own patch, then around it, and faintly everywhere, through GroupNorm and attention; interpolation cross-fades, because latent pixels describe places.
 # 5. A few bits a value are enough: rounding finer than σ buys nothing. But the right mean, spread and correlations are not: noise decodes to no image.
 #
 # ### Check yourself
