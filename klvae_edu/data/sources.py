@@ -23,7 +23,7 @@ from klvae_edu.data.files import load_image
 from klvae_edu.data.procedural import dead_leaves
 
 if TYPE_CHECKING:
-    from klvae_edu.data.hub import StreamedCrops
+    from klvae_edu.data.shards import StreamedCrops
 
 Split = Literal["train", "held-out"]
 
@@ -98,9 +98,9 @@ def image_dataset(
             raise ValueError(
                 f"streaming is for Hugging Face data sets; {source!r} is none (the prefix 'hf:' makes it one)"
             )
-        from klvae_edu.data import hub
+        from klvae_edu.data import shards
 
-        return hub.StreamedCrops(source.removeprefix("hf:"), split, size, seed=seed, length=length)
+        return shards.StreamedCrops(source.removeprefix("hf:"), split, size, seed=seed, length=length)
     length = length or TRAIN_LENGTH
     parts = [_one_source(name, split, size, seed, -(-length // len(names))) for name in names]
     images = parts[0] if len(parts) == 1 else Mixture(parts, size, seed=seed, length=length)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from klvae_edu.data import image_dataset
+from klvae_edu.data.crops import NAMES_IN_REPORT
+from klvae_edu.data.shards import START, ProcessShare, StreamPosition
 from klvae_edu.data.sources import Split
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.setup import Training
 
 PASS = 2**20  # crops that are shuffled among each other
 
@@ -46,3 +51,48 @@ def images_of(config: TrainingConfig, length: int | None, split: Split = "train"
         streaming=config.streaming,
         recolour=config.recolour,
     )
+
+
+def batches(training: Training, data: Any) -> Iterator[Tensor]:
+    """This process's batches (batch_size · accumulate, 3, size, size) for the steps that are left."""
+    config, accelerator = training.config, training.accelerator
+    if not config.streaming:
+        position = training.step * config.batch_size * config.accumulate * accelerator.num_processes
+        yield from accelerator.prepare(training_loader(config, data, position))
+        return
+    training.stream = training.stream or StreamPosition([START] * max(1, config.workers))
+    share = ProcessShare(data, training.stream, accelerator.process_index, accelerator.num_processes)
+    # Not through Accelerate, which would have one process read for all.
+    for images, places in training_loader(config, share):
+        training.stream.follow(places)
+        yield images.to(accelerator.device)
+
+
+def reports(training: Training, data: Any, limit: int | None = NAMES_IN_REPORT) -> list[str]:
+    """What could not be read, in words; of a stream, every process knows its own share alone."""
+    found = [data.report(limit)]
+    if training.config.streaming:
+        from accelerate.utils import gather_object
+
+        found = gather_object(found)
+    return [report for report in found if report]
+
+
+def training_loader(config: TrainingConfig, data: Dataset[Any], position: int = 0) -> DataLoader[Any]:
+    """Batches of batch_size · accumulate items, in an order that follows from the seed, from `position` on."""
+    stream = isinstance(data, IterableDataset)
+    return DataLoader(
+        data,
+        batch_size=config.batch_size * config.accumulate,
+        sampler=None if stream else ShuffledFrom(position, len(data), config.seed),  # type: ignore[arg-type]
+        num_workers=config.workers,
+        worker_init_fn=_ignore_signals,
+        drop_last=True,
+        generator=torch.Generator().manual_seed(config.seed),  # else it takes a number from those of the training
+    )
+
+
+def _ignore_signals(worker: int) -> None:
+    """Both are sent to the workers too; they have to live until the trainer has made its last step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from klvae_edu.autoencoder import AutoencoderKL
+from klvae_edu.data.shards import StreamPosition
 from klvae_edu.discriminator import NLayerDiscriminator, smallest_side
 from klvae_edu.environment import pick_device
 from klvae_edu.gaussian import DiagonalGaussianDistribution
@@ -76,6 +77,7 @@ class Training:
     perceptual: LPIPS | None = None
     ema: AveragedModel | None = None
     step: int = 0  # the one under way, counted from 1, or the last one that was made
+    stream: StreamPosition | None = None  # how far this process has come in data that is read in passing
 
     @property
     def vae(self) -> AutoencoderKL:

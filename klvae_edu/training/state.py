@@ -2,7 +2,7 @@
 
 A checkpoint is written beside its place, forced to the disk and renamed: whatever moment a run is killed at, the ones
 before it stay good. The learning rate and the order of the data follow from the number of the step, so neither has a
-state of its own.
+state of its own; but the place in a stream has one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from klvae_edu.checkpoints import config_json
+from klvae_edu.data.shards import StreamPosition
 from klvae_edu.training.setup import Training
 from klvae_edu.weight_files import SafetensorsFile, write_safetensors
 
@@ -29,7 +30,8 @@ FORMAT = 1
 
 
 def save_checkpoint(training: Training, folder: Path) -> None:
-    """Write all of `training` into `folder`. Every process calls it; one writes the networks, each its random numbers.
+    """Write all of `training` into `folder`. Every process calls it; one writes the networks, each its random numbers
+    and its place in a stream.
 
     Raises:
         OSError: the disk is full or gone. Nothing is left of the attempt.
@@ -42,6 +44,8 @@ def save_checkpoint(training: Training, folder: Path) -> None:
     accelerator.wait_for_everyone()
     try:
         _save(random_states(), partial / f"random_{accelerator.process_index}.pt")
+        if training.stream is not None:
+            _save(training.stream.to_dict(), partial / f"stream_{accelerator.process_index}.pt")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_safetensors(networks(training), partial / WEIGHTS, {"format": "pt"})
@@ -75,13 +79,15 @@ def load_checkpoint(training: Training, folder: Path) -> None:
     weights = SafetensorsFile(folder / WEIGHTS)
     optimizers = _load(folder / OPTIMIZERS)
     random = _load(folder / f"random_{training.accelerator.process_index}.pt")
+    stream = f"stream_{training.accelerator.process_index}.pt"
+    position = StreamPosition.from_dict(_load(folder / stream)) if stream in state["files"] else None
     with torch.no_grad():
         for name, tensor in networks(training).items():
             tensor.copy_(weights[name])
     training.optimizer.load_state_dict(optimizers["autoencoder"])
     if training.disc_optimizer is not None:
         training.disc_optimizer.load_state_dict(optimizers["discriminator"])
-    training.step = state["step"]
+    training.step, training.stream = state["step"], position
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])

@@ -8,7 +8,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.environment import progress
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.data_order import PASS, ShuffledFrom, images_of
+from klvae_edu.training.data_order import PASS, batches, images_of, reports
 from klvae_edu.training.held_out import HeldOut
 from klvae_edu.training.run_folder import RunFolder
 from klvae_edu.training.setup import Training, set_up, start_accelerator
@@ -112,18 +111,15 @@ def _train_in(folder: RunFolder, config: TrainingConfig, accelerator: Accelerato
         accelerator.print(f"The discriminator would begin after step {config.disc_start}: it will have no say.")
     images_a_step = config.batch_size * config.accumulate * accelerator.num_processes
     passes = -(-config.steps * images_a_step // PASS)  # an index lies in the last of them, at most
-    # A stream is endless: its end, in each worker, would cost a batch.
-    length = None if config.streaming else passes * PASS
-    data = images_of(config, length)
-    loader = accelerator.prepare(training_loader(config, data, training.step * images_a_step))
+    data = images_of(config, None if config.streaming else passes * PASS)
     folder.start(config, training.step)
     if checkpoint is not None:
         folder.publish(training)
     if config.tensorboard:
         accelerator.init_trackers(config.out.name)
-    measured, speed = _make_steps(training, loader, folder, held_out)
-    folder.save_report("\n".join(filter(None, [data.report(limit=None), held_out.unreadable])))
-    unreadable = [report for report in (data.report(), held_out.unreadable) if report]
+    measured, speed = _make_steps(training, batches(training, data), folder, held_out)
+    folder.save_report("\n".join([*reports(training, data, limit=None), *filter(None, [held_out.unreadable])]))
+    unreadable = [*reports(training, data), *filter(None, [held_out.unreadable])]
     lpips = None if training.perceptual is None else training.perceptual.source
     return TrainingResult(
         training.averaged, config, training.step, measured, speed, unreadable, accelerator.num_processes, lpips
@@ -139,20 +135,24 @@ def _resume(training: Training, checkpoint: Path) -> None:
         raise ValueError(f"steps: {checkpoint} has made {training.step} already, got {config.steps}")
     same = {"out", "resume", *(name for name in now if was.get(name) == now[name])}
     changes = [f"{name} {was.get(name)} -> {now[name]}" for name in now if name not in same]
+    if {"data", "seed", "streaming"} - same:
+        training.stream = None  # a place in another stream
+    if training.stream and len(training.stream.places) != max(1, config.workers):
+        known = f"expected {was['workers']}, whose places in the stream the checkpoint knows"
+        raise ValueError(f"workers: {known}, got {config.workers}")
     training.accelerator.print(f"Resumed from {checkpoint}{''.join(f'; {change}' for change in changes)}.")
 
 
 def _make_steps(
-    training: Training, loader: DataLoader[Tensor], folder: RunFolder, held_out: HeldOut
+    training: Training, images_of_steps: Iterable[Tensor], folder: RunFolder, held_out: HeldOut
 ) -> tuple[dict[str, float], float]:
     """All steps that are left, or those until the run is interrupted: held-out PSNR by name, and images per second."""
     config, accelerator, first = training.config, training.accelerator, training.step
     images_a_step, seconds_of_steps = config.batch_size * config.accumulate * accelerator.num_processes, 0.0
-    again = first if config.streaming else 0  # a stream has no places: it is read again up to here
     measured: dict[str, float] = {} if first < config.steps else held_out.measure(training.averaged)
     with _stop_when_asked() as stop, _progress_bar(config, accelerator, first) as bar:
         started = time.perf_counter()
-        for images in islice(loader, again, again + config.steps - first):
+        for images in islice(images_of_steps, config.steps - first):
             try:
                 scalars = training_step(training, images)
             except FloatingPointError as error:
@@ -198,26 +198,6 @@ def training_step(training: Training, images: Tensor) -> dict[str, float]:
     if discriminator_trains and not config.alternate:
         scalars |= discriminator_step(training, images, reconstructions)
     return scalars
-
-
-def training_loader(config: TrainingConfig, data: Dataset[Tensor], position: int = 0) -> DataLoader[Tensor]:
-    """Batches (batch_size · accumulate, 3, size, size), in an order that follows from the seed, from `position` on."""
-    stream = isinstance(data, IterableDataset)
-    return DataLoader(
-        data,
-        batch_size=config.batch_size * config.accumulate,
-        sampler=None if stream else ShuffledFrom(position, len(data), config.seed),  # type: ignore[arg-type]
-        num_workers=config.workers,
-        worker_init_fn=_ignore_signals,
-        drop_last=True,
-        generator=torch.Generator().manual_seed(config.seed),  # else it takes a number from those of the training
-    )
-
-
-def _ignore_signals(worker: int) -> None:
-    """Both are sent to the workers too; they have to live until the trainer has made its last step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _any_process(accelerator: Accelerator, value: bool) -> bool:

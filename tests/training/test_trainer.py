@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.data_order import training_loader
 from klvae_edu.training.held_out import HeldOut
 from klvae_edu.training.setup import set_up, start_accelerator
-from klvae_edu.training.trainer import TrainingResult, train, training_loader, training_step
+from klvae_edu.training.trainer import TrainingResult, train, training_step
 
 
 def tiny_run(out: Path, **changes: Any) -> TrainingConfig:
