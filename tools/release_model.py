@@ -46,7 +46,6 @@ TOLD = (
     "batch_size",
     "size",
     "disc_start",
-    "disc_weight",
     "disc_layers",
     "kl_weight",
     "ema",
