@@ -5,6 +5,7 @@ PY     := .venv/bin/python
 READY  := .venv/.installed
 
 # Large activations stay in the process, and idle threads do not spin: PyTorch on a small or shared machine waits less.
+# More on them, with figures: PROCESS_SETTINGS in klvae_edu/environment.py. Values that you set yourself stay.
 export MALLOC_MMAP_THRESHOLD_ ?= 2147483648
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export GOMP_SPINCOUNT ?= 20000
@@ -46,10 +47,11 @@ notebooks: $(READY) ## build the notebooks from notebooks/source (NB=03, EXECUTE
 measure: $(READY) ## time and memory of the notebooks, for the line in their heads (NB=03)
 	OMP_NUM_THREADS=2 $(PY) tools/measure_notebooks.py $(NB)
 
-bench: $(READY) ## tiled decoding, the training step and the sliders against their peers, into benchmarks/ (some minutes)
-	OMP_NUM_THREADS=2 $(PY) benchmarks/tiled_decode.py
-	OMP_NUM_THREADS=2 $(PY) benchmarks/train_step.py
-	OMP_NUM_THREADS=2 $(PY) benchmarks/explorer.py
+BENCHMARKS := import_time inference train_step activations tiled_decode explorer
+
+bench: $(READY) ## speed and memory beside the peers, into benchmarks/ with a picture (some twenty minutes)
+	@for name in $(BENCHMARKS); do echo "$$name"; OMP_NUM_THREADS=2 $(PY) benchmarks/$$name.py || exit 1; done
+	@$(PY) benchmarks/picture.py
 
 soak: $(READY) ## kill a training run 20 times in one process and 20 times in two (some ten minutes)
 	OMP_NUM_THREADS=1 KLVAE_EDU_KILLS=20 $(PY) -m pytest tests/faults/test_resume.py

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    import diffusers
 
-def machine() -> str:
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
+    from klvae_edu import AutoencoderKL
+
+# What decides how fast a processor multiplies: width of its vectors, and instructions for bfloat16.
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+
+
+def machine(device: str = "cpu") -> str:
+    """Processor with its features, or GPU; threads; version of PyTorch."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Its architecture and its `FEATURES`, where Linux lists them."""
+    if not cpuinfo.exists():
+        return platform.machine()
+    found = set(cpuinfo.read_text().split())
+    return " ".join([platform.machine(), *(name for name in FEATURES if name in found)])
 
 
 def memory(name: str) -> int:
@@ -27,6 +48,7 @@ def memory(name: str) -> int:
 
 def begin_peak() -> int:
     """Let VmHWM start anew; what the process holds now, in bytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already must not be counted as held
     Path("/proc/self/clear_refs").write_text("5")
     return memory("VmRSS")
 
@@ -37,6 +59,28 @@ def measured_elsewhere(script: str, *arguments: str) -> int:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, script, *arguments]
     return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+
+def times(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way in each round, after one that does not count. Who begins changes every round."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds + 1):
+        first = number % len(ways)
+        for way in [*ways][first:] + [*ways][:first]:
+            start = time.perf_counter()
+            ways[way]()
+            if number:
+                seconds[way].append(time.perf_counter() - start)
+    return seconds
+
+
+def diffusers_twin(vae: AutoencoderKL) -> diffusers.AutoencoderKL:
+    """diffusers' model of the same configuration and with the same weights."""
+    import diffusers
+
+    peer = diffusers.AutoencoderKL(**{name: value for name, value in asdict(vae.config).items() if value is not None})
+    peer.load_state_dict(vae.state_dict())
+    return peer.to(vae.device).eval()
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], reference: str) -> dict[str, list[float]]:

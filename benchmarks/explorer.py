@@ -11,7 +11,6 @@ import argparse
 import io
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -19,7 +18,7 @@ import diffusers
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import machine, ratios, write
+from common import diffusers_twin, machine, ratios, write
 from torch import Tensor
 
 from klvae_edu import AutoencoderKL, panels
@@ -65,13 +64,6 @@ def latency(panel: Explorer, name: str, value: float) -> float:
     if panel.image.value is before:
         raise RuntimeError(f"{name}: nothing was drawn for {value}")
     return seconds
-
-
-def diffusers_twin(vae: AutoencoderKL) -> diffusers.AutoencoderKL:
-    """diffusers' model of the same configuration and with the same weights."""
-    peer = diffusers.AutoencoderKL(**{name: value for name, value in asdict(vae.config).items() if value is not None})
-    peer.load_state_dict(vae.state_dict())
-    return peer.to(vae.device).eval()
 
 
 def peer_latency(peer: diffusers.AutoencoderKL, encoded: Encoded) -> float:

@@ -13,9 +13,10 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +25,7 @@ from unittest.mock import patch
 import diffusers
 import lpips
 import torch
-from common import begin_peak, machine, measured_elsewhere, memory, ratios, write
+from common import begin_peak, machine, measured_elsewhere, memory, ratios, times, write
 from torch import Tensor, nn
 
 from klvae_edu.config import PRESETS, AutoencoderKLConfig
@@ -209,19 +210,6 @@ def difference(network: nn.Module, other: nn.Module) -> float:
     return (apart / sum(gradient.square().sum() for gradient in others.values())).sqrt().item()
 
 
-def times(ways: dict[str, Callable[[Tensor], None]], images: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way's step in each round, after one that does not count. Who begins changes every round."""
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(rounds + 1):
-        first = number % len(ways)
-        for way in [*ways][first:] + [*ways][:first]:
-            start = time.perf_counter()
-            ways[way](images)
-            if number:
-                seconds[way].append(time.perf_counter() - start)
-    return seconds
-
-
 def parts(ours: Ours, images: Tensor, rounds: int) -> dict[str, float]:
     """Seconds of each part of our step: the median over the rounds."""
     training, seconds, mark = ours.training, {}, 0.0
@@ -284,7 +272,8 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     agreement = check_agreement(ours, peer, images)
     constant = Ours.__new__(Ours)  # the same networks and optimisers
     constant.training = replace(ours.training, config=replace(ours.training.config, adaptive=False))
-    seconds = times({OURS: ours.step, CONSTANT: constant.step, PEER: peer.step}, images, rounds)
+    steps_of = {OURS: ours.step, CONSTANT: constant.step, PEER: peer.step}
+    seconds = times({way: partial(step, images) for way, step in steps_of.items()}, rounds)
     of_parts = parts(ours, images, rounds)
     return {
         "network": f"{setting.preset}, batch {setting.batch}, {setting.side} pixels, float32",

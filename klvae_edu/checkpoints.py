@@ -87,7 +87,8 @@ def save_pretrained(model: ModelMixin, folder: str | os.PathLike[str]) -> None:
     Each file is written aside and then moved into place, so that one that was there stays whole until it is replaced.
 
     Raises:
-        ValueError: the model is no longer the one of its configuration (the message lists the tensors).
+        ValueError: the model is no longer the one of its configuration (the message lists the tensors), or a copy for
+            inference that `optimize` made.
     """
     folder, weights = Path(folder), weights_to_write(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +139,8 @@ def weights_to_write(model: ModelMixin) -> dict[str, Tensor]:
     Raises:
         ValueError: they are not its configuration's: parts of the model were changed, and nobody could load the file.
     """
+    if model.inference_only:
+        raise ValueError("expected the model itself, got a copy that optimize() made: its weights have another form")
     weights = {uncompiled(name): tensor for name, tensor in model.state_dict().items()}
     check_fit(without_weights(model.config).state_dict(), weights, "the model")
     return weights

@@ -29,7 +29,10 @@ PROCESS_SETTINGS = {
 By default glibc returns every large activation to the kernel and asks for it again in the next layer (20,000 to 37,000
 page faults a training step of the preset `tiny`), and libgomp's threads spin at every barrier, which collapses as soon
 as another program wants one of the cores. Measured for that step on 2 shared cores: 823 to 1025 ms by default, 146 to
-153 ms with the three settings; on a quiet machine 167 to 172 ms by default.
+153 ms with the three settings; on a quiet machine 167 to 172 ms by default. No result changes by a bit.
+
+`make` exports them for all that it starts, and the commands of `klvae` that compute start anew with them. The price:
+memory that was needed once stays with the process until it ends, so that peaks are measured without the settings.
 """
 
 _RESTARTED = "KLVAE_EDU_RESTARTED"  # the mark of a process that was already started anew: it never does so twice
@@ -152,7 +155,8 @@ def check_process_settings() -> Check:
         return Check("process settings", True, "all set")
     exports = " ".join(f"{name}={PROCESS_SETTINGS[name]}" for name in unset)
     remedy = (
-        f"klvae train, klvae reconstruct and make lab set them themselves. For programs of your own: export {exports}"
+        "make lab, make test and the klvae commands that compute set them themselves. For programs of your own, "
+        f"Jupyter among them: export {exports}"
     )
     return Check("process settings", False, f"not set in this shell: {', '.join(unset)}", remedy, required=False)
 
