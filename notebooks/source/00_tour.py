@@ -154,13 +154,13 @@ print("the network is more than half a dB above patch-PCA; the picture's titles 
 # %%
 show(
     side_by_side({"photograph": photo[0], "untrained": noise[0], f"trained, {network_db:.1f} dB": rebuilt[0]}),
-    alt="The cat; coloured noise with a faint trace of its eye; and the cat again, softer, its fine fur smoothed over.",
+    alt="The cat; coloured noise with a faint trace of its eye; and the cat again, clear, its fur as if painted with a brush.",
     format="jpeg",
 )
 
 # %% [markdown]
-# Soft, but a cat, and no trace of squares. Look at it from near, beside the two that know no other patch. Where would you see the
-# borders of the patches first?
+# A cat, as if painted, and no trace of squares. Look at it from near, beside the two that know no other patch. Where would you see
+# the borders of the patches first?
 
 # %%
 eye = slice(60, 140), slice(20, 160)
@@ -178,8 +178,8 @@ show(
 )
 
 # %% [markdown]
-# The same 4,096 numbers, and no squares: the network knows what edges and fur look like, and may use the neighbours. Whiskers and
-# fine fur are soft, and the eyes are not as green as they were. A model knows only what it was shown.
+# The same 4,096 numbers, and no squares: the network knows what edges look like, and may use the neighbours. Whiskers are lost, and
+# for fur it paints strokes that were never there: it was shown other textures. A model knows only what it was shown.
 
 # %% [markdown]
 # PSNR is not everything, as notebook 09 shows, but keep patch-PCA in mind as the bar: a network that does not pass it on pictures it

@@ -465,7 +465,7 @@ show(
     fig,
     alt="The encoder's σ over the decoder's sensitivity, log scales: four clouds, one a channel; their centres follow a line of slope -1.",
 )
-assert correlation(x, y) < -0.6 and max(map(abs, within)) < 0.4 and sigma.std(1).mean() < y.std()
+assert correlation(x, y) < -0.6 and max(map(abs, within)) < 0.5 and sigma.std(1).mean() < y.std()
 
 # %% [markdown]
 # The channels follow: what the decoder feels more, the encoder gives with less noise, although nobody told it. The places do not: within
@@ -858,8 +858,8 @@ show(
     alt="Five decoded latents: dull noise; coloured noise; coloured noise in the cat's colours; clouds in the cat's colours; the cat.",
     format="jpeg",
 )
-assert max(abs(beside[name]) for name in ("prior", "own spread", "shuffled")) < 0.1
-assert beside["the cat"] > 0.15 and abs(beside["own waves"] - beside["the cat"]) < 0.1
+assert max(abs(beside[name]) for name in ("prior", "own spread", "shuffled")) < 0.06
+assert beside["the cat"] > 0.1 and abs(beside["own waves"] - beside["the cat"]) < 0.1
 
 # %% [markdown]
 # Four latents, and no image. The shuffled one is made of *nothing but* genuine latent pixels. The clouds have the cat's means, deviations and
