@@ -226,9 +226,13 @@ class IgnoresCtrlC(Dataset[torch.Tensor]):
 
 
 def test_workers_outlive_ctrl_c_so_that_the_step_under_way_can_end(tmp_path: Path) -> None:
-    for workers in (0, 1):
-        (batch,) = training_loader(tiny_run(tmp_path, workers=workers), IgnoresCtrlC())
-        assert batch.tolist() == [workers == 1] * 2
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit another
+    try:
+        for workers in (0, 1):
+            (batch,) = training_loader(tiny_run(tmp_path, workers=workers), IgnoresCtrlC())
+            assert batch.tolist() == [workers == 1] * 2
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_same_configuration_gives_the_same_weights(result: TrainingResult, tmp_path: Path) -> None:
