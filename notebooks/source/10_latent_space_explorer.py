@@ -469,7 +469,7 @@ assert correlation(x, y) < -0.6 and max(map(abs, within)) < 0.5 and sigma.std(1)
 
 # %% [markdown]
 # The channels follow: what the decoder feels more, the encoder gives with less noise, although nobody told it. The places do not: within
-# a channel there is hardly a link (r in the legend), and σ differs little. Now heat it yourself:
+# a channel the link is weak (r in the legend), and σ differs little. Now heat it yourself:
 
 # %%
 panels.temperature(vae, mine)
