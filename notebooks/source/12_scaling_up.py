@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -180,9 +181,12 @@ for start, weight, style in zip(starts, weights, ("-", "--", ":"), strict=True):
     sums[start : start + 24] += weight
     ax.plot(range(start, start + 24), weight, style, label=f"tile from {start}")
 ax.plot(sums, color=GREY, linewidth=4, alpha=0.5, label="sum")
-ax.set(xlabel="cell", ylabel="weight", ylim=(0, 1.1)), ax.legend(loc="lower center", ncols=4)
+ax.set(xlabel="cell", ylabel="weight", ylim=(0, 1.1)), ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 assert (sums - 1).abs().max() < 1e-6
-show(fig, alt="Three trapezoids that overlap; their sum is a level line at one.")
+show(
+    fig,
+    alt="The first weight falls from one, the second rises to a peak and falls, the third rises; their sum is a level line at one.",
+)
 
 # %% [markdown]
 # In two dimensions the weights multiply, and the package's `enable_tiling` does the rest. Is the seam gone, and is the image the one
@@ -663,7 +667,8 @@ def numbers(crops):
 def read(process, position, batches):
     """So many batches of five for one of two processes; what was seen of the first pass."""
     seen = []
-    for (crops, places), _ in zip(DataLoader(ProcessShare(stream, position, process, 2), batch_size=5), range(batches)):
+    loader = DataLoader(ProcessShare(stream, position, process, 2), batch_size=5)
+    for crops, places in islice(loader, batches):
         position.follow(places)
         seen += [number for number, place in zip(numbers(crops), places, strict=True) if place[0] == 0]
     return seen
@@ -747,10 +752,10 @@ fig, ax = figure(size=(7, 2.4))
 ax.barh([*plan], days, color=[GREY, BLUE, ORANGE])
 for place, (one, money) in enumerate(plan.values()):
     ax.text(
-        one * 1.1, place, f"{one:.3g} days, {money:,.0f} at {[*machines.values()][place][2]:g} an hour", va="center"
+        one * 1.1, place, f"{one:,.1f} days, {money:,.0f} at {[*machines.values()][place][2]:g} an hour", va="center"
     )
 ax.set(
-    xscale="log", xlabel="days", xlim=(0.1, 1e3 * max(days)), title="Stable Diffusion's autoencoder, pixel loss only"
+    xscale="log", xlabel="days", xlim=(0.1, 1e5 * max(days)), title="Stable Diffusion's autoencoder, pixel loss only"
 )
 ax.invert_yaxis()
 show(
