@@ -88,6 +88,8 @@ for side in (256, 512, 1024):
 batch = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 with TensorMemory() as together:
     whole = vae.decode(batch).sample
+
+# %%
 vae.enable_slicing()
 with TensorMemory() as in_slices:
     sliced = vae.decode(batch).sample
@@ -198,6 +200,8 @@ lines = seam_lines(48, size // 8, overlap // 8, unit=8)
 vae.enable_tiling(size=size, overlap=overlap)
 with TensorMemory() as memory:
     blended = vae.decode(z).sample
+
+# %%
 error = (blended - whole).norm() / (edge_to_edge - whole).norm()
 assert seam_metric(blended, lines, lines) < 1.3 and 0.5 < error < 0.95
 print(f"peak {memory.peak / mebi:.2g} MiB; seam metric below 1.3")
@@ -261,7 +265,7 @@ print("nearer to the whole:", " > ".join(errors))
 
 # %%
 fig, ax = figure(size=(6, 2.4))
-ax.barh([*errors], [100 * error for error in errors.values()], color=[GREY, BLUE, ORANGE], hatch=None)
+ax.barh([*errors], [100 * error for error in errors.values()], color=[GREY, BLUE, ORANGE])
 for place, error in enumerate(errors.values()):
     ax.text(100 * error, place, f" {100 * error:.2g} %", va="center")
 ax.set(xlabel="distance to the image decoded whole, in % of its norm", xlim=(0, 125 * max(errors.values())))
@@ -340,6 +344,8 @@ print(f"memory × {costs[True][0] / costs[False][0]:.2f}, work × {costs[True][1
 small = AutoencoderKL.from_preset("tiny", seed=0).train()
 images = next(iter(DataLoader(image_dataset("photos", 32, length=8), batch_size=8)))
 gradients = []
+
+# %%
 for checkpointing in (False, True):
     (small.enable_gradient_checkpointing if checkpointing else small.disable_gradient_checkpointing)()
     torch.manual_seed(0)  # of the posterior's sample
@@ -410,6 +416,7 @@ def in_type(dtype):
     return copy.deepcopy(vae).to(dtype).decode(z[..., :16, :16].to(dtype)).sample.float()
 
 
+# %%
 right = in_type(torch.float32)
 bfloat, half = (((in_type(dtype) - right).norm() / right.norm()).item() for dtype in (torch.bfloat16, torch.float16))
 assert half < 1e-3 < bfloat < 0.05
@@ -454,6 +461,7 @@ def counting(graph, inputs):
     return graph.forward
 
 
+# %%
 found = []
 decoder = torch.compile(copy.deepcopy(small.decoder).eval(), backend=counting)
 with torch.no_grad():
@@ -473,6 +481,7 @@ def piece(x, weight, bias):
     return x + F.silu(F.group_norm(x, 8, weight, bias))
 
 
+# %%
 def seconds(function, repeats=5):
     function()
     laps = []
@@ -483,6 +492,10 @@ def seconds(function, repeats=5):
     return min(laps)
 
 
+# %% [markdown]
+# The shortest of five laps after one that is not counted: compilers and caches warm up, and other programs only ever add time.
+# Times are your machine's, so that they are drawn here and never printed.
+
 # %%
 x, weight, bias = torch.randn(1, 64, 128, 128), torch.ones(64), torch.zeros(64)
 ways = {"eager": seconds(lambda: piece(x, weight, bias))}
@@ -492,6 +505,11 @@ if compiler:
     compiled = torch.compile(piece)
     assert (compiled(x, weight, bias) - piece(x, weight, bias)).abs().max() < 1e-4
     ways["compiled"] = seconds(lambda: compiled(x, weight, bias))
+
+# %% [markdown]
+# And the whole decoder in three forms: as it is, in the other order, and in 16 bits. Which is fastest where you are?
+
+# %%
 model = {"float32": vae, "channels_last": copy.deepcopy(vae).to(memory_format=torch.channels_last)}
 model["bfloat16"] = copy.deepcopy(vae).to(torch.bfloat16)
 inputs = z[..., :24, :24]
@@ -521,8 +539,6 @@ show(fig, alt="Bars of time relative to float32 and to eager mode, as measured o
 # `torch.func` turns the model into a function of its weights, `grad` differentiates it, `vmap` does so for all images at once.
 
 # %%
-weights = {name: weight.detach() for name, weight in small.named_parameters()}
-small.set_attention_backend("eager")  # the fused kernel knows no vmap
 
 
 def loss(weights, image):
@@ -530,14 +546,23 @@ def loss(weights, image):
     return F.mse_loss(torch.func.functional_call(small, weights, (image[None],)).sample[0], image)
 
 
+# %%
+weights = {name: weight.detach() for name, weight in small.named_parameters()}
+small.set_attention_backend("eager")  # the fused kernel knows no vmap
 each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, images)
 each = torch.cat([gradient.flatten(1) for gradient in each.values()], dim=1)
 print("gradients", tuple(each.shape))
+
+# %% [markdown]
+# Eight gradients of 954,567 numbers each, in one call. Is their mean what `backward` finds for the batch, and do all images pull
+# alike?
 
 # %%
 small.zero_grad()
 F.mse_loss(small(images).sample, images).backward()
 together = torch.cat([weight.grad.flatten() for weight in small.parameters()])
+
+# %%
 assert (each.mean(0) - together).norm() < 1e-4 * together.norm()
 lengths = each.norm(dim=1)
 print("mean of eight = gradient of the batch: relative |Δ| < 1e-4")
@@ -650,11 +675,17 @@ from klvae_edu.data.shards import START, ProcessShare, StreamedCrops, StreamPosi
 datasets.disable_progress_bars()
 shards = Path(folder.name) / "shards"
 shards.mkdir()
+
+# %%
 for shard in range(6):
     rows = [torch.full((8, 8, 3), 5 * (8 * shard + row), dtype=torch.uint8).numpy() for row in range(8)]
     part = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
     part.to_parquet(shards / f"train-{shard:05}-of-00006.parquet")
 part.to_parquet(shards / "test-00000-of-00001.parquet")
+
+# %% [markdown]
+# `StreamedCrops` makes crops of them, `ProcessShare` is what one of the processes gets, beginning at a `StreamPosition`. An image's
+# brightness tells its number again.
 
 # %%
 stream = StreamedCrops(str(shards), "train", 8, seed=0, length=None)
@@ -664,6 +695,7 @@ def numbers(crops):
     return ((crops.mean((1, 2, 3)) + 1) * 127.5 / 5).round().int().tolist()
 
 
+# %%
 def read(process, position, batches):
     """So many batches of five for one of two processes; what was seen of the first pass."""
     seen = []
@@ -685,6 +717,8 @@ for process in (0, 1):
     before[process] = read(process, position, 2)
     positions[process] = position.to_dict()  # what goes into the checkpoint
 after = {process: read(process, StreamPosition.from_dict(positions[process]), 4) for process in (0, 1)}
+
+# %%
 for process in (0, 1):
     owned = sorted({number // 8 for number in before[process] + after[process]})
     print(f"process {process}: shards {owned}, stopped at {positions[process]['places'][0]}")
