@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from klvae_edu.exercises import EXERCISES, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10
+from klvae_edu.exercises import EXERCISES, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.losses import vae_loss
 
@@ -57,11 +57,15 @@ MISTAKES = {
     "10.3": nb10.TEMPERATURE_MISTAKES,
     "10.4": nb10.SLERP_MISTAKES,
     "10.5": nb10.QUANTISE_MISTAKES,
+    "11.1": nb11.FACTOR_MISTAKES,
+    "11.2": nb11.SPREAD_MISTAKES,
+    "11.3": nb11.PATH_MISTAKES,
+    "11.4": nb11.INTEGRATE_MISTAKES,
 }
 
 
 def test_the_catalogue_is_in_order_and_complete():
-    numbers = {"01": 4, "02": 4, "03": 4, "04": 5, "05": 5, "06": 5, "07": 5, "08": 5, "09": 5, "10": 5}
+    numbers = {"01": 4, "02": 4, "03": 4, "04": 5, "05": 5, "06": 5, "07": 5, "08": 5, "09": 5, "10": 5, "11": 4}
     assert list(EXERCISES) == [f"{nb}.{number}" for nb, count in numbers.items() for number in range(1, count + 1)]
 
 
