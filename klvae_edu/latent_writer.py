@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from klvae_edu.latent_dataset import DESCRIPTION, FORMAT, pyarrow_and_parquet, r
 from klvae_edu.latents import LatentStatistics
 from klvae_edu.weight_files import written_aside
 
-PER_SHARD = 1024  # images, the most that an interruption costs
+PER_SHARD = 1024  # images, the most that an interruption costs; fewer where latents are large:
+VALUES_PER_SHARD = 2**24  # means, and as many log-variances: 128 MiB in all, which are in memory while it is written
 PIXELS_AT_ONCE = 2**18  # in a batch of the encoder: 4 images of 256x256
 KEY = b"klvae_edu"  # of the notes that a shard carries in its file
 
@@ -47,10 +49,11 @@ def encode_images(vae: AutoencoderKL, images: AllImages, out: Path, about: dict[
     settings = _settings(vae, images, about)
     _open(out, settings)
     (out / "data").mkdir(exist_ok=True)
-    shards = [out / "data" / name for name in shard_names(len(images), PER_SHARD)]
+    per_shard = settings["images_per_shard"]
+    shards = [out / "data" / name for name in shard_names(len(images), per_shard)]
     for number, shard in enumerate(progress(shards, desc="shards of latents")):
         if not shard.exists():
-            numbers = range(number * PER_SHARD, min((number + 1) * PER_SHARD, len(images)))
+            numbers = range(number * per_shard, min((number + 1) * per_shard, len(images)))
             try:
                 _write_shard(vae, images, numbers, shard)
             except OSError as error:
@@ -62,7 +65,7 @@ def encode_images(vae: AutoencoderKL, images: AllImages, out: Path, about: dict[
     finished = settings | _summary([_notes(shard) for shard in shards])
     _describe(out, finished)
     for left in out.rglob(".*.part"):  # of a run that was killed
-        left.unlink()
+        left.unlink(missing_ok=True)
     return finished
 
 
@@ -71,7 +74,7 @@ def _settings(vae: AutoencoderKL, images: AllImages, about: dict[str, Any]) -> d
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
     side, config = images.size // vae.downsample_factor, vae.config
-    scaling = {name: getattr(config, name) for name in ("scaling_factor", "shift_factor")}
+    shape = [config.latent_channels, side, side]
     return {
         "format": FORMAT,
         **about,
@@ -79,9 +82,10 @@ def _settings(vae: AutoencoderKL, images: AllImages, about: dict[str, Any]) -> d
         "names_sha256": hashlib.sha256("\n".join(images.names).encode()).hexdigest(),
         "size": images.size,
         "images": len(images),
-        "images_per_shard": PER_SHARD,
-        "latent_shape": [config.latent_channels, side, side],
-        **scaling,
+        "images_per_shard": max(1, min(PER_SHARD, VALUES_PER_SHARD // math.prod(shape))),
+        "latent_shape": shape,
+        "scaling_factor": config.scaling_factor,
+        "shift_factor": config.shift_factor,
         "latents_mean": config.latents_mean and list(config.latents_mean),
         "latents_std": config.latents_std and list(config.latents_std),
     }

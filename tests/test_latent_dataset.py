@@ -87,6 +87,15 @@ def test_datasets_reads_it_with_and_without_streaming(
         torch.testing.assert_close(torch.stack([row["logvar"] for row in rows]), logvar, rtol=1e-4, atol=1e-5)
 
 
+def test_shards_of_large_latents_hold_fewer_images(
+    vae: AutoencoderKL, images: AllImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latent_writer, "VALUES_PER_SHARD", 2 * 3 * 8 * 8 + 5)
+    found = encode_images(vae, images, tmp_path / "out", ABOUT)
+    assert found["images_per_shard"] == 2 and len(LatentDataset(tmp_path / "out").shards) == 6
+    assert sum(len(LatentDataset(tmp_path / "out").posterior(shard).mean) for shard in range(6)) == COUNT
+
+
 def test_the_description_says_what_it_is_of(vae: AutoencoderKL, done: Path) -> None:
     found = json.loads((done / "latents.json").read_text(encoding="utf-8"))
     assert found["model"] == "a small one" and found["source"] == "sprites"
