@@ -12,6 +12,7 @@ from typing import Any
 
 from klvae_edu.commands.convert import ConvertOptions, run_convert
 from klvae_edu.commands.doctor import DoctorOptions, run_doctor
+from klvae_edu.commands.encode import EncodeOptions, run_encode
 from klvae_edu.commands.evaluate import EvaluateOptions, run_evaluate
 from klvae_edu.commands.grade import GradeOptions, run_grade
 from klvae_edu.commands.models import announce_hub
@@ -101,9 +102,10 @@ def run_train(config: TrainingConfig) -> int:
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (TrainingConfig, run_train),
     "reconstruct": (ReconstructOptions, run_reconstruct),
+    "encode": (EncodeOptions, run_encode),
     "evaluate": (EvaluateOptions, run_evaluate),
     "convert": (ConvertOptions, run_convert),
     "grade": (GradeOptions, run_grade),
     "doctor": (DoctorOptions, run_doctor),
 }
-COMPUTE = ("train", "reconstruct", "evaluate")
+COMPUTE = ("train", "reconstruct", "encode", "evaluate")

@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from klvae_edu.data import UnreadableImage, image_dataset
 from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops
-from klvae_edu.data.files import load_image, resize
+from klvae_edu.data.files import load_image
 from klvae_edu.data.sources import BUILT_IN, Folder, Mixture
+from klvae_edu.data.whole import centre
 
 CROPS = 256
 Key = tuple[int, ...]  # which photograph
@@ -135,7 +136,7 @@ class WholeImages:
                 self.failed += 1
                 self.unreadable += [f"  {error}"] if self.failed <= NAMES_IN_REPORT else []
                 continue
-            yield (number,), _centre(image, self.size)
+            yield (number,), centre(image, self.size)
 
     def report(self) -> str | None:
         if not self.failed:
@@ -143,13 +144,6 @@ class WholeImages:
         first = f"{self.failed} of {len(self.names)} images could not be read and are left out:"
         left = self.failed - len(self.unreadable)
         return "\n".join([first, *self.unreadable, *([f"  and {left} more"] if left else [])])
-
-
-def _centre(image: Tensor, size: int) -> Tensor:
-    height, width = image.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return resize(image[:, top : top + side, left : left + side], size, size)
 
 
 def _photograph_of(data: Dataset[Tensor], index: int) -> Key:

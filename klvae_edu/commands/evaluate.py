@@ -28,7 +28,7 @@ class EvaluateOptions:
     """Measure trained autoencoders side by side, on images that they were not trained on."""
 
     models: Positional[tuple[str, ...]]  # bundled ones (kl-f8-mini), folders such as run/model, files or Hub ids
-    data: str = "photos"  # images to evaluate on: photos, dead-leaves, a folder, or a Hugging Face data set
+    data: str = "photos"  # images to evaluate on: photos, dead-leaves, sprites, a folder, or a Hugging Face data set
     split: Literal["held-out", "all"] = "held-out"  # all: each image of a folder of which nothing was trained on, once
     size: int = 256  # side of the images in pixels
     crops: int | None = None  # number of images; None: 256 held-out crops, or all of the folder

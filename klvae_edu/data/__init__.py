@@ -1,4 +1,4 @@
-"""What is trained on: `files` reads images, `procedural` invents them, `sources` makes data sets of either."""
+"""What is trained on: `files` reads images, `procedural` and `sprites` invent them, `sources` makes data sets."""
 
 from klvae_edu.data.files import UnreadableImage, load_image, save_image
 from klvae_edu.data.procedural import dead_leaves

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +21,7 @@ from klvae_edu.data.colours import Recoloured
 from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops, Images, IndexedImages, hold_out, pyramid
 from klvae_edu.data.files import load_image
 from klvae_edu.data.procedural import dead_leaves
+from klvae_edu.data.sprites import sprite
 
 if TYPE_CHECKING:
     from klvae_edu.data.shards import StreamedCrops
@@ -45,7 +46,8 @@ PHOTOGRAPHS: dict[Split, dict[str, str]] = {
     "held-out": {"chelsea": "chelsea.png", "coffee": "coffee.png"},
 }
 
-BUILT_IN = ("dead-leaves", "photos")
+PROCEDURAL: dict[str, Callable[[int, int, int], Tensor]] = {"dead-leaves": dead_leaves, "sprites": sprite}
+BUILT_IN = (*PROCEDURAL, "photos")
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow knows the format, but draws nothing
 
 
@@ -58,17 +60,17 @@ def image_dataset(
     length: int | None = None,
     streaming: bool = False,
     recolour: float = 0.0,
-) -> DeadLeaves | ImageCrops | Mixture | Recoloured | StreamedCrops:
+) -> Procedural | ImageCrops | Mixture | Recoloured | StreamedCrops:
     """A data set of square images (3, size, size), float32 in [-1, 1].
 
     Training images are random crops, each a pure function of (seed, index). Held-out crops are of other images, and the
     same for every seed. `report()` of the data set says which files could not be read (None: no such file).
 
     Args:
-        source: "dead-leaves" (procedural), "photos" (the photographs inside scikit-image), a folder of images, searched
-            with its subfolders, or a data set for Hugging Face `datasets`: an id on the Hub, a folder written by
-            `save_to_disk`, or one with parquet files. The prefix "hf:" forces the last reading; "./photos" is a folder.
-            Several with "+" between them, such as "photos+dead-leaves", take turns (`Mixture`).
+        source: "dead-leaves" or "sprites" (procedural), "photos" (the photographs inside scikit-image), a folder of
+            images, searched with its subfolders, or a data set for Hugging Face `datasets`: an id on the Hub, a folder
+            written by `save_to_disk`, or one with parquet files. The prefix "hf:" forces the last reading; "./photos"
+            is a folder. Several with "+" between them, such as "photos+dead-leaves", take turns (`Mixture`).
         size: side of the images in pixels.
         split: "train" or "held-out". Where a source has no split of its own, 5 % of its images are held out.
         seed: of the training crops.
@@ -94,7 +96,7 @@ def image_dataset(
             raise ValueError("recolour: not for a data set that is streamed")
         if len(names) > 1:
             raise ValueError(f"streaming is for one Hugging Face data set; {source!r} are {len(names)} sources")
-        if not _is_data_set(source):
+        if not is_data_set(source):
             raise ValueError(
                 f"streaming is for Hugging Face data sets; {source!r} is none (the prefix 'hf:' makes it one)"
             )
@@ -107,13 +109,13 @@ def image_dataset(
     return Recoloured(images, recolour, seed=seed) if recolour and split == "train" else images
 
 
-def _one_source(source: str, split: Split, size: int, seed: int, length: int) -> DeadLeaves | ImageCrops:
-    if source == "dead-leaves":
-        return DeadLeaves(size, seed=seed, length=length)
+def _one_source(source: str, split: Split, size: int, seed: int, length: int) -> Procedural | ImageCrops:
+    if source in PROCEDURAL:
+        return Procedural(PROCEDURAL[source], size, seed=seed, length=length)
     images: Images
     if source == "photos":
         images = Photographs(split, size)
-    elif _is_data_set(source):
+    elif is_data_set(source):
         from klvae_edu.data import hub
 
         images = hub.HubImages(source.removeprefix("hf:"), split)
@@ -163,11 +165,15 @@ def photographs(split: Split = "held-out") -> dict[str, Tensor]:
     return {name: load_image(folder / file) for name, file in PHOTOGRAPHS[split].items()}
 
 
-class DeadLeaves(IndexedImages):
-    """The first `length` pictures of `dead_leaves`: (3, size, size) in [-1, 1]."""
+class Procedural(IndexedImages):
+    """The first `length` pictures (3, size, size) in [-1, 1] that `draw(index, size, seed)` gives."""
+
+    def __init__(self, draw: Callable[[int, int, int], Tensor], size: int, *, seed: int, length: int) -> None:
+        super().__init__(size, seed=seed, length=length)
+        self.draw = draw
 
     def make(self, index: int) -> Tensor:
-        return dead_leaves(index, self.size, self.seed)
+        return self.draw(index, self.size, self.seed)
 
 
 class Mixture(IndexedImages):
@@ -176,7 +182,7 @@ class Mixture(IndexedImages):
     Each gives its own images in their own order, so that where images take turns inside a part, all of them do.
     """
 
-    def __init__(self, parts: Sequence[DeadLeaves | ImageCrops], size: int, *, seed: int, length: int) -> None:
+    def __init__(self, parts: Sequence[Procedural | ImageCrops], size: int, *, seed: int, length: int) -> None:
         super().__init__(size, seed=seed, length=length)
         self.parts = parts
 
@@ -242,7 +248,7 @@ def image_suffixes() -> set[str]:
     return {suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _NO_PICTURES}
 
 
-def _is_data_set(source: str) -> bool:
+def is_data_set(source: str) -> bool:
     """Whether `source` is for `datasets`: a folder in its formats, or nothing on this disk that looks like a Hub id."""
     if source in BUILT_IN:
         return False

@@ -266,7 +266,7 @@ print("the noise is less than a quarter as wide as the means are spread; a sampl
 # | [08](08_training_loop.ipynb) | the training loop | what each safeguard prevents |
 # | [09](09_measuring_quality.ipynb) | quality measures | how to read the published tables |
 # | [10](10_latent_space_explorer.ipynb) | a latent explorer | your own photograph under sliders |
-# | 11 | diffusion on latents | noise becoming a latent becoming a picture |
+# | [11](11_latents_for_diffusion.ipynb) | a flow on latents | noise becoming a latent becoming a picture |
 # | [12](12_scaling_up.ipynb) | scaling up | tiles, memory, precision, many processes |
 #
 # Notebooks without a link are still to come. Each one stands by itself, uses the finished parts of the package for

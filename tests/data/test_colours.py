@@ -9,7 +9,8 @@ import torch
 
 from klvae_edu.data import image_dataset
 from klvae_edu.data.colours import Recoloured, recolour
-from klvae_edu.data.sources import DeadLeaves
+from klvae_edu.data.procedural import dead_leaves
+from klvae_edu.data.sources import Procedural
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.data_order import images_of
 
@@ -40,7 +41,7 @@ def test_what_leaves_the_range_is_clamped() -> None:
 
 
 def test_a_share_of_the_images_is_recoloured_and_always_the_same() -> None:
-    plain = DeadLeaves(8, seed=3, length=400)
+    plain = Procedural(dead_leaves, 8, seed=3, length=400)
     first, second = (Recoloured(plain, 0.25, seed=3) for _ in range(2))
     changed = [not torch.equal(first[index], plain[index]) for index in range(400)]
     assert 0.15 < sum(changed) / 400 < 0.35

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from klvae_edu.exercises import EXERCISES, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb12
+from klvae_edu.exercises import EXERCISES, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11, nb12
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.losses import vae_loss
 
@@ -57,6 +57,10 @@ MISTAKES = {
     "10.3": nb10.TEMPERATURE_MISTAKES,
     "10.4": nb10.SLERP_MISTAKES,
     "10.5": nb10.QUANTISE_MISTAKES,
+    "11.1": nb11.FACTOR_MISTAKES,
+    "11.2": nb11.SPREAD_MISTAKES,
+    "11.3": nb11.PATH_MISTAKES,
+    "11.4": nb11.INTEGRATE_MISTAKES,
     "12.1": nb12.RAMP_MISTAKES,
     "12.2": nb12.POOL_MISTAKES,
     "12.3": nb12.NORM_MISTAKES,
@@ -66,7 +70,7 @@ MISTAKES = {
 
 
 def test_the_catalogue_is_in_order_and_complete():
-    numbers = {"01": 4, "02": 4, "03": 4, "04": 5, "05": 5, "06": 5, "07": 5, "08": 5, "09": 5, "10": 5, "12": 5}
+    numbers = {"01": 4, "02": 4, "03": 4, "04": 5, "05": 5, "06": 5, "07": 5, "08": 5, "09": 5, "10": 5, "11": 4, "12": 5}
     assert list(EXERCISES) == [f"{nb}.{number}" for nb, count in numbers.items() for number in range(1, count + 1)]
 
 

@@ -1,0 +1,126 @@
+"""`klvae encode`: images to a folder of latents, in one line each what went wrong, and gone on with after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from klvae_edu import AutoencoderKL
+from klvae_edu.cli import main
+from klvae_edu.data import save_image
+from klvae_edu.environment import PROCESS_SETTINGS
+from klvae_edu.latent_dataset import LatentDataset
+
+PATIENCE = 300  # seconds, on a busy machine
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_sprites_become_latents(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "latents"
+    assert main(["encode", "sprites", str(out), "--model", str(model), "--size", "16", "--count", "5"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    data = LatentDataset(out)
+    assert f"5 latents of 4x4x4 values -> {out}\n" in printed.out
+    assert f"scaling factor of these latents: {data.statistics.scaling_factor:.3g}" in printed.out
+    assert (data.description["model"], data.description["source"]) == (str(model), "sprites")
+    vae = AutoencoderKL.from_pretrained(model)
+    from klvae_edu.data.sprites import sprite
+
+    with torch.no_grad():
+        mean = vae.encode(torch.stack([sprite(index, 16) for index in range(5)])).latent_dist.mean
+    torch.testing.assert_close(data.posterior(0).mean, mean, rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_is_encoded_whole_and_what_cannot_be_read_is_named(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "latents"
+    photos.mkdir()
+    for name in ("a.png", "c.png"):
+        save_image(torch.zeros(3, 20, 30), photos / name)
+    (photos / "b.png").write_bytes(b"nothing")
+    assert main(["encode", str(photos), str(out), "--model", str(model), "--size", "16"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith("2 latents of 4x4x4 values")
+    assert printed.err.startswith("klvae: 1 images could not be read and are left out:\n") and "b.png" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sprites"], "count: sprites has no end"),
+        (["missing"], "no such folder"),
+        (["sprites", "--count", "2", "--size", "18"], "size: expected a multiple of 4"),
+        (["sprites", "--count", "0"], "one image or more"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error_of: Callable[[], str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["encode", arguments[0], "out", *arguments[1:], "--model", str(model)]) == 2
+    assert message in error_of()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_latents_do_not_go_among_the_images(model: Path, photo: Path, error_of: Callable[[], str]) -> None:
+    out = photo.parent / "latents"
+    assert main(["encode", str(photo.parent), str(out), "--model", str(model), "--size", "16"]) == 2
+    assert "expected a folder outside of the images" in error_of()
+    assert not out.exists()
+
+
+def test_a_half_finished_folder_of_another_model_is_left_alone(
+    model: Path, tmp_path: Path, error_of: Callable[[], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "latents", tmp_path / "other"
+    AutoencoderKL.from_preset("tiny", seed=1).save_pretrained(other)
+    options = ["sprites", str(out), "--size", "16", "--count", "3"]
+    assert main(["encode", *options, "--model", str(model)]) == 0
+    capsys.readouterr()
+    before = files(out)
+    assert main(["encode", *options, "--model", str(other)]) == 2
+    assert "other latents are there, and were left alone" in (error := error_of())
+    assert f"model: {model} there, {other} now" in error and "weights_sha256" in error
+    assert files(out) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
+def test_a_run_that_is_killed_and_started_again_ends_with_the_same_files(model: Path, tmp_path: Path) -> None:
+    """The real thing, in processes of its own."""
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        options = ["sprites", str(out), "--model", str(model), "--size", "8", "--count", "6000", "--device", "cpu"]
+        env = {**os.environ, **PROCESS_SETTINGS}
+        return subprocess.Popen([sys.executable, "-m", "klvae_edu", "encode", *options], env=env)
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = start(killed)
+    deadline = time.monotonic() + PATIENCE
+    while not list(killed.glob("data/train-*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait(PATIENCE)
+    assert 0 < len(list(killed.glob("data/train-*"))) < 6  # otherwise it was not cut off
+    for out in (killed, whole):
+        assert start(out).wait(PATIENCE) == 0
+    assert files(killed) == files(whole)
+    assert len(LatentDataset(killed)) == 6000
