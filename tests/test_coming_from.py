@@ -85,7 +85,6 @@ BEFOREHAND = {  # run before the row, where it would change nothing in a new mod
     "vae.set_attn_processor(processor, _remove_lora=False)": "vae.set_attention_backend('eager')",
     "AttnProcessor2_0()": "vae.set_attention_backend('eager')",
     "XFormersAttnProcessor()": "vae.set_attention_backend('eager')",
-    "vae.fuse_qkv_projections()": "vae.set_attention_backend('eager')",
     "SupportsSlicing": "vae.enable_slicing()",
     "SupportsTiling": IN_TILES,
     "ResetState()": "vae(image).sample.mean().backward()",
@@ -469,8 +468,17 @@ CHECKS |= {
     "XFormersAttnProcessor()": _attends_like("sdpa", EAGER),  # xFormers itself would need a GPU
     "SlicedAttnProcessor(slice_size)": _attends_like("chunked", attention_processor.SlicedAttnProcessor(1)),
     "vae.set_attn_processor(processor)": _attends_like("eager", EAGER),
-    "vae.fuse_qkv_projections()": _attends_like("sdpa", EAGER),
 }
+
+
+@check("vae.fuse_qkv_projections()")
+def _(n):
+    theirs = copy.deepcopy(n.theirs)
+    theirs.fuse_qkv_projections()
+    fused = [name for name, _ in theirs.named_modules() if name.endswith("to_qkv")]
+    assert fused == [name for name, _ in n.fast.named_modules() if name.endswith("to_qkv")] and len(fused) == 2
+    assert not [name for name, _ in n.vae.named_modules() if name.endswith("to_qkv")]
+    assert close(n.fast.decode(n.z).sample, theirs.decode(n.z).sample)
 
 
 @check('vae.set_attn_processor({"encoder.mid_block.attentions.0.processor": processor, …})')

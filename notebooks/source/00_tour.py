@@ -269,8 +269,8 @@ print("the noise is less than a quarter as wide as the means are spread; a sampl
 # | [11](11_latents_for_diffusion.ipynb) | a flow on latents | noise becoming a latent becoming a picture |
 # | [12](12_scaling_up.ipynb) | scaling up | tiles, memory, precision, many processes |
 #
-# Notebooks without a link are still to come. Each one stands by itself, uses the finished parts of the package for
-# whatever you have not built yet, and has exercises that are checked on the spot.
+# Each notebook stands by itself, uses the finished parts of the package for whatever you have not built yet, and has
+# exercises that are checked on the spot.
 #
 # ### Try it
 #
