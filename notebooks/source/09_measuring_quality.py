@@ -671,7 +671,7 @@ ax.set(xlabel="codes, from the most used", ylabel="share of the vectors", ylim=(
 ax.legend()
 show(
     fig,
-    alt="Share of the vectors for each of 256 codes, sorted: begun near zero it falls to nothing midway; begun at latents it lasts to the end.",
+    alt="Share of the vectors for each of 256 codes, sorted: begun near zero it falls to nothing before the end; begun at latents it lasts.",
 )
 
 # %% [markdown]
