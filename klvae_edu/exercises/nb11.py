@@ -30,9 +30,9 @@ def scaling_factors(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def deviation_of_samples(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     """Posteriors (B, C, h, w) -> the deviation (C,) that their samples would have, without drawing any."""
-    between = mean.var(dim=(0, 2, 3))  # how far the means lie apart
-    within = logvar.exp().mean(dim=(0, 2, 3))  # how broad the posteriors are
-    return (between + within).sqrt()
+    of_means = mean.var(dim=(0, 2, 3))
+    of_noise = logvar.exp().mean(dim=(0, 2, 3))
+    return (of_means + of_noise).sqrt()
 
 
 def straight_path(x0: torch.Tensor, x1: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,6 +68,8 @@ _AVERAGE = "the second is 1 / the average of the channels' deviations"
 FACTOR_MISTAKES = (
     ("the two are the wrong way round", _factors(lambda z, a, c: (1 / c.mean(), 1 / a))),
     ("both are upside down: the factor is 1 / deviation", _factors(lambda z, a, c: (a, c.mean()))),
+    ("the first is upside down: the factor is 1 / deviation", _factors(lambda z, a, c: (a, 1 / c.mean()))),
+    ("the second is upside down: the factor is 1 / deviation", _factors(lambda z, a, c: (1 / a, c.mean()))),
     (
         "these are 1 / variance: the deviation is its root",
         lambda z: (1 / z.var(), 1 / z.var(dim=_CHANNELS).mean()),
@@ -87,6 +89,14 @@ FACTOR_MISTAKES = (
     (
         f"{_AVERAGE}; yours is of each image's channels: a channel's deviation is over the whole batch",
         lambda z: (1 / z.std(), 1 / z.std(dim=(2, 3)).mean()),
+    ),
+    (
+        f"{_AVERAGE}; yours is across the channels: a channel's deviation is over all but dimension 1",
+        lambda z: (1 / z.std(), 1 / z.std(dim=1).mean()),
+    ),
+    (
+        f"{_AVERAGE}; yours mixes the channels: a channel's deviation is over all but dimension 1",
+        lambda z: (1 / z.std(), 1 / z.std(dim=(0, 1)).mean()),
     ),
     (
         "the first measures from 0 and not from the mean of all values: a deviation is about the mean",
@@ -121,6 +131,26 @@ SPREAD_MISTAKES = (
     (
         "the two deviations are added: variances add up, deviations do not",
         _spread(lambda b, w: b.sqrt() + w.sqrt()),
+    ),
+    (
+        "the two deviations are added: variances add up, deviations do not",
+        lambda mean, logvar: mean.std(dim=_CHANNELS) + (0.5 * logvar).exp().mean(dim=_CHANNELS),
+    ),
+    (
+        "the root of two deviations added: variances add up, deviations do not",
+        lambda mean, logvar: (mean.std(dim=_CHANNELS) + (0.5 * logvar).exp().mean(dim=_CHANNELS)).sqrt(),
+    ),
+    (
+        "a deviation is added to a variance: the means' part is their variance, `var`",
+        lambda mean, logvar: (mean.std(dim=_CHANNELS) + logvar.exp().mean(dim=_CHANNELS)).sqrt(),
+    ),
+    (
+        "a deviation is added to a variance: add two variances, then take the root",
+        lambda mean, logvar: mean.std(dim=_CHANNELS) + logvar.exp().mean(dim=_CHANNELS),
+    ),
+    (
+        "the means' spread is taken within each image and averaged: images lie apart, too, so take all at once",
+        lambda mean, logvar: (mean.var(dim=(2, 3)).mean(dim=0) + logvar.exp().mean(dim=_CHANNELS)).sqrt(),
     ),
     ("this is the variance: take its root", _spread(lambda b, w: b + w)),
     (
@@ -157,6 +187,7 @@ SPREAD_MISTAKES = (
 def _posteriors() -> tuple[Tensor, Tensor]:
     mean, logvar = probe((20, 3, 32, 32), (20, 3, 32, 32))
     scale = torch.tensor([1.0, 2.0, 0.5])[:, None, None]
+    mean = mean + torch.linspace(-2, 2, 20)[:, None, None, None]  # images lie apart
     return mean * scale + scale, logvar.abs() * scale.flip(0) + 0.1  # log-variances above 0, for roots of any of them
 
 
@@ -234,6 +265,10 @@ PATH_MISTAKES = (
         "one time for the whole batch: each image has its own",
         lambda x0, x1, t: (_right_place(x0, x1, t[0]), x1 - x0),
     ),
+    (
+        "the times are averaged into one: each image has its own",
+        lambda x0, x1, t: (_right_place(x0, x1, t.mean()), x1 - x0),
+    ),
 )
 
 
@@ -247,11 +282,11 @@ def _noise_data_times() -> tuple[Tensor, Tensor, Tensor]:
 
 def _swirl(x: Tensor, t: Tensor) -> Tensor:
     """Not linear in place or time, and of every time by itself."""
-    return torch.sin(2 * x) + (1 + 3 * t[:, None]) ** 2 * x.flip(1)
+    return torch.sin(2 * x) + (1 + 3 * t.view(len(x), 1)) ** 2 * x.flip(1)  # view: one time for all is refused
 
 
 def _settling(x: Tensor, t: Tensor) -> Tensor:
-    return (t[:, None].exp() - x) * 0.7
+    return (t.view(len(x), 1).exp() - x) * 0.7
 
 
 def _steps(step: Callable[..., Tensor], times: Callable[[int], list[float]] | None = None) -> Callable[..., Tensor]:
@@ -279,10 +314,15 @@ def _with_a_scalar(velocity: Callable[..., Tensor], x0: Tensor, steps: int) -> T
     return velocity(x0, torch.tensor(0.0))
 
 
+def _with_one_time(velocity: Callable[..., Tensor], x0: Tensor, steps: int) -> Tensor:
+    return velocity(x0, torch.zeros(1))
+
+
 _ONE_TIME = "velocity wants a time for each of the batch: a tensor (B,), as from torch.full((len(x),), time)"
 INTEGRATE_MISTAKES = (
     (_ONE_TIME, _with_a_number),  # by their exceptions
     (_ONE_TIME, _with_a_scalar),
+    (_ONE_TIME, _with_one_time),
     (
         "this is Euler's method: Heun's averages the velocity at the start with the one at the end of the step",
         _steps(lambda velocity, x, t, dt: x + dt * velocity(x, t)),
@@ -334,6 +374,14 @@ INTEGRATE_MISTAKES = (
     (
         "it goes from t = 1 to 0: noise is at t = 0",
         _steps(lambda velocity, x, t, dt: _heun(velocity, x, t, -dt), lambda n: [1 - k / n for k in range(n)]),
+    ),
+    (
+        "the number of the step is taken for the time: step k begins at k / steps",
+        _steps(_heun, lambda n: [float(k) for k in range(n)]),
+    ),
+    (
+        "a place is averaged with a velocity: ask `velocity` again, at that place and time",
+        _steps(lambda velocity, x, t, dt: x + dt * (velocity(x, t) + x + dt * velocity(x, t)) / 2),
     ),
     (
         "every step is taken at t = 0: the time moves on with each",

@@ -37,6 +37,14 @@ def factors_upside_down(z):
     return z.std(), z.transpose(0, 1).flatten(1).std(1).mean()
 
 
+def factors_first_upside_down(z):
+    return z.std(), 1 / z.std(dim=(0, 2, 3)).mean()
+
+
+def factors_across_the_channels(z):
+    return 1 / z.std(), 1 / z.std(1).mean()
+
+
 def factors_of_variances(z):
     return 1 / z.var(), 1 / z.var(dim=(0, 2, 3)).mean()
 
@@ -95,15 +103,15 @@ def spread_raises(mean, logvar):
 
 
 def spread_gaps(mean, logvar):
-    between = ...  # noqa: F841
-    within = ...  # noqa: F841
+    of_means = ...  # noqa: F841
+    of_noise = ...  # noqa: F841
     return ...
 
 
 def spread_half(mean, logvar):
-    between = mean.var(dim=(0, 2, 3))
-    within = ...
-    return (between + within).sqrt()
+    of_means = mean.var(dim=(0, 2, 3))
+    of_noise = ...
+    return (of_means + of_noise).sqrt()
 
 
 def spread_of_means(mean, logvar):
@@ -116,6 +124,18 @@ def spread_of_noise(mean, logvar):
 
 def spread_added(mean, logvar):
     return mean.std((0, 2, 3)) + logvar.exp().mean((0, 2, 3)).sqrt()
+
+
+def spread_of_added_deviations(mean, logvar):
+    return mean.std((0, 2, 3)) + torch.exp(0.5 * logvar).mean((0, 2, 3))
+
+
+def spread_of_a_deviation_and_a_variance(mean, logvar):
+    return torch.sqrt(mean.std((0, 2, 3)) + torch.exp(logvar).mean((0, 2, 3)))
+
+
+def spread_within_images(mean, logvar):
+    return torch.sqrt(mean.flatten(2).var(2).mean(0) + torch.exp(logvar).mean((0, 2, 3)))
 
 
 def spread_without_the_root(mean, logvar):
@@ -241,6 +261,10 @@ def path_at_one_time(x0, x1, t):
     return torch.lerp(x0, x1, t[0].item()), x1 - x0
 
 
+def path_at_the_average_time(x0, x1, t):
+    return torch.lerp(x0, x1, t.mean().item()), x1 - x0
+
+
 def path_in_place(x0, x1, t):
     velocity = x1 - x0
     x0 += t.view(-1, 1, 1, 1) * velocity
@@ -300,6 +324,33 @@ def integrate_with_a_scalar(velocity, x0, steps):
     for t in torch.arange(steps) / steps:
         v = velocity(x, t)
         x = x + dt * (v + velocity(x + dt * v, t + dt)) / 2
+    return x
+
+
+def integrate_with_one_time(velocity, x0, steps):
+    x, dt = x0, 1 / steps
+    for step in range(steps):
+        t = torch.tensor([step * dt])
+        v = velocity(x, t)
+        x = x + dt * (v + velocity(x + dt * v, t + dt)) / 2
+    return x
+
+
+def integrate_by_step_numbers(velocity, x0, steps):
+    x, dt = x0, 1 / steps
+    for step in range(steps):
+        t = torch.full((len(x),), float(step))
+        v = velocity(x, t)
+        x = x + dt * (v + velocity(x + dt * v, t + dt)) / 2
+    return x
+
+
+def integrate_with_a_place_for_a_velocity(velocity, x0, steps):
+    x, dt = x0, 1 / steps
+    for step in range(steps):
+        v = velocity(x, torch.full((len(x),), step * dt))
+        v_end = x + dt * v
+        x = x + dt * (v + v_end) / 2
     return x
 
 
@@ -406,6 +457,8 @@ WRONG = {
     "11.1": [
         ("the wrong way round", factors_swapped),
         ("upside down", factors_upside_down),
+        ("the first is upside down", factors_first_upside_down),
+        ("across the channels", factors_across_the_channels),
         ("1 / variance", factors_of_variances),
         ("averages the channels' factors", factors_averaged),
         ("averages their variances", factors_of_averaged_variances),
@@ -419,6 +472,9 @@ WRONG = {
         ("own noise is left out", spread_of_means),
         ("only the noise", spread_of_noise),
         ("deviations do not", spread_added),
+        ("deviations do not", spread_of_added_deviations),
+        ("a deviation is added to a variance", spread_of_a_deviation_and_a_variance),
+        ("images lie apart", spread_within_images),
         ("take its root", spread_without_the_root),
         ("exp is missing", spread_without_exp),
         ("take exp of each value first", spread_of_the_mean_logvar),
@@ -441,11 +497,15 @@ WRONG = {
         ("along the rows", path_along_the_rows),
         ("along the rows or channels", path_along_the_channels),
         ("one time for the whole batch", path_at_one_time),
+        ("times are averaged", path_at_the_average_time),
         ("changes its input x0", path_in_place),
     ],
     "11.4": [
         ("a time for each of the batch", integrate_with_numbers),
         ("a time for each of the batch", integrate_with_a_scalar),
+        ("a time for each of the batch", integrate_with_one_time),
+        ("number of the step is taken for the time", integrate_by_step_numbers),
+        ("a place is averaged with a velocity", integrate_with_a_place_for_a_velocity),
         ("Euler's method", integrate_by_euler),
         ("only the velocity at the end", integrate_only_the_end),
         ("asked at the start's time", integrate_at_the_same_time),
