@@ -63,7 +63,7 @@ def judge_function(
         if ratio is not None:
             return f"every value is {ratio:.3g} times what it should be: look for a factor or a sign"
         wrong = [same(result, right) for result, right in zip(results, expected, strict=True)].index(False)
-        return f"{_describe(results[wrong], expected[wrong], outputs)}, for {_shapes(probes[wrong])}"
+        return f"{_describe(results[wrong], expected[wrong], outputs)}{_given(probes[wrong], inputs)}"
 
     return judge
 
@@ -233,6 +233,11 @@ def _describe(result: Any, expected: Any, outputs: Sequence[str]) -> str:
     )
 
 
-def _shapes(probe: Probe) -> str:
+def _given(probe: Probe, names: Sequence[str]) -> str:
+    """What a result was wrong for: the shapes of tensors, or else numbers by name and value."""
     shapes = dict.fromkeys(str(tuple(value.shape)) for value in probe if isinstance(value, Tensor))
-    return f"inputs of shape {', '.join(shapes)}"
+    if shapes:
+        return f", for inputs of shape {', '.join(shapes)}"
+    named = zip(names, probe, strict=False)
+    numbers = [f"{name} = {value:g}" for name, value in named if isinstance(value, (int, float))]
+    return f", for {', '.join(numbers)}" if numbers else ""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from klvae_edu import tiling
 from klvae_edu.data.shards import ShardReader
-from klvae_edu.exercises.framework import Exercise
-from klvae_edu.exercises.judging import Probe, adapted, judge_function, probe
+from klvae_edu.exercises.framework import Blank, Exercise, OpenGap, call
+from klvae_edu.exercises.judging import Probe, adapted, judge_function, probe, same
 from klvae_edu.precision import in_float32
 from klvae_edu.training.recipes import load_recipe
 
@@ -92,6 +92,11 @@ RAMP_MISTAKES = (
         _ramped(lambda count: torch.linspace(0, 1, count)),
     ),
     (
+        "without its ends linspace still adds up to one, but its steps are 1 / (before + 1): take the middles of the "
+        "cells, from 0.5 / before on in steps of 1 / before",
+        _ramped(lambda count: torch.linspace(0, 1, count + 2)[1:-1]),
+    ),
+    (
         "the ramp begins at 0: both ramps add up to less than 1; take the middles of the cells (+ 0.5)",
         _ramped(lambda count: torch.arange(count) / max(count, 1)),
     ),
@@ -149,6 +154,14 @@ def _right(means: Tensor, variances: Tensor, mean: Tensor, share: Tensor) -> Ten
     return (share * (variances + (means - mean) ** 2)).sum(0)
 
 
+def _counts_for_shares(means: Tensor, variances: Tensor, counts: Tensor) -> _Statistics:
+    share = counts[:, None]
+    mean = (share * means).sum(0)
+    return mean, _right(means, variances, mean, share)
+
+
+_NO_SHARES = "the counts are not made into shares: divide by their sum"
+
 POOL_MISTAKES = (
     (
         "the variance is the mean of the tiles' variances: what lies between their means is missing",
@@ -190,8 +203,9 @@ POOL_MISTAKES = (
         "(variance, mean): the mean comes first",
         lambda means, variances, counts: pooled(means, variances, counts)[::-1],
     ),
+    (_NO_SHARES, _counts_for_shares),
     (
-        "the counts are not made into shares: divide by their sum",
+        _NO_SHARES,
         lambda means, variances, counts: ((counts[:, None] * means).sum(0), (counts[:, None] * variances).sum(0)),
     ),
 )
@@ -199,71 +213,157 @@ POOL_MISTAKES = (
 # 12.3
 
 
-def _normed(x: Tensor, groups: int, eps: float, dtype: torch.dtype, correction: int = 0, root: bool = True) -> Tensor:
-    grouped = x.to(dtype).reshape(len(x), groups, -1)
-    mean = grouped.mean(2, keepdim=True)
-    variance = (grouped - mean).square().mean(2, keepdim=True)
-    if correction:
-        variance = variance * grouped.shape[2] / (grouped.shape[2] - correction)
-    scale = (variance + eps).rsqrt() if root else 1 / (variance + eps)
-    return ((grouped - mean) * scale).view_as(x)
+_Scale = Callable[[Tensor, float], Tensor]  # of the variance and eps: what the map is multiplied by
 
 
-def _in_type(norm: Callable[[Tensor, int], Tensor]) -> Callable[..., Tensor]:
-    return lambda x, groups, eps=1e-6: norm(x, groups).to(x.dtype)
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """(B, C, H, W) -> (B, groups, C / groups, H, W)."""
+    return x.reshape(len(x), groups, -1, *x.shape[2:])
 
+
+def _normed(
+    x: Tensor,
+    groups: int,
+    eps: float,
+    dtype: torch.dtype,
+    axes: tuple[int, ...] = (2, 3, 4),
+    scale: _Scale | None = None,
+) -> Tensor:
+    """The finished norm in another type, over other axes of (B, groups, channels, H, W), or scaled otherwise."""
+    grouped = _grouped(x.to(dtype), groups)
+    mean = grouped.mean(axes, keepdim=True)
+    variance = (grouped - mean).square().mean(axes, keepdim=True)
+    return ((grouped - mean) * (scale(variance, eps) if scale else (variance + eps).rsqrt())).view_as(x)
+
+
+def _norm(**different: Any) -> Callable[..., Tensor]:
+    """The finished norm, but for one thing."""
+    return lambda x, groups, eps=1e-6: _normed(x, groups, eps, torch.float32, **different).to(x.dtype)
+
+
+def _in(dtype: torch.dtype) -> Callable[..., Tensor]:
+    """It computes in one 16-bit type and gives back the type of x."""
+    return lambda x, groups, eps=1e-6: _normed(x, groups, eps, dtype).to(x.dtype)
+
+
+def _given_back_in(dtype: torch.dtype) -> Callable[..., Tensor]:
+    return lambda x, groups, eps=1e-6: _normed(x, groups, eps, torch.float32).to(dtype)
+
+
+def _mean_not_subtracted(x: Tensor, groups: int, eps: float = 1e-6) -> Tensor:
+    grouped = _grouped(x.float(), groups)
+    variance = grouped.var((2, 3, 4), correction=0, keepdim=True)
+    return (grouped * (variance + eps).rsqrt()).view_as(x).to(x.dtype)
+
+
+def _unbiased(x: Tensor, groups: int, eps: float = 1e-6) -> Tensor:
+    n = x[0].numel() // groups
+    return _norm(scale=lambda variance, eps: (variance * n / (n - 1) + eps).rsqrt())(x, groups, eps)
+
+
+def _difference_of_squares(x: Tensor, groups: int, eps: float = 1e-6) -> Tensor:
+    grouped = _grouped(x.float(), groups)
+    mean, square = (one.mean((2, 3, 4), keepdim=True) for one in (grouped, grouped.square()))
+    return ((grouped - mean) * (square - mean.square() + eps).rsqrt()).view_as(x).to(x.dtype)
+
+
+_IN_FLOAT32 = "it comes back in float32: give back the type of x"
+_IN_ONE_TYPE = "it comes back in {} whatever came: give back the type of x, x.dtype"
+_ROUNDED = {  # bfloat16 first: its 8 bits are among float16's 11
+    torch.bfloat16: "bfloat16 has the range, not the precision: take the statistics in float32",
+    torch.float16: "a float32 map is computed in float16, with 11 bits: take the statistics in float32",
+}
+_PER_PIXEL = "the statistics are taken at each pixel: they go over rows and columns, too, the whole map of a group"
+_FAR_FROM_ZERO = (
+    "far from zero the mean square less the squared mean is rounding, no variance: subtract the mean before you square"
+)
 
 NORM_MISTAKES = (
     (
         "the squares outgrow float16: convert x to float32 before the mean and the variance are taken, not after",
         lambda x, groups, eps=1e-6: _normed(x, groups, eps, x.dtype),
     ),
-    (
-        "it comes back in float32: give back the type of x",
-        lambda x, groups, eps=1e-6: _normed(x, groups, eps, torch.float32),
-    ),
-    (
-        "bfloat16 has the range, not the precision: take the statistics in float32",
-        lambda x, groups, eps=1e-6: _normed(x, groups, eps, torch.bfloat16).to(x.dtype),
-    ),
+    (_IN_FLOAT32, _given_back_in(torch.float32)),
+    (_IN_ONE_TYPE.format("float16"), _given_back_in(torch.float16)),
+    (_IN_ONE_TYPE.format("bfloat16"), _given_back_in(torch.bfloat16)),
+    (_ROUNDED[torch.bfloat16], _in(torch.bfloat16)),
+    (_ROUNDED[torch.float16], _in(torch.float16)),
+    (_FAR_FROM_ZERO, _difference_of_squares),
     (
         "every channel is normalised for itself: the statistics are those of a whole group",
-        _in_type(lambda x, groups: _normed(x, x.shape[1], 1e-6, torch.float32)),
+        _norm(axes=(3, 4)),
     ),
     (
         "the statistics go over all channels: each group has its own",
-        _in_type(lambda x, groups: _normed(x, 1, 1e-6, torch.float32)),
+        _norm(axes=(1, 2, 3, 4)),
     ),
-    (
-        "the mean is not subtracted",
-        _in_type(
-            lambda x, groups: (
-                x.float().reshape(len(x), groups, -1)
-                * (x.float().reshape(len(x), groups, -1).var(2, correction=0, keepdim=True) + 1e-6).rsqrt()
-            ).view_as(x)
-        ),
-    ),
-    (
-        "the variance is divided by n - 1: GroupNorm divides by n (correction=0)",
-        _in_type(lambda x, groups: _normed(x, groups, 1e-6, torch.float32, correction=1)),
-    ),
+    (_PER_PIXEL, _norm(axes=(1, 2))),
+    (_PER_PIXEL, _norm(axes=(2,))),
+    ("the mean is not subtracted", _mean_not_subtracted),
+    ("the variance is divided by n - 1: GroupNorm divides by n (correction=0)", _unbiased),
     (
         "it is divided by the variance: its root is missing",
-        _in_type(lambda x, groups: _normed(x, groups, 1e-6, torch.float32, root=False)),
+        _norm(scale=lambda variance, eps: 1 / (variance + eps)),
+    ),
+    (
+        "a constant map becomes NaN: add eps to the variance, under the root",
+        _norm(scale=lambda variance, eps: variance.rsqrt()),
+    ),
+    (
+        "eps is added to the deviation: it belongs to the variance, under the root",
+        _norm(scale=lambda variance, eps: 1 / (variance.sqrt() + eps)),
+    ),
+    (
+        "eps is 1e-5, as PyTorch has it by default: pass on the one that came",
+        lambda x, groups, eps=1e-6: _norm()(x, groups, 1e-5),
+    ),
+    (
+        "eps is always 1e-6: use the one that came",
+        lambda x, groups, eps=1e-6: _norm()(x, groups, 1e-6),
     ),
 )
 
 
-def _with_type(norm: Callable[..., Any]) -> Callable[[Tensor, int], Any]:
-    """The norm's result as it is, and its type as a number, in a form that does not depend on the type."""
+def _in_double(norm: Callable[..., Any]) -> Callable[..., Any]:
+    """The norm's result in a form that does not depend on its type."""
 
-    def of(x: Tensor, groups: int) -> Any:
-        result = norm(x, groups)
-        if not isinstance(result, Tensor):
-            return result
-        return result.double(), torch.tensor(1.0 if result.dtype == x.dtype else 0.0)
+    def of(x: Tensor, groups: int, *eps: float) -> Any:
+        result = norm(x, groups, *eps)
+        return result.double() if isinstance(result, Tensor) else result
 
     return of
+
+
+def _judge_norm(attempt: Any) -> str | None:
+    """First the type, then the values, then those of a map so far from zero that right answers round differently."""
+    complaint = _judge_type(attempt) if callable(attempt) else None
+    complaint = complaint or _judge_values(_in_double(attempt) if callable(attempt) else attempt)
+    if complaint:
+        return complaint
+    expected, found = (norm(_FAR, 2, 1e-6) for norm in (safe_group_norm, attempt))
+    return None if (found - expected).abs().max() < 0.02 else _FAR_FROM_ZERO
+
+
+def _judge_type(attempt: Callable[..., Any]) -> str | None:
+    results = []
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        try:
+            results.append(call(attempt, _MAP.to(dtype), 2))
+        except (Blank, OpenGap):
+            raise
+        except Exception:  # told with the values
+            return None
+    if not all(isinstance(result, Tensor) for result in results):
+        return None
+    types = {result.dtype for result in results}
+    if len(types) == 1:
+        (only,) = types
+        return _IN_FLOAT32 if only == torch.float32 else _IN_ONE_TYPE.format(str(only).removeprefix("torch."))
+    if not same(results[0], safe_group_norm(_MAP, 2)):
+        for dtype, message in _ROUNDED.items():
+            if torch.equal(results[0], results[0].to(dtype).to(results[0].dtype)):
+                return message
+    return None
 
 
 # 12.4
@@ -331,6 +431,11 @@ ROWS_MISTAKES = (
     (
         "chunks of equal size lose the last rows, where the readers do not divide them: take every readers-th row",
         _rows(share=_chunk),
+    ),
+    (
+        "torch.chunk deals out rows in a run, and leaves less to the last readers, or nothing: take turns, every "
+        "readers-th row from number `reader` on",
+        _rows(share=lambda order, reader, readers, done: order.chunk(readers)[reader][done:]),
     ),
     (
         "chunks are dealt out: take turns, every readers-th row from number `reader` on",
@@ -435,6 +540,13 @@ COST_MISTAKES = (
         _costing(_days, lambda hours, machines, efficiency, price: hours * machines),
     ),
     (
+        "the seconds are divided by 60 once: an hour has 3600",
+        _costing(
+            lambda hours, machines, efficiency: 60 * hours / 24,
+            lambda hours, machines, efficiency, price: 60 * hours * machines * price,
+        ),
+    ),
+    (
         "the money comes first: days, then money",
         lambda *arguments, **more: cost(*arguments, **more)[::-1],
     ),
@@ -453,10 +565,22 @@ def _as_tensors(costs: Callable[..., Any]) -> Callable[..., Any]:
     return of
 
 
-def _half(*shape: int) -> Tensor:
-    """float16 values whose squares are too large for it."""
-    (values,) = probe(shape)
-    return (400 * values + 500).half()
+def _norm_probes() -> list[Probe]:
+    """Squares too large for float16; an eps that counts; a group without any spread; and spreads no larger than eps."""
+    large, level, small = (probe(shape)[0] for shape in ((1, 6, 2, 3), (2, 4, 3, 2), (1, 4, 4, 2)))
+    level[:, :2] = 2.0
+    # 480 * large + 500: no result is near the middle of two float16 numbers, where right answers round differently.
+    return [((480 * large + 500).half(), 3), (_MAP, 2, 0.5), (level, 2), (1e-3 * (small - 0.3), 2)]
+
+
+_MAP = probe((2, 4, 3, 2))[0]
+_FAR = 10_000 + probe((2, 4, 4, 4), scale=2.0)[0].round()
+_judge_values = judge_function(
+    _in_double(safe_group_norm),
+    _norm_probes(),
+    [(message, _in_double(code)) for message, code in NORM_MISTAKES],
+    inputs=("x", "groups", "eps"),
+)
 
 
 _TILE_PROBES: list[Probe] = [(12, 4, 3), (10, 0, 5), (9, 4, 0), (6, 0, 0), (8, 4, 4)]
@@ -514,16 +638,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "x.float().reshape(len(x), groups, -1): the statistics go over the last axis, with correction=0.",
             "grouped minus its mean, times (variance + eps).rsqrt(), .view_as(x).to(x.dtype).",
         ),
-        judge=adapted(
-            judge_function(
-                _with_type(safe_group_norm),
-                [(_half(2, 6, 3, 3), 3), (probe((2, 4, 3, 2))[0], 2)],
-                [(message, _with_type(code)) for message, code in NORM_MISTAKES],
-                inputs=("x", "groups"),
-                outputs=("the result", "whether it has the type of x"),
-            ),
-            _with_type,
-        ),
+        judge=_judge_norm,
     ),
     Exercise(
         id="12.4",

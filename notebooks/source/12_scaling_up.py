@@ -21,6 +21,7 @@
 
 # %%
 import copy
+import dataclasses
 import logging
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -63,14 +64,25 @@ for side in (128, 256, 512):
     print(f"side {side}: latent {4 * z.numel() / mebi:.2g} MiB, peak {memory.peak / mebi:.3g} MiB")
 
 # %% [markdown]
-# The maps between, by far; and each doubling of the side costs four times as much. With C channels at full resolution and
-# three such maps alive at once, two within a ResNet block and its input:
+# At 128 the weights, from 256 on the maps between: each doubling of the side makes four times as much. Three large maps are alive
+# at once, the input of the last stage's first ResNet block and two within it. With C channels each:
 #
 # $$\text{peak} \approx 3 \cdot 4\,\text{bytes} \cdot C \cdot H \cdot W$$
+#
+# The last upsampling makes a map of C channels, the second number in `block_out_channels`.
+
+
+# %%
+def peak(config, side):
+    """Bytes, by the formula."""
+    return 3 * 4 * config.block_out_channels[1] * side**2
+
+
+print(f"C = {vae.config.block_out_channels[1]}, side 512: {peak(vae.config, 512) / mebi:.3g} MiB by the formula")
 
 # %% [markdown]
-# And Stable Diffusion's decoder? Counting needs no values: on the `meta` device tensors have none (notebook 05), so not a byte
-# is spent. It has C = 256 where its largest map is made. Compute the first line by hand before you look.
+# And Stable Diffusion's decoder, with C = 256? Counting needs no values: on the `meta` device tensors have none (notebook 05), so
+# not a byte is spent. Compute the first line by hand before you look, and then the last: your 16 million pixels.
 
 # %%
 with torch.device("meta"):
@@ -79,6 +91,7 @@ for side in (256, 512, 1024):
     with TensorMemory() as memory:
         stable_diffusion.decode(torch.zeros(1, 4, side // 8, side // 8, device="meta"))
     print(f"{side} × {side}: {memory.peak / 2**30:.3g} GiB")
+print(f"4096 × 4096: {peak(stable_diffusion.config, 4096) / 2**30:.3g} GiB by the formula")
 
 # %% [markdown]
 # A batch multiplies it once more. The cheapest trick: one image of the batch after the other, *slicing*. Does the result
@@ -109,7 +122,8 @@ print(f"peak {together.peak / mebi:.3g} MiB together, {in_slices.peak / mebi:.3g
 # %%
 photo = photographs("held-out")["coffee"][None, :, :384, :384]
 z = vae.encode(photo).latent_dist.mode()
-whole = vae.decode(z).sample
+with TensorMemory() as memory_of_whole:
+    whole = vae.decode(z).sample
 pieces = [[vae.decode(part).sample for part in row.split(16, dim=3)] for row in z.split(16, dim=2)]
 edge_to_edge = torch.cat([torch.cat(row, dim=3) for row in pieces], dim=2)
 
@@ -127,15 +141,21 @@ show(
 )
 
 # %% [markdown]
-# Lines at multiples of 128 pixels, and steps of colour. A tile misses three things: the pixels beyond its edge (convolutions see
-# zeros there), the whole map's mean and variance (GroupNorm), and everything that attention would have looked at.
+# Lines at multiples of 128 pixels, and steps of colour. The view begins at pixel 64, so that the line at 128 lies at 64 in it; grey
+# is no difference.
 #
-# The `seam_metric` compares jumps across the lines with jumps beside them: 1 is no seam.
+# A tile misses what lies beyond its edge (convolutions see zeros), the whole map's mean and variance (GroupNorm), and what attention
+# would have looked at.
+
+# %% [markdown]
+# How hard is a seam? The `seam_metric` compares jumps across the lines with jumps beside them: 1 is no seam. Guess the other
+# number before you look.
 
 # %%
 lines = [128, 256]
-assert seam_metric(edge_to_edge, lines, lines) > 3 > 1.3 > seam_metric(whole, lines, lines)
-print("seam metric: whole below 1.3, edge to edge above 3")
+seams = {"whole": seam_metric(whole, lines, lines), "edge to edge": seam_metric(edge_to_edge, lines, lines)}
+assert seams["edge to edge"] > 2 > 1.3 > seams["whole"]
+print("seam metric:", ", ".join(f"{name} {value:.1f}" for name, value in seams.items()))
 
 # %% [markdown]
 # Against the zeros at the edges helps overlap: neighbours share some cells, and a *ramp* passes from one to the other. With
@@ -203,9 +223,10 @@ with TensorMemory() as memory:
 
 # %%
 error = (blended - whole).norm() / (edge_to_edge - whole).norm()
-assert seam_metric(blended, lines, lines) < 1.3 and 0.5 < error < 0.95
-print(f"peak {memory.peak / mebi:.2g} MiB; seam metric below 1.3")
-print("but more than half as far from the whole as tiles edge to edge")
+seam = seam_metric(blended, lines, lines)
+assert seam < 1.3 and 0.3 < error < 0.95
+print(f"peak {memory_of_whole.peak / mebi:.2g} MiB whole, {memory.peak / mebi:.2g} MiB in tiles")
+print(f"seam metric: {seam:.1f}; {error:.1f} times as far from the whole as tiles edge to edge")
 
 # %% [markdown]
 # No seam, but not the whole image either: each tile is still normalised by its *own* mean and variance. Overlap hides a step of
@@ -260,7 +281,7 @@ with_statistics = vae.decode(z).sample
 vae.disable_tiling()
 results = {"edge to edge": edge_to_edge, "overlap": blended, "overlap, pooled": with_statistics}
 errors = {name: ((x - whole).norm() / whole.norm()).item() for name, x in results.items()}
-assert errors["overlap, pooled"] < 0.7 * errors["overlap"] < 0.7 * errors["edge to edge"]
+assert errors["overlap, pooled"] < 0.9 * errors["overlap"] < 0.81 * errors["edge to edge"]
 print("nearer to the whole:", " > ".join(errors))
 
 # %%
@@ -303,12 +324,12 @@ for name, run in {
     print(f"{name:9}: {kept / 4000:.0f} maps kept, {memory.peak / 4000:.0f} at the peak of the way back")
 
 # %% [markdown]
-# Two are kept instead of ten; on the way back five come alive again, one part at a time. With n layers in √n parts the peak grows
-# like √n (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). The price is a second forward pass.
+# Two are kept instead of ten; on the way back four come alive again, one part at a time. With n layers in √n parts the peak grows
+# like √n (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). The price is most of a second forward pass.
 
 # %% [markdown]
-# What share of a training step's memory does it save for Stable Diffusion's autoencoder, at 256 × 256? Here a part is a ResNet
-# block. Two passes forward are how much more work, if the way back costs about two?
+# What share of a training step's memory does it save for Stable Diffusion's autoencoder? A part is one ResNet block, one attention,
+# or one change of size. The way back is about twice the work of a pass forward: how much does a second pass add?
 
 
 # %%
@@ -338,7 +359,17 @@ for checkpointing, (size, operations) in costs.items():
 print(f"memory × {costs[True][0] / costs[False][0]:.2f}, work × {costs[True][1] / costs[False][1]:.2f}")
 
 # %% [markdown]
-# A fifth of the memory for a sixth more work (not a third: the layers outside the blocks are not repeated). And the gradients?
+# A fifth of the memory for a sixth more work, not a third: PyTorch stops repeating a part as soon as the last tensor that the way
+# back asks for is there. A part's last convolution needs only its *input*, and is spared. Without that stop?
+
+# %%
+with set_checkpoint_early_stop(False):
+    to_the_end = step_cost("sd-v1", 256, True)[1]
+print(f"every part repeated to its end: work × {to_the_end / costs[False][1]:.2f}")
+
+# %% [markdown]
+# The third that you expected. And the gradients? What is repeated must come out as it did: the same numbers, the same kernels. With
+# the same seed for the posterior's sample, do both ways give one gradient?
 
 # %%
 small = AutoencoderKL.from_preset("tiny", seed=0).train()
@@ -387,7 +418,7 @@ for dtype in (torch.float16, torch.bfloat16, torch.float32):
 # {{exercise 12.3}}
 #
 # A GroupNorm (without weight and bias) that is safe for 16-bit maps: compute in float32, give back the type that came. Where must
-# the conversion stand?
+# the conversion stand? Write mean and variance out: `F.group_norm` hides the question, since on a CPU it converts by itself.
 
 
 # %%
@@ -408,23 +439,44 @@ safe_group_norm = check("12.3", safe_group_norm)
 
 # %% [markdown]
 # The whole model in 16 bits: how far from float32 does the image come out? With weights in float16 this package heeds `force_upcast`
-# and computes in float32; diffusers leaves that to its pipelines.
+# and computes in float32; diffusers leaves that to its pipelines. Switch it off, too: which is nearer, float16 or bfloat16?
 
 
 # %%
-def in_type(dtype):
-    return copy.deepcopy(vae).to(dtype).decode(z[..., :16, :16].to(dtype)).sample.float()
+def in_type(dtype, force_upcast=True):
+    one = copy.deepcopy(vae).to(dtype)
+    one.config = dataclasses.replace(vae.config, force_upcast=force_upcast)
+    return one.decode(z[..., :16, :16].to(dtype)).sample.float()
 
 
 # %%
 right = in_type(torch.float32)
-bfloat, half = (((in_type(dtype) - right).norm() / right.norm()).item() for dtype in (torch.bfloat16, torch.float16))
-assert half < 1e-3 < bfloat < 0.05
-print("distance to float32: float16 with force_upcast below 0.1 %, bfloat16 above, and below 5 %")
+runs = in_type(torch.float16), in_type(torch.float16, force_upcast=False), in_type(torch.bfloat16)
+upcast, half, bfloat = (((run - right).norm() / right.norm()).item() for run in runs)
+assert max(upcast, half) < 2e-3 < bfloat < 0.05 and half < bfloat / 3
+print("float16: less than 0.2 % off, computed in float32 or in float16")
+print("bfloat16: more than three times as far off, and less than 5 %")
+
+# %% [markdown]
+# Even computed in float16 it is nearer than bfloat16: three bits more. Is `force_upcast` for nothing, then? That depends on how large
+# the maps grow. What is the largest number that a layer of this small decoder gives out?
+
+# %%
+largest, layers = [], vae.decoder.modules()
+hooks = [layer.register_forward_hook(lambda layer, x, out: largest.append(out.abs().max().item())) for layer in layers]
+vae.decode(z[..., :16, :16])
+for hook in hooks:
+    hook.remove()
+assert max(largest) < 6_500
+print("largest number in any map: less than a tenth of 65,504")
+
+# %% [markdown]
+# Nothing overflows here, so that only precision counts. It does not carry over: one value past 65,504 in a large decoder becomes
+# infinite, the next norm makes NaN of its whole group, and precision counts no more.
 
 # %% [markdown]
 # And in training? Average a loss over a million values, and single gradients fall below float16's floor. *Loss scaling* multiplies
-# before the way back and divides after. bfloat16 needs none: same five gradients, same factor.
+# before the way back and divides after. bfloat16 needs none. Five gradients:
 
 # %%
 gradient = torch.tensor([1e-3, 1e-5, 1e-7, 1e-8, 1e-9])
@@ -441,8 +493,8 @@ for name, found in {
 # %% [markdown]
 # ## 5. Same numbers, another order?
 #
-# A map (B, C, H, W) lies in memory channel by channel. `channels_last` puts the C values of a pixel side by side, as convolution
-# kernels like them. What changes in the shape, and what in the strides?
+# Another order, a compiler, less arithmetic: bars at the section's end say what each is worth to you. First the order. A map
+# (B, C, H, W) lies in memory channel by channel, or, `channels_last`, pixel by pixel. What changes in shape and strides?
 
 # %%
 x = torch.arange(12.0).view(1, 3, 2, 2)
@@ -451,8 +503,8 @@ for name, one in {"contiguous": x, "channels_last": x.to(memory_format=torch.cha
     print(f"{name:13} shape {tuple(one.shape)} strides {one.stride()} in memory {order}")
 
 # %% [markdown]
-# The same tensor to everyone but the memory. And what would a compiler find in a decoder? `torch.compile` hands the traced graph to
-# a *backend*. This one compiles nothing: it counts. How many graphs, how many operations, how many that are neither convolution nor matrix product?
+# The same tensor to everyone but the memory. And a compiler? `torch.compile` hands what it traced to a *backend*. This one compiles
+# nothing: it counts. How many graphs is a decoder, and is most of it convolutions and matrix products?
 
 
 # %%
@@ -472,8 +524,8 @@ assert len(found) == 1
 print(f"graphs: {len(found)}; more than half of its operations are cheap: {heavy < len(found[0]) / 2}")
 
 # %% [markdown]
-# One graph, no break: the compiler may see it all. What it can win are the cheap operations, fused into one pass over memory.
-# Convolutions stay what they are. Is a C++ compiler at hand here? Then the picture has a bar for it, over the smallest piece: norm, SiLU, sum.
+# One graph: the compiler may see it all. It can win at the cheap operations, fused into one pass over memory; convolutions stay what
+# they are. If a C++ compiler is at hand here, the last picture shows norm, SiLU and sum, compiled.
 
 
 # %%
@@ -493,8 +545,8 @@ def seconds(function, repeats=5):
 
 
 # %% [markdown]
-# The shortest of five laps after one that is not counted: compilers and caches warm up, and other programs only ever add time.
-# Times are your machine's, so that they are drawn here and never printed.
+# The shortest of five laps, after one that does not count: caches warm up, and other programs only add time. Times are your
+# machine's: drawn, never printed.
 
 # %%
 x, weight, bias = torch.randn(1, 64, 128, 128), torch.ones(64), torch.zeros(64)
@@ -532,7 +584,8 @@ assert (vae.decode(z).sample - optimized.decode(z).sample).abs().max() < 1e-4
 print(f"work × {flops[1] / flops[0]:.2f}, max |Δ| < 1e-4")
 
 # %% [markdown]
-# And in time? The whole decoder in four forms: as it is, that copy, in the other order, and in 16 bits. Which is fastest where you are?
+# Time may fall by more than the work: the repeated map is never written to memory, and activations work in place. The decoder as
+# it is, that copy, the other order, 16 bits: which is fastest where you are?
 
 # %%
 model = {"float32": vae, "optimize()": optimized}
@@ -555,9 +608,8 @@ for ax, bars, title in zip(
 show(fig, alt="Bars of time relative to float32 and to eager mode, as measured on the machine that drew them.")
 
 # %% [markdown]
-# Your bars are your machine's: a processor that does not multiply in bfloat16 takes *longer* in it, and channels_last helps wide
-# layers more than narrow ones. Compiling costs seconds to minutes first. So measure, on your shapes, before you believe; and measure
-# the error with the time. A map that lies 100 deviations from zero, as deep layers' maps may, in both orders:
+# A processor that does not multiply in bfloat16 takes *longer* in it, and compiling costs seconds to minutes. Measure on your shapes,
+# and the error with the time. A map 100 deviations from zero, in both orders:
 
 # %%
 far = 100 + torch.randn(1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -566,8 +618,8 @@ errors = [(F.group_norm(one, 8) - exact).abs().max() for one in (far, far.to(mem
 print("channels last: at least 100 times as far off:", bool(errors[1] > 100 * errors[0]))
 
 # %% [markdown]
-# On a CPU PyTorch 2.15 takes the variance there as the mean square less the squared mean, two large numbers for a small one. That is
-# why `optimize()` leaves the order alone in float32.
+# On the machine this was built on, about 6e-6 off and about 0.01. Channels last, PyTorch 2.15 on a CPU takes the variance as mean
+# square less squared mean, two large numbers for a small one. So `optimize()` leaves the order alone in float32.
 
 # %% [markdown]
 # ## 6. Whose gradient is it?
@@ -607,7 +659,8 @@ print(f"the longest is more than twice the shortest: {(lengths.max() > 2 * lengt
 
 # %% [markdown]
 # Because it is a mean, it can be computed in two places: each process takes half of the batch, and both average what they found.
-# That is all that data parallelism is. And if one process forgets to average, how far apart are the two models after one step?
+# That is all that data parallelism is; a wrapper around the model does it. Call the model itself instead: how far is a process's
+# gradient then from that of the whole batch?
 
 # %%
 program = """
@@ -627,9 +680,9 @@ wrapped = DistributedDataParallel(model)
 for name, forward in {"through the wrapper": wrapped, "behind its back": model}.items():
     model.zero_grad()
     forward(mine).square().mean().backward()
-    gap = (model.weight.grad - whole.weight.grad).abs().max()
+    gap = (model.weight.grad - whole.weight.grad).abs().max().item()
     if rank == 0:
-        print(f"{name}: gradient of the whole batch:", bool(gap < 1e-6), flush=True)
+        print(f"{name}: off by {'less than 1e-6' if gap < 1e-6 else f'{gap:.1g}'}", flush=True)
 dist.destroy_process_group()
 """
 
@@ -697,12 +750,15 @@ rows_left = check("12.4", rows_left)
 seen = []
 for reader in range(64):
     mine = rows_left(1000, 0, 5, reader, 64, done=0)
-    seen += mine[: reader % 16].tolist() + rows_left(1000, 0, 5, reader, 64, done=reader % 16).tolist()
+    seen += map(int, [*mine[: reader % 16], *rows_left(1000, 0, 5, reader, 64, done=reader % 16)])
 print(len(seen), sorted(seen) == [*range(1000)])
 
 # %% [markdown]
-# For real data one row is too small a unit: a reader would open every shard. So whole shards are dealt out, and only shards that
-# must be shared are split by rows. Here are six Parquet files of eight tiny images, each as bright as its number.
+# For real data one row is too small a unit: a reader would open every shard. So whole shards are dealt out. Only where readers
+# outnumber shards do several share one: each of them reads it whole and decodes its own rows.
+
+# %% [markdown]
+# Here are six Parquet files of eight tiny images, each as bright as its number: how many shards will each of two processes get?
 
 # %%
 import datasets
@@ -732,6 +788,11 @@ def numbers(crops):
     return ((crops.mean((1, 2, 3)) + 1) * 127.5 / 5).round().int().tolist()
 
 
+# %% [markdown]
+# A process owns 24 of the 48 images. Batches of five do not divide them, and a stream has no end: the batch that has the last of
+# them runs on into the next pass. So only images whose place says pass 0 are taken.
+
+
 # %%
 def read(process, position, batches):
     """So many batches of five for one of two processes; what was seen of the first pass."""
@@ -744,8 +805,8 @@ def read(process, position, batches):
 
 
 # %% [markdown]
-# Every crop comes with its place: pass, shard, row. What a checkpoint keeps is the last place that was *trained on*, since workers
-# read ahead. Now stop both processes after two batches, keep nothing but their positions, and go on. What must the union be?
+# A place is three numbers: the pass, which of the reader's *own* shards, how many rows of it are done. A checkpoint keeps the last
+# place *trained on*, since workers read ahead. Stop after two batches, keep nothing but the positions, go on. What must the union be?
 
 # %%
 before, positions = {}, {}
@@ -758,7 +819,9 @@ after = {process: read(process, StreamPosition.from_dict(positions[process]), 4)
 # %%
 for process in (0, 1):
     owned = sorted({number // 8 for number in before[process] + after[process]})
-    print(f"process {process}: shards {owned}, stopped at {positions[process]['places'][0]}")
+    epoch, turn, row = positions[process]["places"][0]
+    stopped = f"in pass {epoch}, in the {('first', 'second', 'third')[turn]} of its shards, after {row} rows of it"
+    print(f"process {process}: shards {owned}, stopped {stopped}")
 print("each image once:", sorted(sum([*before.values(), *after.values()], [])) == [*range(48)])
 
 # %% [markdown]
@@ -779,6 +842,10 @@ for (preset, side), operations in work.items():
     print(f"{preset:5} at {side:3}: {operations / 1e9:6.3g} GFLOP a crop")
 crops = 246_803 * 24
 print(f"the recipe: {crops / 1e6:.3g} million crops, {crops * work['sd-v1', 256]:.2g} operations")
+
+# %% [markdown]
+# 5.92 million crops are fewer than nine million images: the whole training is less than one pass over them. No image need come
+# twice. What does such a pass cost?
 
 # %% [markdown]
 # {{exercise 12.5}}
@@ -809,7 +876,7 @@ cost = check("12.5", cost)
 # %%
 step = seconds(lambda: training_step(small, images), 3)
 speed = len(images) * work["tiny", 32] / step  # operations a second
-machines = {"this machine": (speed, 1, 0.1), "a GPU at 50 TFLOP/s": (5e13, 1, 2.0), "eight of them": (5e13, 8, 2.0)}
+machines = {"this machine": (speed, 1, 0.1), "GPU, 50 TFLOP/s": (5e13, 1, 2.0), "eight of them": (5e13, 8, 2.0)}
 plan = {
     name: cost(crops, rate / work["sd-v1", 256], count, 1.0 if count == 1 else 0.9, price)
     for name, (rate, count, price) in machines.items()
@@ -820,13 +887,12 @@ print(f"a GPU that keeps up 50 TFLOP/s: {days[1]:.1f} days; eight, at an efficie
 
 # %%
 fig, ax = figure(size=(7, 2.4))
-ax.barh([*plan], days, color=[GREY, BLUE, ORANGE])
+labels = [f"{name}\n{price:g} an hour" for name, (_, _, price) in machines.items()]
+ax.barh(labels, days, color=[GREY, BLUE, ORANGE])
 for place, (one, money) in enumerate(plan.values()):
-    ax.text(
-        one * 1.1, place, f"{one:,.1f} days, {money:,.0f} at {[*machines.values()][place][2]:g} an hour", va="center"
-    )
+    ax.text(one * 1.1, place, f"{one:,.1f} days, {money:,.0f} in all", va="center")
 ax.set(
-    xscale="log", xlabel="days", xlim=(0.1, 1e5 * max(days)), title="Stable Diffusion's autoencoder, pixel loss only"
+    xscale="log", xlabel="days", xlim=(0.1, 300 * max(days)), title="Stable Diffusion's autoencoder, pixel loss only"
 )
 ax.invert_yaxis()
 show(
@@ -835,8 +901,12 @@ show(
 )
 
 # %% [markdown]
-# Prices are examples: put in yours. LPIPS and the discriminator add about a tenth (the recipe's own comment says 2.9 TFLOP). Eight
-# machines are eight times faster and hardly dearer: that, not thrift, is why people rent many.
+# Years, on two cores like those this was built on; days, on one GPU. Prices are examples: put in yours. LPIPS and the
+# discriminator add about a tenth (the recipe's own comment says 2.9 TFLOP).
+
+# %% [markdown]
+# Eight machines at an efficiency of 0.9 are 7.2 times as fast and about a tenth dearer, since they are paid while they wait. Time,
+# not thrift, is why people rent many.
 
 # %% [markdown]
 # And the data path has to keep up: at 50 TFLOP/s a GPU asks for how many crops each second, and how many readers is that, if one
@@ -860,7 +930,7 @@ folder.cleanup()
 #
 # 1. Maps at full resolution fill the memory: slices bound the batch, tiles bound the image.
 # 2. Overlap hides seams; pooled statistics bring tiles nearer to the whole; attention stays local.
-# 3. Checkpointing trades a second forward pass for most of the activations, and changes no gradient.
+# 3. Checkpointing saves most of the activations for most of a second forward pass, and changes no gradient.
 # 4. bfloat16 has the range, float16 has not: normalise in float32, scale the loss, or stay out.
 # 5. One seed for all readers, disjoint shares, the place kept with what was trained on: each image once, after a stop too.
 #

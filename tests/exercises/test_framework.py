@@ -221,6 +221,21 @@ def test_different_shapes_of_inputs_are_all_told():
     assert message.endswith("for inputs of shape (3, 4, 5, 2), (6, 3, 4, 5, 2)")
 
 
+def test_inputs_that_are_numbers_are_told_by_name_and_value():
+    judge = judge_function(lambda n, rate: torch.ones(n) / rate, [(3, 2.5)], [], inputs=("n", "rate"))
+    assert judge(lambda n, rate: torch.rand(n).cumsum(0) * 0 + torch.arange(n)).endswith(", for n = 3, rate = 2.5")
+    assert (
+        EXERCISES["12.1"]
+        .run(lambda *given: torch.arange(1.0, given[0] + 1))
+        .message.endswith(", for length = 12, before = 4, after = 3")
+    )
+
+
+def test_inputs_that_are_neither_tensors_nor_numbers_are_not_told():
+    judge = judge_function(lambda words: torch.ones(len(words)), [(["a", "b"],)], [], inputs=("words",))
+    assert judge(lambda words: torch.arange(2.0)).endswith("and yours is 0")
+
+
 def test_random_numbers_are_told():
     def own_noise(mean, logvar, noise):
         return mean + torch.exp(logvar / 2) * torch.randn_like(mean)

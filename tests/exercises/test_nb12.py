@@ -39,6 +39,15 @@ def ramp_from_zero_to_one(length, before, after):
     return weights
 
 
+def ramp_without_ends(length, before, after):
+    weights = torch.ones(length)
+    if before:
+        weights[:before] = torch.linspace(0, 1, before + 2)[1:-1]
+    if after:
+        weights[-after:] = torch.linspace(1, 0, after + 2)[1:-1]
+    return weights
+
+
 def ramp_by_steps(length, before, after):
     weights = torch.ones(length)
     for i in range(before):
@@ -130,6 +139,13 @@ def pooled_with_var_of_means(means, variances, counts):
     return weights @ means, weights @ variances + torch.var(means, dim=0)
 
 
+def pooled_by_counts(means, variances, counts):
+    share = counts.unsqueeze(1)
+    mean = (share * means).sum(dim=0)
+    variance = (share * (variances + (means - mean) ** 2)).sum(dim=0)
+    return mean, variance
+
+
 def pooled_as_deviation(means, variances, counts):
     mean, variance = pooled_by_moments(means, variances, counts)
     return mean, variance**0.5
@@ -213,6 +229,67 @@ def norm_without_root(x, groups, eps=1e-6):
     return ((g - g.mean(2, keepdim=True)) / (variance + eps)).reshape(x.shape).to(x.dtype)
 
 
+def norm_without_eps(x, groups, eps=1e-6):
+    g = x.float().reshape(len(x), groups, -1)
+    return ((g - g.mean(2, keepdim=True)) / g.std(2, keepdim=True, correction=0)).reshape(x.shape).to(x.dtype)
+
+
+def norm_with_eps_outside(x, groups, eps=1e-6):
+    g = x.float().reshape(len(x), groups, -1)
+    std = g.std(2, keepdim=True, correction=0)
+    return ((g - g.mean(2, keepdim=True)) / (std + eps)).reshape(x.shape).to(x.dtype)
+
+
+def norm_with_pytorchs_eps(x, groups, eps=1e-6):
+    return F.group_norm(x.float(), groups).to(x.dtype)
+
+
+def norm_with_its_own_eps(x, groups, eps=1e-6):
+    return F.group_norm(x.float(), groups, eps=1e-6).to(x.dtype)
+
+
+def norm_by_difference_of_squares(x, groups, eps=1e-6):
+    g = x.float().reshape(len(x), groups, -1)
+    mean = g.mean(2, keepdim=True)
+    variance = (g**2).mean(2, keepdim=True) - mean**2
+    return ((g - mean) / (variance + eps).sqrt()).reshape(x.shape).to(x.dtype)
+
+
+def norm_at_each_pixel(x, groups, eps=1e-6):
+    y = x.float()
+    return ((y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True, correction=0) + eps).sqrt()).to(x.dtype)
+
+
+def norm_at_each_pixel_of_a_group(x, groups, eps=1e-6):
+    g = x.float().reshape(len(x), groups, -1, *x.shape[2:])
+    variance, mean = torch.var_mean(g, dim=2, correction=0, keepdim=True)
+    return ((g - mean) / torch.sqrt(variance + eps)).reshape(x.shape).to(x.dtype)
+
+
+def norm_in_bfloat16(x, groups, eps=1e-6):
+    g = x.bfloat16().reshape(len(x), groups, -1)
+    mean = g.mean(2, keepdim=True)
+    variance = ((g - mean) ** 2).mean(2, keepdim=True)
+    return ((g - mean) / (variance + eps).sqrt()).reshape(x.shape).to(x.dtype)
+
+
+def norm_in_float16(x, groups, eps=1e-6):
+    g = x.half().reshape(len(x), groups, -1)
+    return ((g - g.mean(2, keepdim=True)) / (g.var(2, keepdim=True) + eps).sqrt()).reshape(x.shape).to(x.dtype)
+
+
+def norm_always_half(x, groups, eps=1e-6):
+    return F.group_norm(x.float(), groups, eps=eps).half()
+
+
+def norm_always_bfloat16(x, groups, eps=1e-6):
+    return F.group_norm(x.float(), groups, eps=eps).bfloat16()
+
+
+def norm_in_the_maps_own_type(x, groups, eps=1e-6):
+    return F.group_norm(x, groups, eps=eps)  # on a CPU it computes inside in float32
+
+
 def norm_by_function(x, groups, eps=1e-6):
     return F.group_norm(x.float(), groups, eps=eps).to(x.dtype)
 
@@ -274,6 +351,14 @@ def rows_in_chunks(count, seed, epoch, reader, readers, done):
     return shuffled(count, seed + epoch)[size * reader : size * reader + size][done:]
 
 
+def rows_by_chunk(count, seed, epoch, reader, readers, done):
+    return torch.chunk(shuffled(count, seed + epoch), readers)[reader][done:]
+
+
+def rows_by_tensor_split(count, seed, epoch, reader, readers, done):
+    return torch.tensor_split(shuffled(count, seed + epoch), readers)[reader][done:]
+
+
 def rows_unshuffled(count, seed, epoch, reader, readers, done):
     return list(range(count))[reader::readers][done:]
 
@@ -331,6 +416,11 @@ def cost_without_efficiency(crops, crops_per_second, machines=1, efficiency=1.0,
     return hours / 24, price * machines * hours
 
 
+def cost_by_sixty(crops, crops_per_second, machines=1, efficiency=1.0, price=1.0):
+    hours = crops / (crops_per_second * machines * efficiency) / 60
+    return hours / 24, hours * machines * price
+
+
 def cost_of_a_day(crops, crops_per_second, machines=1, efficiency=1.0, price=1.0):
     days = crops / crops_per_second / machines / efficiency / 86400
     return days, price * machines * days
@@ -362,6 +452,7 @@ HALF = {"12.1": ramp_half, "12.2": pooled_half, "12.3": norm_half, "12.4": rows_
 WRONG = {
     "12.1": (
         ("ends at 1", ramp_from_zero_to_one),
+        ("without its ends linspace", ramp_without_ends),
         ("begins at 0: both ramps", ramp_by_steps),
         ("more than 1", ramp_up_to_one),
         ("the last cells do not fall", ramp_that_only_rises),
@@ -373,6 +464,7 @@ WRONG = {
         ("every tile counts the same", pooled_without_weights),
         ("neither is weighed", pooled_by_plain_means),
         ("n - 1", pooled_with_var_of_means),
+        ("not made into shares", pooled_by_counts),
         ("standard deviation", pooled_as_deviation),
         ("not squared", pooled_without_square),
         ("the mean comes first", pooled_the_other_way_round),
@@ -384,6 +476,17 @@ WRONG = {
         ("over all channels", norm_over_all),
         ("n - 1", norm_unbiased),
         ("root is missing", norm_without_root),
+        ("a constant map becomes NaN", norm_without_eps),
+        ("added to the deviation", norm_with_eps_outside),
+        ("eps is 1e-5", norm_with_pytorchs_eps),
+        ("eps is always 1e-6", norm_with_its_own_eps),
+        ("mean square less the squared mean", norm_by_difference_of_squares),
+        ("at each pixel", norm_at_each_pixel),
+        ("at each pixel", norm_at_each_pixel_of_a_group),
+        ("range, not the precision", norm_in_bfloat16),
+        ("computed in float16", norm_in_float16),
+        ("back in float16 whatever came", norm_always_half),
+        ("back in bfloat16 whatever came", norm_always_bfloat16),
     ),
     "12.4": (
         ("must not know the reader", rows_by_own_seed),
@@ -392,6 +495,8 @@ WRONG = {
         ("comes again", rows_from_the_beginning),
         ("the others are left", rows_it_has_had),
         ("lose the last rows", rows_in_chunks),
+        ("torch.chunk", rows_by_chunk),
+        ("chunks are dealt out", rows_by_tensor_split),
         ("nothing is shuffled", rows_unshuffled),
         ("every reader gets all rows", rows_of_everyone),
     ),
@@ -400,6 +505,7 @@ WRONG = {
         ("a day has 24", cost_in_hours),
         ("multiplied by the efficiency", cost_times_efficiency),
         ("efficiency is missing", cost_without_efficiency),
+        ("divided by 60 once", cost_by_sixty),
         ("taken for a day", cost_of_a_day),
         ("price is missing", cost_without_price),
     ),
@@ -407,7 +513,7 @@ WRONG = {
 RIGHT = {
     "12.1": (ramp_in_numpy, ramp_by_minimum, ramp_by_parts),
     "12.2": (pooled_by_moments, pooled_by_a_loop, pooled_by_einsum),
-    "12.3": (norm_by_function, norm_by_module, norm_in_double),
+    "12.3": (norm_in_the_maps_own_type, norm_by_function, norm_by_module, norm_in_double),
     "12.4": (rows_as_a_list, rows_by_one_slice),
     "12.5": (cost_in_seconds, cost_of_the_work),
 }
