@@ -342,7 +342,7 @@ def _judge_generator_step(attempt: Any) -> str | None:
         return f"expected the function itself, got an object of type {type(attempt).__name__}"
     complaint = _in_words(_judge_the_move(_stepping(attempt)), _STEP_RAISED)
     if complaint:
-        return complaint.removesuffix(", for inputs of shape ")
+        return complaint.split(", for seed = ")[0]
     vae, discriminator, images = _networks(0)
     reconstruction = attempt(vae, discriminator, torch.optim.SGD(vae.parameters(), lr=1e-4), images, 0.5, 0.1)
     left = [parameter.grad for parameter in discriminator.parameters() if parameter.grad is not None]
