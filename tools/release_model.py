@@ -43,17 +43,14 @@ PCA_CROPS = 2048  # training crops behind patch-PCA
 TOLD = (
     "start",
     "steps",
-    "lr",
-    "betas",
     "batch_size",
     "size",
     "disc_start",
-    "disc_weight",
     "disc_layers",
     "kl_weight",
     "ema",
     "recolour",
-)  # settings that the card tells, here or in its command
+)  # settings that the card tells
 BEFORE, AFTER, PCA = "before the discriminator", "kl-f8-mini", "patch-PCA"
 AVERAGE = "average.module."  # of a checkpoint's names: the averaged weights
 
@@ -83,7 +80,7 @@ was shown to it, and nothing was downloaded. The settings and their reasons are 
 * **No perceptual loss**: LPIPS needs the weights of VGG16, which were not at hand where it was trained. It is therefore
   blurrier, and paints texture less well, than a model of this size could.
 * The weights are averages of the trained ones (decay {ema:g}).
-* {hours:.1f} hours of training steps on one CPU core, in float32.
+* {hours:.1f} hours of training steps on two CPU cores that had other work as well, in float32.
 
 ## How good it is
 
@@ -156,7 +153,7 @@ def release(
     results = {name: measured(config, models, images) for name, images in data.items()}
     values: dict[str, Any] = {name: result.to_dict() for name, result in results.items()}
     values["latents"] = {"std": found.overall_std, "channels": found.std.tolist(), "noise": noise, "crops": MEASURED}
-    values["trained"] = {name: config.to_dict()[name] for name in TOLD} | {
+    values["trained"] = {name: getattr(config, name) for name in TOLD} | {
         "step": step,
         "hours": hours(run, config, step),
         "command": config.command(out=Path("run"), resume=None, device=None),

@@ -112,7 +112,7 @@ def test_the_fine_tune_is_what_the_model_card_says_and_marks_what_it_does_not() 
 def test_mini_is_the_whole_objective_without_a_download() -> None:
     config = load_recipe("mini")
     assert (config.preset, config.size, config.data) == ("mini", 64, "photos+dead-leaves")
-    assert (config.batch_size, config.lr, config.betas, config.warmup) == (12, 2e-3, (0.9, 0.99), 0.03)
+    assert (config.batch_size, config.lr, config.betas, config.warmup) == (12, 1e-3, (0.5, 0.9), 0.05)
     assert (config.grad_clip, config.ema, config.mixed_precision) == (1.0, 0.995, "no")
     assert config.perceptual_weight == 0
     assert config.disc_weight > 0 and config.kl_weight > 0
@@ -126,8 +126,8 @@ def test_what_the_comments_say_of_mini_is_so() -> None:
     assert sum(p.numel() for p in patchgan.parameters()) == 167_841
     assert AutoencoderKL.from_preset("mini").num_parameters() == 1_250_759
     assert (receptive_field(2), receptive_field(3)) == (34, 70)
-    assert config.steps * config.batch_size == 48_000
-    assert round(config.steps * config.warmup) == 120
+    assert config.steps * config.batch_size == 24_000
+    assert round(config.steps * config.warmup) == 100
 
 
 def test_the_bundled_model_is_trained_on_what_comes_with_the_package_alone() -> None:
@@ -181,12 +181,12 @@ def test_the_costs_in_the_comments_are_counted() -> None:
     assert "1.2e20 operations" in about("sd-vae-finetune").replace("\n", " ")
 
     small, lpips = 3 * sum(halves("mini", 64)), lpips / 16
-    assert (f"{small / 1e9:.1f}", f"{lpips / 1e9:.1f}", f"{48_000 * small / 1e15:.2f}") == ("4.8", "7.5", "0.23")
+    assert (f"{small / 1e9:.1f}", f"{lpips / 1e9:.1f}", f"{24_000 * small / 1e15:.2f}") == ("4.8", "7.5", "0.11")
     release = 3 * sum(halves("kl-f8-mini", 64))
     assert (f"{release / 1e9:.1f}", f"{98_400 * release / 1e15:.2f}") == ("3.0", "0.29")
     for words in ("98,400 crops", "3.0 GFLOP each", "0.29 PFLOP"):
         assert words in about("mini-release").replace("\n", " ")
-    for words in ("48,000 crops", "4.8 GFLOP each", "0.23 PFLOP", "7.5 GFLOP more"):
+    for words in ("24,000 crops", "4.8 GFLOP each", "0.11 PFLOP", "7.5 GFLOP more"):
         assert words in about("mini").replace("\n", " ")
 
 
