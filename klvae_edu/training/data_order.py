@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import multiprocessing
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -86,13 +90,23 @@ def training_loader(config: TrainingConfig, data: Dataset[Any], position: int = 
         batch_size=config.batch_size * config.accumulate,
         sampler=None if stream else ShuffledFrom(position, len(data), config.seed),  # type: ignore[arg-type]
         num_workers=config.workers,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_outliving_signals() if config.workers else None,
         drop_last=True,
         generator=torch.Generator().manual_seed(config.seed),  # else it takes a number from those of the training
     )
 
 
-def _ignore_signals(worker: int) -> None:
-    """Both are sent to the workers too; they have to live until the trainer has made its last step."""
+def _outliving_signals() -> Callable[[int], None]:
+    """Have workers ignore Ctrl-C and SIGTERM, until this process ends.
+
+    Both are sent to the workers too, which have to live until the trainer has made its last step. But a process that
+    ends sends its workers a SIGTERM of its own, and waits for them: with that one they have to go.
+    """
+    ended = multiprocessing.RawValue("b", 0)
+    atexit.register(setattr, ended, "value", 1)  # before multiprocessing's own, which has been registered earlier
+    return functools.partial(_ignore_signals, ended)
+
+
+def _ignore_signals(ended: Any, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ended.value else None)

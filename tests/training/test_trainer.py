@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -233,6 +235,18 @@ def test_workers_outlive_ctrl_c_so_that_the_step_under_way_can_end(tmp_path: Pat
             assert batch.tolist() == [workers == 1] * 2
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_process_that_ends_takes_its_workers_with_it() -> None:
+    program = '''
+import torch
+from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.data_order import training_loader
+
+images = iter(training_loader(TrainingConfig(batch_size=2, workers=1), torch.utils.data.TensorDataset(torch.zeros(9))))
+next(images)  # and it is never closed
+'''
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_the_same_configuration_gives_the_same_weights(result: TrainingResult, tmp_path: Path) -> None:
