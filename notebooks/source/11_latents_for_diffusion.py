@@ -499,7 +499,7 @@ print("untrained, it answers 0 and is wrong by about 2:", bool(abs(loss_of(net, 
 # sample with. Every epoch draws latents of its own:
 
 # %%
-STEPS, BATCH = 400, 64
+STEPS, BATCH = 500, 32
 generator = torch.Generator().manual_seed(0)
 epochs = (data.batches(BATCH, generator, vae.scale_latents) for _ in itertools.count())
 flow_net, losses = train_flow(net, itertools.chain.from_iterable(epochs), STEPS, generator=generator)
@@ -635,6 +635,8 @@ PIXEL_STEPS, PIXEL_BATCH = 6, 8
 theirs = 3 * flops["pixels"] * PIXEL_STEPS * PIXEL_BATCH
 part = theirs / ours
 print(f"{PIXEL_STEPS * PIXEL_BATCH} pictures on pixels: {part:.2f} of the training that saw {STEPS * BATCH:,} latents")
+rest = (1 - part) * STEPS * BATCH
+print(f"the rest of that work: {rest:,.0f} latents, or {rest * flops['latent'] / flops['pixels']:.0f} pictures")
 
 # %% [markdown]
 # So give both that part of the work, from the beginning: 48 pictures here, some thousands of latents there. What will each draw?
@@ -652,13 +654,17 @@ with torch.no_grad():
 
 # %%
 fig = image_grid([on_latents, on_pixels], row_labels=["latents", "pixels"])
-alt = "Four samples of the flow on latents, coloured blobs; four of the flow on pixels, coloured noise."
+alt = "Four samples of the flow on latents, coloured clouds; four of the flow on pixels, coloured noise."
 show(fig, alt=alt, format="jpeg")
 assert quality(on_pixels).max() < quality(on_latents).median()
 
 # %% [markdown]
-# Blobs, and noise. Not that it could not be learnt on pixels; it takes that many times longer, and much of it would go into what the
-# decoder knows already: how an edge looks. The autoencoder does the fine work once; the flow is left with what is where.
+# Clouds, and noise: so little is not enough for either. But you know what the rest of the work makes of the clouds, and on pixels it
+# is for a hundred pictures or two. It could be learnt there as well, that many times longer.
+
+# %% [markdown]
+# And much of it would go into what the decoder knows already: how an edge looks. The autoencoder does the fine work once, for all
+# pictures; the flow is left with what is where.
 
 # %% [markdown]
 # ## Summary
