@@ -1,7 +1,7 @@
 """The explorer's latency: from a slider's new value to the new picture. Run: python benchmarks/explorer.py
 
 For each panel of `klvae_edu.panels` a slider is moved as the browser moves it, and the clock runs from there until the
-bytes of the picture are new; the panels have the copy that `optimize()` makes, as in notebook 10. The peer does the same
+bytes of the picture are new; panels have the copy that `optimize()` makes, as in notebook 10. The peer does the same
 as a notebook without this package would: diffusers' AutoencoderKL with the same weights and a matplotlib figure of the
 two pictures. They take turns, on the same settings.
 """

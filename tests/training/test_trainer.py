@@ -238,14 +238,14 @@ def test_workers_outlive_ctrl_c_so_that_the_step_under_way_can_end(tmp_path: Pat
 
 
 def test_a_process_that_ends_takes_its_workers_with_it() -> None:
-    program = '''
+    program = """
 import torch
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.data_order import training_loader
 
 images = iter(training_loader(TrainingConfig(batch_size=2, workers=1), torch.utils.data.TensorDataset(torch.zeros(9))))
 next(images)  # and it is never closed
-'''
+"""
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
