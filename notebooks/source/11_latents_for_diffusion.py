@@ -647,6 +647,9 @@ pixel_flow, _ = train_flow(pixel_net, images, PIXEL_STEPS, generator=generator)
 short_net = VelocityNet(channels=4, width=64, depth=3)
 short_flow, _ = train_flow(short_net, itertools.chain.from_iterable(epochs), round(part * STEPS), generator=generator)
 
+# %% [markdown]
+# Now follow both, from noise, in six of Heun's steps each. On latents the noise is the one from above: compare.
+
 # %%
 with torch.no_grad():
     on_pixels = integrate(pixel_flow, torch.randn(4, 3, 64, 64, generator=generator), 6).clamp(-1, 1)
