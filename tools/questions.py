@@ -145,6 +145,26 @@ QUESTIONS = (
         lambda r: sides(r) | {"bits": r.randrange(2, 9)},
         lambda height, width, bits: 4 * height * width / 64 * bits / 8,
     ),
+    Question(
+        "11",
+        "On the straight path from noise {noise} to data {data}, where is one at t = {t}?",
+        lambda r: {"noise": r.randrange(-20, 21) / 10, "data": r.randrange(-40, 41) / 10, "t": r.randrange(1, 10) / 10},
+        lambda noise, data, t: (1 - t) * noise + t * data,
+    ),
+    Question(
+        "12",
+        "A tile of {a} cells has mean {low} and variance {v}, another of {b} cells mean {high} and variance {w}. What "
+        "is the variance of all cells?",
+        lambda r: {
+            "a": r.randrange(2, 9),
+            "b": r.randrange(2, 9),
+            "low": r.randrange(0, 5),
+            "high": r.randrange(5, 10),
+            "v": r.randrange(1, 9),
+            "w": r.randrange(1, 9),
+        },
+        lambda a, b, low, high, v, w: (a * v + b * w) / (a + b) + a * b * ((high - low) / (a + b)) ** 2,
+    ),
 )
 
 

@@ -25,9 +25,7 @@ class TrainingConfig:
         ValueError: a field out of its range, named together with the value it got.
     """
 
-    data: str = (
-        "photos"  # photos, dead-leaves, sprites, a folder of images, hf:NAME on the Hugging Face Hub, several: +
-    )
+    data: str = "photos"  # photos, dead-leaves, sprites, a folder of images, hf:NAME on the Hub, or several with +
     streaming: bool = False  # read a Hub data set bit by bit over the network, instead of all of it beforehand
     recolour: float = 0.0  # share of the training crops with another hue and saturation, for data with few colours
     out: Path = Path("run")  # new folder for the weights, the log and the pictures
