@@ -106,9 +106,11 @@ def _train_in(folder: RunFolder, config: TrainingConfig, accelerator: Accelerato
     if checkpoint is not None:
         _resume(training, checkpoint)
     elif config.resume:
-        accelerator.print(f"There is no checkpoint in {config.out}: the run begins at step 1.")
+        accelerator.print(f"There is no checkpoint in {config.out}: the run begins at step 1.", flush=True)
     if config.disc_weight and config.disc_start >= config.steps:
-        accelerator.print(f"The discriminator would begin after step {config.disc_start}: it will have no say.")
+        accelerator.print(
+            f"The discriminator would begin after step {config.disc_start}: it will have no say.", flush=True
+        )
     images_a_step = config.batch_size * config.accumulate * accelerator.num_processes
     passes = -(-config.steps * images_a_step // PASS)  # an index lies in the last of them, at most
     data = images_of(config, None if config.streaming else passes * PASS)
@@ -140,7 +142,8 @@ def _resume(training: Training, checkpoint: Path) -> None:
     if training.stream and len(training.stream.places) != max(1, config.workers):
         known = f"expected {was['workers']}, whose places in the stream the checkpoint knows"
         raise ValueError(f"workers: {known}, got {config.workers}")
-    training.accelerator.print(f"Resumed from {checkpoint}{''.join(f'; {change}' for change in changes)}.")
+    line = f"Resumed from {checkpoint}{''.join(f'; {change}' for change in changes)}."
+    training.accelerator.print(line, flush=True)  # into a file at once: the run may be killed
 
 
 def _make_steps(
