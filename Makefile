@@ -12,7 +12,7 @@ export GOMP_SPINCOUNT ?= 20000
 
 # As in the notebooks' stored outputs: one thread a process, no progress bars, no network, no GPU.
 AS_STORED := OMP_NUM_THREADS=1 KLVAE_EDU_QUIET=1 HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES=
-NBVAL     := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval_sanitize.cfg
+NBVAL     := --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with=tests/nbval_sanitize.cfg
 PARALLEL  := -n 2 --dist loadscope
 
 .PHONY: help lab fresh test lint notebooks measure bench soak classroom constraints

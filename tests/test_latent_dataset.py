@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from torch import Tensor
@@ -75,7 +76,6 @@ def test_the_posterior_of_every_image_is_there_in_order(vae: AutoencoderKL, imag
 def test_datasets_reads_it_with_and_without_streaming(
     vae: AutoencoderKL, images: AllImages, done: Path, tmp_path: Path, streaming: bool
 ) -> None:
-    datasets = pytest.importorskip("datasets")
     for arguments in ({"path": "parquet", "data_files": f"{done}/data/*.parquet"}, {"path": str(done)}):
         read = datasets.load_dataset(**arguments, cache_dir=str(tmp_path / "cache"), streaming=streaming)
         assert list(read) == ["train"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
@@ -67,7 +68,6 @@ def test_the_photographs_are_all_there() -> None:
 
 
 def test_the_rows_of_a_data_set_are_all_there_once(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     for number in range(4):
         save_image(torch.full((3, 9, 9), number / 10), tmp_path / f"{number}.png")
     data = datasets.Dataset.from_dict({"image": [str(tmp_path / f"{number}.png") for number in range(4)]})
