@@ -543,7 +543,7 @@ alt = "Three rows from noise at t = 0 to a coloured shape on dark ground at t = 
 show(fig, alt=alt, format="jpeg")
 
 # %% [markdown]
-# Half-way you can tell where it will be and in which colour; edges come last, from coarse to fine, though nobody asked for an order.
+# A little past half-way you can tell where it will be and in which colour; edges come last, from coarse to fine, though nobody asked for an order.
 # (Noise is left in x_t until t = 1, because that is how the path is made.) Now many at once.
 
 # %%
