@@ -47,7 +47,7 @@ notebooks: $(READY) ## build the notebooks from notebooks/source (NB=03, EXECUTE
 measure: $(READY) ## time and memory of the notebooks, for the line in their heads (NB=03)
 	OMP_NUM_THREADS=2 $(PY) tools/measure_notebooks.py $(NB)
 
-BENCHMARKS := import_time inference train_step activations tiled_decode explorer data_path
+BENCHMARKS := import_time inference train_step activations tiled_decode explorer data_path encode_many
 
 bench: $(READY) ## speed and memory beside the peers, into benchmarks/ with a picture (some twenty minutes)
 	@for name in $(BENCHMARKS); do echo "$$name"; OMP_NUM_THREADS=2 $(PY) benchmarks/$$name.py || exit 1; done

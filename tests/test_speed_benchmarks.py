@@ -15,9 +15,10 @@ import torch
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.config import PRESETS, AutoencoderKLConfig
+from klvae_edu.latent_dataset import pyarrow_and_parquet
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("common", "inference", "import_time", "activations", "picture")
+NAMES = ("common", "inference", "import_time", "activations", "encode_many", "picture")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 
 
@@ -127,6 +128,33 @@ def test_memory_is_measured_of_training_steps_and_of_tiled_decoding(
     assert report["checkpointing over plain"] == pytest.approx(steps["with checkpointing"] / steps["plain"], abs=0.02)
     assert report["checkpointing over plain"] < 0.8
     assert set(report["MiB of tiled decoding, output aside"]) == {*activations.DECODING}
+
+
+@LINUX
+def test_latents_of_many_images_are_counted_and_their_memory_measured(
+    benchmark: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    encode_many, out = benchmark("encode_many"), tmp_path / "report.json"
+    encode_many.main(["--counts", "64", "1100", "--out", str(out)])
+    report = json.loads(out.read_text())
+    few, many = report["MiB over those before"].values()
+    assert few < many < 1000  # the larger fills a shard and begins another
+    assert report["images per second"] > 0
+
+
+def test_a_data_set_that_misses_an_image_or_has_one_twice_is_found_out(
+    benchmark: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    pa, parquet = pyarrow_and_parquet()
+    check_whole = benchmark("encode_many").check_whole
+    (tmp_path / "data").mkdir()
+    for number, indices in enumerate(([0, 1, 2], [3, 4])):
+        parquet.write_table(pa.table({"index": indices}), tmp_path / "data" / f"{number}.parquet")
+    check_whole(tmp_path, 5)
+    for wrong in ([3], [3, 3], [3, 4, 4]):
+        parquet.write_table(pa.table({"index": wrong}), tmp_path / "data" / "1.parquet")
+        with pytest.raises(AssertionError, match="expected 5 images in order"):
+            check_whole(tmp_path, 5)
 
 
 def test_a_processor_is_named_with_what_makes_it_fast(benchmark: Callable[[str], ModuleType], tmp_path: Path) -> None:
