@@ -135,7 +135,7 @@ class VelocityNet(nn.Module):
     Built in notebook 11, section 5.
     """
 
-    def __init__(self, channels: int = 4, width: int = 64, depth: int = 3) -> None:
+    def __init__(self, channels: int = 4, width: int = 48, depth: int = 2) -> None:
         super().__init__()
         if width < 2 * GROUPS or width % GROUPS:
             raise ValueError(f"width: expected a multiple of {GROUPS} and at least {2 * GROUPS}, got {width}")
@@ -176,7 +176,7 @@ def train_flow(
     net: nn.Module,
     batches: Iterable[Tensor],
     steps: int,
-    lr: float = 2e-3,
+    lr: float = 3e-3,
     generator: torch.Generator | None = None,
 ) -> tuple[nn.Module, list[float]]:
     """Train `net`, in place, for `steps` of the `batches` (B, …); its weights' average, and the loss at each step.
@@ -186,7 +186,7 @@ def train_flow(
     Raises:
         ValueError: fewer batches than steps.
     """
-    optimizer = torch.optim.AdamW(net.parameters(), lr, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(net.parameters(), lr, betas=(0.9, 0.95), fused=True)
     warm_up = min(30, steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / warm_up) * (1 + math.cos(math.pi * step / steps)) / 2

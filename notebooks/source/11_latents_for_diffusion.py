@@ -209,7 +209,7 @@ def klvae(command):
         return main(command.split())
 
 
-klvae("encode sprites latents --size 64 --count 4096 --device cpu")
+klvae("encode sprites latents --size 64 --count 3072 --device cpu")
 
 # %% [markdown]
 # What is in there? Shards of 1,024 rows in Parquet, which `datasets.load_dataset("parquet", data_files="latents/data/*.parquet")` reads
@@ -226,9 +226,9 @@ written = [shard.stat().st_mtime_ns for shard in shards]
 # and whole ones are kept. Let us lose one, and leave a half-written file beside it:
 
 # %%
-shards[2].unlink()
-shards[2].with_name(".half-written.part").write_bytes(b"nothing of use")
-klvae("encode sprites latents --size 64 --count 4096 --device cpu")
+shards[1].unlink()
+shards[1].with_name(".half-written.part").write_bytes(b"nothing of use")
+klvae("encode sprites latents --size 64 --count 3072 --device cpu")
 assert sorted(shards[0].parent.iterdir()) == shards
 assert [shard.read_bytes() for shard in shards] == before
 print("written anew:", [shard.stat().st_mtime_ns != time for shard, time in zip(shards, written, strict=True)])
@@ -264,7 +264,7 @@ def deviation_of_samples(mean, logvar):
 deviation_of_samples = check("11.2", deviation_of_samples)
 
 # %% [markdown]
-# `klvae encode` has done the same for all 4,096, shard by shard. `posterior(0)` is the first shard's: does that quarter agree with the
+# `klvae encode` has done the same for all 3,072, shard by shard. `posterior(0)` is the first shard's: does that third agree with the
 # whole? And with real samples?
 
 # %%
@@ -470,13 +470,13 @@ assert errors["Heun"][-1] < 0.05 * errors["Euler"][-1] and 3.5 < errors["Heun"][
 # %% [markdown]
 # ## 6. Can it be learnt in class-room time?
 #
-# The network is a U-Net of one floor: a residual block at 8 × 8, three with attention at 4 × 4, one more at 8 × 8. New is only that
+# The network is a U-Net of one floor: a residual block at 8 × 8, two with attention at 4 × 4, one more at 8 × 8. New is only that
 # each block is told the time: 64 sines and cosines of t pass through a linear layer, which gives one number to add to each channel. Why
 # not t itself?
 
 # %%
 torch.manual_seed(0)
-net = VelocityNet(channels=4, width=64, depth=3)
+net = VelocityNet(channels=4, width=48, depth=2)
 print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} million parameters")
 print("features of two times:", tuple(flow.time_features(torch.tensor([0.1, 0.9]), 64).shape))
 
@@ -499,7 +499,7 @@ print("untrained, it answers 0 and is wrong by about 2:", bool(abs(loss_of(net, 
 # sample with. Every epoch draws latents of its own:
 
 # %%
-STEPS, BATCH = 500, 32
+STEPS, BATCH = 600, 32
 generator = torch.Generator().manual_seed(0)
 epochs = (data.batches(BATCH, generator, vae.scale_latents) for _ in itertools.count())
 flow_net, losses = train_flow(net, itertools.chain.from_iterable(epochs), STEPS, generator=generator)
@@ -614,7 +614,7 @@ assert len(colours) >= 5
 # multiplications, for one picture?
 
 # %%
-pixel_net = VelocityNet(channels=3, width=64, depth=3)
+pixel_net = VelocityNet(channels=3, width=48, depth=2)
 flops = {}
 for name, model, shape in (("latent", net, (1, 4, 8, 8)), ("pixels", pixel_net, (1, 3, 64, 64))):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -630,7 +630,7 @@ print(f"{flops['pixels'] / flops['latent']:.0f} times")
 with FlopCounterMode(display=False) as counter, torch.no_grad():
     vae.encode(sprites[:1])
 ours = 3 * flops["latent"] * STEPS * BATCH
-print(f"encoding all 4,096 once: {4096 * counter.get_total_flops() / ours:.2f} of the training")
+print(f"encoding all 3,072 once: {3072 * counter.get_total_flops() / ours:.2f} of the training")
 PIXEL_STEPS, PIXEL_BATCH = 6, 8
 theirs = 3 * flops["pixels"] * PIXEL_STEPS * PIXEL_BATCH
 part = theirs / ours
@@ -644,7 +644,7 @@ print(f"the rest of that work: {rest:,.0f} latents, or {rest * flops['latent'] /
 # %%
 images = (torch.stack([sprite(8 * step + k, 64) for k in range(PIXEL_BATCH)]) for step in range(PIXEL_STEPS))
 pixel_flow, _ = train_flow(pixel_net, images, PIXEL_STEPS, generator=generator)
-short_net = VelocityNet(channels=4, width=64, depth=3)
+short_net = VelocityNet(channels=4, width=48, depth=2)
 short_flow, _ = train_flow(short_net, itertools.chain.from_iterable(epochs), round(part * STEPS), generator=generator)
 
 # %% [markdown]
