@@ -66,7 +66,7 @@ class TestTheBundledModel:
 
     def test_was_trained_with_the_settings_of_the_recipe(self, values: dict) -> None:
         assert {name: values["trained"][name] for name in release_model.TOLD} == {
-            name: getattr(CONFIG, name) for name in release_model.TOLD
+            name: CONFIG.to_dict()[name] for name in release_model.TOLD
         }
         assert values["trained"]["step"] == CONFIG.steps
 

@@ -45,6 +45,9 @@ TOLD = (
     "steps",
     "batch_size",
     "size",
+    "lr",
+    "betas",
+    "disc_weight",
     "disc_start",
     "disc_layers",
     "kl_weight",
@@ -80,7 +83,7 @@ was shown to it, and nothing was downloaded. The settings and their reasons are 
 * **No perceptual loss**: LPIPS needs the weights of VGG16, which were not at hand where it was trained. It is therefore
   blurrier, and paints texture less well, than a model of this size could.
 * The weights are averages of the trained ones (decay {ema:g}).
-* {hours:.1f} hours of training steps on two CPU cores that had other work as well, in float32.
+* {hours:.1f} hours of training steps on one CPU core, in float32.
 
 ## How good it is
 
@@ -153,7 +156,7 @@ def release(
     results = {name: measured(config, models, images) for name, images in data.items()}
     values: dict[str, Any] = {name: result.to_dict() for name, result in results.items()}
     values["latents"] = {"std": found.overall_std, "channels": found.std.tolist(), "noise": noise, "crops": MEASURED}
-    values["trained"] = {name: getattr(config, name) for name in TOLD} | {
+    values["trained"] = {name: config.to_dict()[name] for name in TOLD} | {
         "step": step,
         "hours": hours(run, config, step),
         "command": config.command(out=Path("run"), resume=None, device=None),
