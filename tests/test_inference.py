@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.blocks import Upsample2D
 from klvae_edu.data import photographs
-from klvae_edu.inference import FusedUpsample2D, InferenceAutoencoderKL
+from klvae_edu.inference import CentredGroupNorm, FusedUpsample2D, InferenceAutoencoderKL
 
 CL = torch.channels_last
 EVERY = CONFIGS | {f"narrow {preset}": narrow(preset) for preset in ("sd-v1", "sd3", "kl-f16", "mini", "kl-f8-mini")}
@@ -78,12 +78,30 @@ def test_in_float32_it_is_the_bundled_model_up_to_rounding() -> None:
 
 @torch.no_grad()
 def test_in_float32_it_stays_exact_where_a_map_is_far_from_zero() -> None:
-    """With channels last, GroupNorm would lose the small differences on a CPU: it subtracts squares of large sums."""
+    """With channels last, PyTorch's GroupNorm on a CPU loses small differences: it subtracts squares of large sums."""
     vae = AutoencoderKL(block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=8)
     vae.decoder.conv_in.bias.fill_(100.0)
     z = random(1, 4, 64, 64, dtype=torch.float32)
     expected = vae.clone().double().decode(z.double()).sample
-    assert relative(vae.optimize().decode(z).sample, expected) < 1e-4
+    copy = vae.optimize()
+    assert copy.decoder.conv_in.weight.is_contiguous(memory_format=CL)
+    assert relative(copy.decode(z).sample, expected) < 1e-4
+    for module in copy.modules():
+        if isinstance(module, CentredGroupNorm):
+            module.__class__ = torch.nn.GroupNorm
+    assert relative(copy.decode(z).sample, expected) > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 64, 64), (2, 16, 5, 3), (1, 16, 1, 1)])
+def test_a_centred_norm_is_the_norm(shape: tuple[int, ...]) -> None:
+    norm = torch.nn.GroupNorm(4, 16, eps=1e-6).double()
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    x = random(*shape) + 100
+    expected = norm(x)
+    norm.__class__ = CentredGroupNorm
+    assert relative(norm(x), expected) < 1e-9
+    x = x.contiguous(memory_format=CL)
+    assert norm(x).is_contiguous(memory_format=CL)
 
 
 def test_gradients_with_respect_to_a_latent_are_the_models() -> None:
