@@ -100,6 +100,19 @@ class TestTheTool:
         for name, weight in last.state_dict().items():
             torch.testing.assert_close(released.state_dict()[name], weight.half())
 
+    def test_goes_part_of_the_way_from_before_the_discriminator(
+        self, made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(release_model, "MEASURED", 2)
+        monkeypatch.setattr(release_model, "PCA_CROPS", 16)
+        run, _ = made
+        release(run, tmp_path, held_out=4, way=1.5)
+        released = AutoencoderKL.from_pretrained(tmp_path, dtype=torch.float32)
+        first, last = (averaged_at(run, step, released).get_parameters() for step in (1, 2))
+        torch.testing.assert_close(released.get_parameters(), 1.5 * last - 0.5 * first, rtol=1e-3, atol=1e-4)
+        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert "they lie at 1.5: network" in text and "--way 1.5" in text
+
     def test_measures_the_stage_before_the_discriminator_too(self, made: tuple[Path, Path]) -> None:
         run, model = made
         values = json.loads((model / "evaluation.json").read_text(encoding="utf-8"))

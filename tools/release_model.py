@@ -1,7 +1,7 @@
 """Make the bundled model out of a finished run: weights in float16, the scaling factor, a card with measured figures.
 
     klvae train mini-release --out RUN
-    python tools/release_model.py RUN [--outside FOLDER --whence TEXT] [--step 12500]
+    python tools/release_model.py RUN [--way 1.07] [--outside FOLDER --whence TEXT] [--step 12500]
 
 The folder holds photographs that have nothing to do with the project's own; they are measured on, and stay where they
 are.
@@ -47,7 +47,6 @@ TOLD = (
     "size",
     "lr",
     "betas",
-    "disc_weight",
     "disc_start",
     "disc_layers",
     "kl_weight",
@@ -72,7 +71,7 @@ diffusers reads the folder as well, with `AutoencoderKL.from_pretrained`.
 ## How it was made
 
     {command}
-    python tools/release_model.py {out} --step {step}
+    python tools/release_model.py {out} --step {step} --way {way:g}
 
 {step:,} steps with {batch_size} crops of {size} × {size} pixels each, in turns of procedural images (dead leaves) and
 of the seven photographs inside scikit-image that the project trains on (LICENSES/sample-photographs.md). Nothing else
@@ -82,8 +81,8 @@ was shown to it, and nothing was downloaded. The settings and their reasons are 
 * {stages}
 * **No perceptual loss**: LPIPS needs the weights of VGG16, which were not at hand where it was trained. It is therefore
   blurrier, and paints texture less well, than a model of this size could.
-* The weights are averages of the trained ones (decay {ema:g}).
-* {hours:.1f} hours of training steps on one CPU core, in float32.
+* The weights are averages of the trained ones (decay {ema:g}).{mixed}
+* {hours:.1f} hours of training steps on two CPU cores that had other work as well, in float32.
 
 ## How good it is
 
@@ -110,6 +109,9 @@ ONE_STAGE = (
 )
 TWO_STAGES = """First {disc_start:,} steps on squared error + {kl_weight:g} · KL (both summed over an image), then
   {rest:,} more with a PatchGAN of {disc_layers} layers and the adaptive weight as well."""
+MIXED = """
+* On the line from the weights before the discriminator (0) to the last ones (1) they lie at {way:g}: network
+  interpolation, Wang et al. 2018, "ESRGAN", section 3.4. Further on, pictures are sharper and less exact."""
 ONE_READING = """This is what squared error asks for: a high PSNR, and soft."""
 TWO_READINGS = """The first stage is what squared error asks for: a higher PSNR, and soft. The discriminator trades some
 of it for texture."""
@@ -125,9 +127,12 @@ def main() -> None:
     parser.add_argument("--outside", type=Path, help="a folder of photographs from elsewhere, to measure on as well")
     parser.add_argument("--whence", help="where these are from, for the card")
     parser.add_argument("--step", type=int, help="take the checkpoint after this step; without it, the last")
+    parser.add_argument(
+        "--way", type=float, default=1.0, help="from the weights before the discriminator (0) to these (1)"
+    )
     parser.add_argument("--to", type=Path, default=MODEL, help="where to write the model")
     options = parser.parse_args()
-    release(options.run, options.to, options.outside, step=options.step, whence=options.whence)
+    release(options.run, options.to, options.outside, step=options.step, whence=options.whence, way=options.way)
 
 
 def release(
@@ -137,11 +142,18 @@ def release(
     held_out: int = HELD_OUT,
     step: int | None = None,
     whence: str | None = None,
+    way: float = 1.0,
 ) -> None:
-    """Write the model of a run after `step` (None: the last), its card and its evaluation into the folder `to`."""
+    """Write the model of a run after `step` (None: the last), its card and its evaluation into the folder `to`.
+
+    With a `way` other than 1 the weights are those at this place on the line from before the discriminator to the end.
+    """
     config = load_recipe(run / "training.json")
     step = step or config.steps
     trained = averaged_at(run, step, AutoencoderKL.from_pretrained(run / "model"))
+    if way != 1:
+        start = averaged_at(run, config.disc_start, trained).get_parameters()
+        trained.set_parameters(start + way * (trained.get_parameters() - start))
     found, noise = latent_statistics(trained, config)
     scaled = AutoencoderKL(replace(trained.config, scaling_factor=round(found.scaling_factor, 4))).half()
     scaled.load_state_dict(trained.state_dict())
@@ -158,6 +170,7 @@ def release(
     values["latents"] = {"std": found.overall_std, "channels": found.std.tolist(), "noise": noise, "crops": MEASURED}
     values["trained"] = {name: config.to_dict()[name] for name in TOLD} | {
         "step": step,
+        "way": way,
         "hours": hours(run, config, step),
         "command": config.command(out=Path("run"), resume=None, device=None),
     }
@@ -240,6 +253,7 @@ def card(vae: AutoencoderKL, values: dict[str, Any]) -> str:
         out="run",
         stages=(ONE_STAGE if last <= start else TWO_STAGES).format(**trained, rest=last - start),
         colours=RARE_COLOURS if trained["recolour"] else FEW_COLOURS,
+        mixed="" if trained["way"] == 1 else MIXED.format(**trained),
         reading=ONE_READING if last <= start else TWO_READINGS,
         parameters=vae.num_parameters(),
         megabytes=2 * vae.num_parameters() / 1e6,

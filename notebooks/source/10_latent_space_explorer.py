@@ -535,7 +535,7 @@ def keep_addition(attention, given, output):
 
 
 def keep_statistics(norm, given, output):
-    grouped = given[0].view(1, norm.num_groups, -1)
+    grouped = given[0].reshape(1, norm.num_groups, -1)
     if not hasattr(norm, "kept"):
         norm.kept = grouped.mean(2, keepdim=True), grouped.var(2, keepdim=True, correction=0)
     normed = (grouped - norm.kept[0]) / (norm.kept[1] + norm.eps).sqrt()
