@@ -499,7 +499,7 @@ patches = (decode(poked) - rebuilt).pow(2).sum(1)[0].unfold(0, 8, 8).unfold(1, 8
 around = [patches[row - r : row + r + 1, column - r : column + r + 1].sum() / patches.sum() for r in (0, 1, 2)]
 
 # %%
-fig, (one, two, three) = figure(1, 3, size=(8, 2.7))
+fig, (one, two, three) = figure(1, 3, size=(7, 2.4))
 for ax, image, title in ((one, rebuilt, "before, magnified"), (two, decode(poked), "poked")):
     ax.imshow(image[0].permute(1, 2, 0) / 2 + 0.5)
     ax.set(title=title, xlim=(0, 104), ylim=(232, 128))

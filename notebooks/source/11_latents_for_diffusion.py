@@ -89,13 +89,13 @@ clean = 0.7 * quality(rebuilt).median()  # from here on a picture counts as one 
 
 # %%
 fig = image_grid([sprites[:8], rebuilt[:8]], row_labels=["drawn", "rebuilt"])
-alt = "Eight sprites on dark ground, discs, triangles and squares, each in one colour; below, the same a little softer."
+alt = "Eight sprites on dark ground, discs, triangles and squares, each in one colour; below, the same, mottled and with ripples around them."
 show(fig, alt=alt, format="jpeg")
 same = [read_sprite(picture)[0].colour == sprite_label(k).colour for k, picture in enumerate(rebuilt)]
 assert quality(sprites).min() > 0.9 and (quality(rebuilt) > clean).float().mean() > 0.8 and sum(same) > 45
 
 # %% [markdown]
-# Softer edges, but one sprite each, of the colour that was drawn. A picture whose sprite is explained nearly as well as these are, at least 0.7 times their median,
+# Mottled, with ripples around them, but one sprite each, of the colour that was drawn. A picture whose sprite is explained nearly as well as these are, at least 0.7 times their median,
 # counts as *clean* from here on.
 
 # %% [markdown]
