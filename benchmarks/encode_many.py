@@ -38,7 +38,9 @@ def check_whole(out: Path, count: int) -> None:
     _, parquet = pyarrow_and_parquet()
     shards = sorted((out / "data").iterdir())
     found = [number for shard in shards for number in parquet.read_table(shard, columns=["index"])["index"].to_pylist()]
-    assert found == [*range(count)], f"expected {count} images in order, got {len(found)}, of them {len({*found})} once"
+    assert found == [*range(count)], (
+        f"expected {count} images in order, got {len(found)}, {len({*found})} of them different"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

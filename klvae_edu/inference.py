@@ -6,7 +6,7 @@ What the copy does differently:
   convolution is four 2x2 convolutions on the small map. Nothing else here saves arithmetic, and the encoder does not
   upsample: less can be gained there.
 * In bfloat16, and in float32 on a CPU, maps lie in memory channels last: convolutions need not turn them round. Norms
-  then need a mean near zero (`CentredGroupNorm`).
+  then need a mean near zero in float32 (`CentredGroupNorm`); bfloat16 has lost that precision before.
 * Attention has one projection for queries, keys and values (`FusedAttention`), and activations work in place.
 
 All of this is exact: in float64 the copy agrees with the model to twelve digits, in float32 to about 1e-5 of the
@@ -51,20 +51,20 @@ def optimize(model: ModelMixin, dtype: torch.dtype | None = None) -> InferenceAu
     weights_to_write(model)  # raises where the parts that are exchanged below are not what they were
     dtype = dtype or model.dtype
     copy = model.clone()
+    in_float32_on_cpu = dtype == torch.float32 and copy.device.type == "cpu"
     for module in list(copy.modules()):
         for name, child in module.named_children():
             if isinstance(child, Upsample2D):
                 setattr(module, name, FusedUpsample2D(child, dtype))
             elif isinstance(child, Attention):
                 setattr(module, name, FusedAttention(child))
-            elif isinstance(child, nn.GroupNorm):
+            elif isinstance(child, nn.GroupNorm) and in_float32_on_cpu:
                 child.__class__ = CentredGroupNorm
             elif hasattr(child, "inplace"):  # an activation; each follows a norm, whose result nobody else needs
                 child.inplace = True  # type: ignore[assignment]
     copy.__class__ = InferenceAutoencoderKL
     assert isinstance(copy, InferenceAutoencoderKL)
-    on_cpu = copy.device.type == "cpu"
-    if dtype == torch.bfloat16 or (dtype == torch.float32 and on_cpu):
+    if dtype == torch.bfloat16 or in_float32_on_cpu:
         copy.to(memory_format=torch.channels_last)
     return copy.requires_grad_(False).eval().to(dtype)
 
@@ -130,14 +130,13 @@ class CentredGroupNorm(nn.GroupNorm):
 
     In that layout PyTorch takes the variance on a CPU as E[x²] - E[x]² of rounded sums, and for a map whose mean is 100
     times its deviation the result is off by up to 0.2. A constant that is taken off a whole group first changes
-    nothing but that: with the mean of every 64th pixel, the error is at most 3e-5 there and elsewhere.
+    nothing but that: with the mean of every 64th pixel, normal noise of up to 256x256 was 3e-5 off at most, there too.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        of_channels = x[..., ::8, ::8].mean((2, 3))
-        of_groups = of_channels.reshape(len(x), self.num_groups, -1).mean(2)
-        centre = of_groups.repeat_interleave(self.num_channels // self.num_groups, dim=1)
-        return super().forward(x - centre[..., None, None])
+        of_groups = x[..., ::8, ::8].reshape(len(x), self.num_groups, -1).mean(2)
+        of_channels = of_groups.repeat_interleave(self.num_channels // self.num_groups, dim=1)
+        return super().forward(x - of_channels[..., None, None])
 
 
 class FusedAttention(Attention):

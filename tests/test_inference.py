@@ -92,6 +92,13 @@ def test_in_float32_it_stays_exact_where_a_map_is_far_from_zero() -> None:
     assert relative(copy.decode(z).sample, expected) > 1e-3
 
 
+def test_norms_are_centred_in_float32_alone() -> None:
+    vae = AutoencoderKL(block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=8)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        centred = {type(module) for module in vae.optimize(dtype).modules() if isinstance(module, torch.nn.GroupNorm)}
+        assert centred == {CentredGroupNorm if dtype == torch.float32 else torch.nn.GroupNorm}
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 64, 64), (2, 16, 5, 3), (1, 16, 1, 1)])
 def test_a_centred_norm_is_the_norm(shape: tuple[int, ...]) -> None:
     norm = torch.nn.GroupNorm(4, 16, eps=1e-6).double()
