@@ -17,6 +17,7 @@ from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.blocks import Upsample2D
 from klvae_edu.data import photographs
 from klvae_edu.inference import CentredGroupNorm, FusedUpsample2D, InferenceAutoencoderKL
+from klvae_edu.winograd import WinogradConv2d
 
 CL = torch.channels_last
 EVERY = CONFIGS | {f"narrow {preset}": narrow(preset) for preset in ("sd-v1", "sd3", "kl-f16", "mini", "kl-f8-mini")}
@@ -97,6 +98,33 @@ def test_norms_are_centred_in_float32_alone() -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         centred = {type(module) for module in vae.optimize(dtype).modules() if isinstance(module, torch.nn.GroupNorm)}
         assert centred == {CentredGroupNorm if dtype == torch.float32 else torch.nn.GroupNorm}
+
+
+@pytest.fixture(scope="module")
+def wide() -> AutoencoderKL:
+    return randomised(AutoencoderKLConfig(block_out_channels=(64, 128, 256), layers_per_block=1), torch.float32)
+
+
+def test_wide_layers_take_winograds_way_in_float32_alone(wide: AutoencoderKL) -> None:
+    def widths(dtype: torch.dtype) -> set[tuple[int, int]]:
+        layers = [layer for layer in wide.optimize(dtype).modules() if isinstance(layer, WinogradConv2d)]
+        return {(layer.in_channels, layer.out_channels) for layer in layers}
+
+    assert widths(torch.float32) == {(128, 128), (128, 256), (256, 256), (256, 128)}
+    assert widths(torch.float64) == widths(torch.bfloat16) == set()
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (5, 7)])
+@torch.no_grad()
+def test_wide_layers_compute_the_same(wide: AutoencoderKL, height: int, width: int) -> None:
+    exact, copy = wide.clone().double(), wide.optimize()
+    x, z = random(2, 3, 4 * height, 4 * width), random(2, 4, height, width)
+    moments, image = exact.encode(x).latent_dist.parameters, exact.decode(z).sample
+    assert relative(copy.encode(x.float()).latent_dist.parameters, moments) < 2e-5
+    assert relative(copy.decode(z.float()).sample, image) < 2e-5
+    copy = copy.double()
+    assert any(isinstance(layer, WinogradConv2d) for layer in copy.modules())
+    assert relative(copy.encode(x).latent_dist.parameters, moments) < 1e-10
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 64, 64), (2, 16, 5, 3), (1, 16, 1, 1)])

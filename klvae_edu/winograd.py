@@ -1,0 +1,104 @@
+"""3x3 convolutions in a quarter of the multiplications: Winograd's minimal filtering, for wide layers on a CPU.
+
+Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv:1509.09308), section 4, F(4x4, 3x3);
+for the points Barabasz and others, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
+Networks" (arXiv:1803.10986). Built in notebook 12, section 5, "Same numbers, another order?".
+
+Filtering is a product of polynomials turned round, and a polynomial is known by its values at a few points, each of
+which takes one multiplication. So four pixels in a row by three taps, twelve multiplications as sums over windows, take
+six; in rows and columns 36 instead of 144. All else is sums and fixed factors: the matrices of `transforms`.
+
+The same multiplication in all channels is a product of two matrices, at which a processor is nearly as good as at
+direct convolution. Maps and kernels are transformed in passes over memory, however few the channels are: below
+`NARROWEST` nothing is gained.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TAPS = 3  # in a row of the kernel
+TILE = 4  # pixels in a row that are computed together
+WINDOW = TILE + TAPS - 1  # pixels in a row that they see
+
+NARROWEST = 128  # channels; 96 took about as long as the direct way (AVX-512)
+TILES_AT_ONCE = 128  # so that what is computed of them stays near the processor; 64 to 256 differ little
+
+
+class Transforms(NamedTuple):
+    """`result @ ((kernel @ taps) * (image @ window))` is what 3x3 taps give in a 6x6 window: 4x4 pixels, all flat."""
+
+    result: Tensor  # (16, 36)
+    kernel: Tensor  # (36, 9)
+    image: Tensor  # (36, 36)
+
+
+def transforms(*points: float) -> Transforms:
+    """The matrices for polynomials that are evaluated at five `points` and at infinity, in float64."""
+    values = np.vander(points, TILE, increasing=True)
+    others = [np.delete(points, place) for place in range(len(points))]
+    denominators = [[np.prod(point - rest)] for point, rest in zip(points, others, strict=True)]  # Lagrange's
+    result = np.vstack([values, np.eye(TILE)[-1]]).T
+    kernel = np.vstack([values[:, :TAPS] / denominators, np.eye(TAPS)[-1]])
+    image = np.vstack([*(np.append(np.poly(rest)[::-1], 0) for rest in others), np.poly(points)[::-1]])
+    return Transforms(*(torch.from_numpy(np.kron(matrix, matrix)) for matrix in (result, kernel, image)))
+
+
+MATRICES = transforms(0, 1, -1, 1 / 2, -2)  # which round less than Lavin and Gray's 0, 1, -1, 2, -2
+
+
+class WinogradConv2d(nn.Conv2d):
+    """`nn.Conv2d` of 3x3 taps, stride 1 and padding 1, with the same weights: (B, C, H, W) -> (B, C', H, W).
+
+    What it returns is channels last, which is also the faster layout for x. In half precision, and under autocast, sums
+    would lose what differences need: there it takes the direct way.
+    """
+
+    @staticmethod
+    def pays_for(module: nn.Module) -> bool:
+        """Whether `module` is a convolution that this class computes, and faster."""
+        if not isinstance(module, nn.Conv2d) or min(module.in_channels, module.out_channels) < NARROWEST:
+            return False
+        return (module.kernel_size, module.stride, module.padding) == ((TAPS, TAPS), (1, 1), (1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        result, kernel, image = (matrix.to(x) for matrix in MATRICES)
+        kernels = kernel @ self.weight.permute(2, 3, 1, 0).reshape(TAPS * TAPS, -1)
+        kernels = kernels.reshape(-1, self.in_channels, self.out_channels)  # (36, C, C')
+        batch, _, height, width = x.shape
+        down, across = -(-height // TILE), -(-width // TILE)
+        # Bands of rows, so that all between x and the result stays small. A compiler arranges such things itself, and
+        # on the way back to a gradient every band would copy the whole map.
+        at_once = torch.compiler.is_compiling() or x.requires_grad
+        rows = down if at_once else max(1, TILES_AT_ONCE // (batch * across))
+        whole = x.new_empty(batch, down, TILE, across, TILE, self.out_channels)
+        for first in range(0, down, rows):
+            tall = min(rows, down - first)
+            windows = windows_of(x.movedim(1, -1), first, tall, across)  # (6, 6, B, tall, across, C)
+            values = (image @ windows.reshape(WINDOW**2, -1)).reshape(WINDOW**2, -1, self.in_channels)
+            products = torch.bmm(values, kernels)  # (36, B * tall * across, C')
+            tiles = (result @ products.flatten(1)).reshape(TILE, TILE, batch, tall, across, -1)
+            if self.bias is not None:
+                tiles += self.bias
+            whole[:, first : first + tall] = tiles.permute(2, 3, 0, 4, 1, 5)
+        whole = whole.flatten(3, 4).flatten(1, 2)
+        return whole[:, :height, :width].contiguous().movedim(-1, 1)
+
+
+def windows_of(x: Tensor, first: int, tall: int, across: int) -> Tensor:
+    """What `tall` rows of `across` tiles see, from row `first` on: (B, H, W, C) -> (6, 6, B, tall, across, C).
+
+    Windows overlap by two pixels. Around x there are zeros.
+    """
+    above = int(first == 0)
+    band = x[:, first * TILE + above - 1 : (first + tall) * TILE + 1]
+    below = tall * TILE + 2 - above - band.shape[1]
+    band = F.pad(band, (0, 0, 1, across * TILE + 1 - x.shape[2], above, below))
+    return band.unfold(1, WINDOW, TILE).unfold(2, WINDOW, TILE).permute(4, 5, 0, 1, 2, 3)
