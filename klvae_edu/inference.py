@@ -4,7 +4,8 @@ What the copy does differently:
 
 * It upsamples in 4/9 of the multiplications (`FusedUpsample2D`): a nearest-neighbour repetition followed by a 3x3
   convolution is four 2x2 convolutions on the small map.
-* In float32 on a CPU, wide layers convolve in a quarter of the multiplications (`WinogradConv2d`).
+* In float32 on a CPU, wide layers convolve in a quarter of the multiplications, a third of the work with all sums
+  (`WinogradConv2d`).
 * In bfloat16, and in float32 on a CPU, maps lie in memory channels last: convolutions need not turn them round. Norms
   then need a mean near zero in float32 (`CentredGroupNorm`); bfloat16 has lost that precision before.
 * Attention has one projection for queries, keys and values (`FusedAttention`), and activations work in place.
@@ -55,7 +56,7 @@ def optimize(model: ModelMixin, dtype: torch.dtype | None = None) -> InferenceAu
     in_float32_on_cpu = dtype == torch.float32 and copy.device.type == "cpu"
     for module in list(copy.modules()):
         for name, child in module.named_children():
-            if isinstance(child, Upsample2D):
+            if isinstance(child, Upsample2D) and child.conv.padding_mode == "zeros":
                 setattr(module, name, FusedUpsample2D(child, dtype))
             elif isinstance(child, Attention):
                 setattr(module, name, FusedAttention(child))
@@ -137,8 +138,9 @@ class CentredGroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        of_groups = x[..., ::8, ::8].reshape(len(x), self.num_groups, -1).mean(2)
-        of_channels = of_groups.repeat_interleave(self.num_channels // self.num_groups, dim=1)
+        some, each = x[..., ::8, ::8], self.num_channels // self.num_groups
+        of_groups = some.reshape(len(x), self.num_groups, each, *some.shape[2:]).mean((2, 3, 4))
+        of_channels = of_groups.repeat_interleave(each, dim=1)
         return super().forward(x - of_channels[..., None, None])
 
 

@@ -1,16 +1,16 @@
-"""3x3 convolutions in a quarter of the multiplications: Winograd's minimal filtering, for wide layers on a CPU.
+"""3x3 convolutions in a third of the work: Winograd's minimal filtering, for wide layers on a CPU.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv:1509.09308), section 4, F(4x4, 3x3);
 for the points Barabasz and others, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
 Networks" (arXiv:1803.10986). Built in notebook 12, section 5, "Same numbers, another order?".
 
-Filtering is a product of polynomials turned round, and a polynomial is known by its values at a few points, each of
+Filtering is the transpose of a product of polynomials. One of degree 5 is known by its values at six points, each of
 which takes one multiplication. So four pixels in a row by three taps, twelve multiplications as sums over windows, take
 six; in rows and columns 36 instead of 144. All else is sums and fixed factors: the matrices of `transforms`.
 
-The same multiplication in all channels is a product of two matrices, at which a processor is nearly as good as at
-direct convolution. Maps and kernels are transformed in passes over memory, however few the channels are: below
-`NARROWEST` nothing is gained.
+In all channels the same multiplication is a product of two matrices, at which a processor is nearly as good as at
+direct convolution. For a tile, its work grows with C * C', that of the transforms with C + C'; the kernels are
+transformed at every call, whatever the size of the map. So this pays in wide layers on maps that are not small.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ TILE = 4  # pixels in a row that are computed together
 WINDOW = TILE + TAPS - 1  # pixels in a row that they see
 
 NARROWEST = 128  # channels; 96 took about as long as the direct way (AVX-512)
+FEWEST = 64  # tiles, as of 32x32 pixels; with 16 of them it was slower
 TILES_AT_ONCE = 128  # so that what is computed of them stays near the processor; 64 to 256 differ little
 
 
@@ -55,27 +56,35 @@ MATRICES = transforms(0, 1, -1, 1 / 2, -2)  # which round less than Lavin and Gr
 class WinogradConv2d(nn.Conv2d):
     """`nn.Conv2d` of 3x3 taps, stride 1 and padding 1, with the same weights: (B, C, H, W) -> (B, C', H, W).
 
-    What it returns is channels last, which is also the faster layout for x. In half precision, and under autocast, sums
-    would lose what differences need: there it takes the direct way.
+    Small maps, half precision, in which the transforms would round too much, autocast and other devices take the direct
+    way. Otherwise what it returns is channels last, which is also the faster layout for x.
     """
 
     @staticmethod
     def pays_for(module: nn.Module) -> bool:
-        """Whether `module` is a convolution that this class computes, and faster."""
+        """Whether `module` is a convolution that this class computes, and wide enough to be faster on large maps."""
         if not isinstance(module, nn.Conv2d) or min(module.in_channels, module.out_channels) < NARROWEST:
             return False
-        return (module.kernel_size, module.stride, module.padding) == ((TAPS, TAPS), (1, 1), (1, 1))
+        kind = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode)
+        return kind == ((TAPS, TAPS), (1, 1), (1, 1), (1, 1), 1, "zeros")
+
+    def pays_on(self, x: Tensor) -> bool:
+        """Whether x is a map that this class computes, and large enough."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels or x.device.type != "cpu":
+            return False
+        exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+        return exact and len(x) * tiles_in(x.shape[2]) * tiles_in(x.shape[3]) >= FEWEST
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type):
+        if not self.pays_on(x):
             return super().forward(x)
         result, kernel, image = (matrix.to(x) for matrix in MATRICES)
         kernels = kernel @ self.weight.permute(2, 3, 1, 0).reshape(TAPS * TAPS, -1)
         kernels = kernels.reshape(-1, self.in_channels, self.out_channels)  # (36, C, C')
         batch, _, height, width = x.shape
-        down, across = -(-height // TILE), -(-width // TILE)
-        # Bands of rows, so that all between x and the result stays small. A compiler arranges such things itself, and
-        # on the way back to a gradient every band would copy the whole map.
+        down, across = tiles_in(height), tiles_in(width)
+        # Bands of rows, so that all between x and the result stays small. But a compiler would write out each of them,
+        # and on the way back to a gradient each would copy the whole map.
         at_once = torch.compiler.is_compiling() or x.requires_grad
         rows = down if at_once else max(1, TILES_AT_ONCE // (batch * across))
         whole = x.new_empty(batch, down, TILE, across, TILE, self.out_channels)
@@ -90,6 +99,11 @@ class WinogradConv2d(nn.Conv2d):
             whole[:, first : first + tall] = tiles.permute(2, 3, 0, 4, 1, 5)
         whole = whole.flatten(3, 4).flatten(1, 2)
         return whole[:, :height, :width].contiguous().movedim(-1, 1)
+
+
+def tiles_in(side: int) -> int:
+    """How many tiles cover that many pixels."""
+    return -(-side // TILE)
 
 
 def windows_of(x: Tensor, first: int, tall: int, across: int) -> Tensor:

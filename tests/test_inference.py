@@ -114,7 +114,7 @@ def test_wide_layers_take_winograds_way_in_float32_alone(wide: AutoencoderKL) ->
     assert widths(torch.float64) == widths(torch.bfloat16) == set()
 
 
-@pytest.mark.parametrize("height, width", [(8, 8), (5, 7)])
+@pytest.mark.parametrize("height, width", [(16, 16), (13, 9)])
 @torch.no_grad()
 def test_wide_layers_compute_the_same(wide: AutoencoderKL, height: int, width: int) -> None:
     exact, copy = wide.clone().double(), wide.optimize()
@@ -147,6 +147,25 @@ def test_gradients_with_respect_to_a_latent_are_the_models() -> None:
         (gradient,) = torch.autograd.grad(model.decode(z).sample.square().sum(), z)
         gradients.append(gradient)
     assert relative(gradients[1], gradients[0]) < 1e-10
+
+
+@torch.no_grad()
+def test_circular_padding_stays() -> None:
+    """Pictures that repeat without a seam are made by setting this in every convolution."""
+    vae = AutoencoderKL(block_out_channels=(16, 128), layers_per_block=1, norm_num_groups=8)
+    for layer in vae.modules():
+        if isinstance(layer, nn.Conv2d) and layer.padding == (1, 1):
+            layer.padding_mode = "circular"
+    z = random(1, 4, 32, 32, dtype=torch.float32)
+    assert relative(vae.optimize().decode(z).sample, vae.decode(z).sample) < 1e-5
+
+
+@torch.no_grad()
+def test_no_images_give_none(tiny: AutoencoderKL) -> None:
+    assert (
+        tiny.optimize().decode(torch.zeros(0, 4, 8, 8)).sample.shape
+        == tiny.decode(torch.zeros(0, 4, 8, 8)).sample.shape
+    )
 
 
 def test_the_copy_works_under_vmap() -> None:

@@ -15,6 +15,11 @@ CL = torch.channels_last
 SIZES = [(1, 1), (1, 5), (2, 2), (4, 4), (7, 4), (9, 13)]  # below a tile, whole tiles, and what is left of one
 
 
+@pytest.fixture(autouse=True)
+def small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "FEWEST", 1)
+
+
 def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64).to(dtype)
 
@@ -49,12 +54,16 @@ def test_it_is_the_direct_one_up_to_its_borders(size: tuple[int, int], layout: t
     assert found.is_contiguous(memory_format=CL)
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 10**6], ids=["row by row", "a row or two", "all"])
-def test_bands_meet_without_a_seam(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+@pytest.mark.parametrize("at_once, bands", [(1, 6), (8, 3), (10**6, 1)], ids=["row by row", "two rows", "all"])
+def test_bands_meet_without_a_seam(monkeypatch: pytest.MonkeyPatch, at_once: int, bands: int) -> None:
+    """Two images, six rows of two tiles each: a row has four tiles."""
+    cut, found = winograd.windows_of, []
+    monkeypatch.setattr(winograd, "windows_of", lambda *arguments: found.append(arguments) or cut(*arguments))
     monkeypatch.setattr(winograd, "TILES_AT_ONCE", at_once)
-    conv, x = direct(), random(1, 6, 21, 5)
+    conv, x = direct(), random(2, 6, 21, 5)
     expected = conv(x)
     assert_same(winograds(conv)(x), expected)
+    assert len(found) == bands
 
 
 @pytest.mark.parametrize("wrong", ["no denominators", "kernel turned round", "pixels of a tile turned round"])
@@ -113,7 +122,7 @@ def test_any_five_points_give_the_pixels_of_a_tile(points: tuple[float, ...]) ->
 
 
 def test_with_their_points_they_are_lavin_and_grays_matrices() -> None:
-    """Section 4.2, in one dimension and up to a factor for each row of the image's, which the kernel's takes back."""
+    """Section 4.3, in one dimension and up to a factor for each row of the image's, which the kernel's takes back."""
     printed = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
     printed += [[0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
     expected = torch.tensor(printed, dtype=torch.float64)
@@ -126,7 +135,7 @@ def test_with_their_points_they_are_lavin_and_grays_matrices() -> None:
 
 
 def test_channels_take_a_quarter_of_the_multiplications() -> None:
-    conv, x, counts = nn.Conv2d(512, 512, 3, padding=1), random(1, 512, 16, 16, dtype=torch.float32), []
+    conv, x, counts = nn.Conv2d(256, 256, 3, padding=1), random(1, 256, 64, 64, dtype=torch.float32), []
     for change in (nn.Conv2d.eval, winograds):
         layer = change(conv)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -134,6 +143,7 @@ def test_channels_take_a_quarter_of_the_multiplications() -> None:
         counts.append(counter.get_flop_counts()["Global"])
     (whole,) = counts[0].values()
     assert counts[1][torch.ops.aten.bmm] / whole == pytest.approx(1 / 4)
+    assert sum(counts[1].values()) / whole < 0.32  # the kernels are transformed once, not in each of two bands
 
 
 def rounding() -> dict[str, float]:
@@ -148,7 +158,7 @@ def rounding() -> dict[str, float]:
 
 def test_in_float32_it_rounds_some_times_as_much_as_the_direct_one() -> None:
     errors = rounding()
-    assert errors["direct"] < errors["Winograd"] < 2e-6
+    assert errors["direct"] < errors["Winograd"] < min(2e-6, 10 * errors["direct"])
 
 
 def test_the_points_round_less_than_lavin_and_grays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,9 +188,49 @@ def test_half_precision_takes_the_direct_way(case: str) -> None:
         (nn.Conv2d(128, 128, 1), False),
         (nn.Conv2d(128, 128, 3, stride=2, padding=1), False),
         (nn.Conv2d(128, 128, 3), False),
+        (nn.Conv2d(128, 128, 5, padding=1), False),
+        (nn.Conv2d(128, 128, 3, padding=1, groups=2), False),
+        (nn.Conv2d(128, 128, 3, padding=1, dilation=2), False),
+        (nn.Conv2d(128, 128, 3, padding=1, padding_mode="circular"), False),
         (nn.Linear(128, 128), False),
     ],
-    ids=["wide", "narrow", "from colours", "1x1", "stride", "no padding", "linear"],
+    ids=[
+        "wide",
+        "narrow",
+        "from colours",
+        "1x1",
+        "stride",
+        "no padding",
+        "5x5",
+        "groups",
+        "dilation",
+        "circular",
+        "linear",
+    ],
 )
 def test_what_it_is_for(module: nn.Module, expected: bool) -> None:
     assert WinogradConv2d.pays_for(module) == expected
+
+
+@pytest.mark.parametrize(
+    "x, expected",
+    [
+        (torch.zeros(1, 6, 32, 32), True),
+        (torch.zeros(1, 6, 29, 32), True),
+        (torch.zeros(4, 6, 16, 16), True),
+        (torch.zeros(1, 6, 28, 32), False),
+        (torch.zeros(0, 6, 32, 32), False),
+        (torch.zeros(6, 32, 32), False),
+        (torch.zeros(1, 1, 64, 64), False),
+        (torch.zeros(1, 6, 64, 64, device="meta"), False),
+    ],
+    ids=["large", "not whole tiles", "four small", "small", "none", "no batch", "wrong channels", "meta"],
+)
+def test_what_it_computes(monkeypatch: pytest.MonkeyPatch, x: Tensor, expected: bool) -> None:
+    monkeypatch.setattr(winograd, "FEWEST", 64)
+    assert winograds(direct()).pays_on(x) == expected
+
+
+def test_what_is_no_map_of_its_channels_has_the_usual_error() -> None:
+    with pytest.raises(RuntimeError, match=r"expected input.* to have 6 channels"):
+        winograds(direct(bias=False))(random(1, 1, 8, 8))
