@@ -1,7 +1,7 @@
 """Make the bundled model out of a finished run: weights in float16, the scaling factor, a card with measured figures.
 
     klvae train mini-release --out RUN
-    python tools/release_model.py RUN [--way 1.07] [--outside FOLDER --whence TEXT] [--step 12500]
+    python tools/release_model.py RUN [--step 11000] [--way 1.33] [--outside FOLDER --whence TEXT]
 
 The folder holds photographs that have nothing to do with the project's own; they are measured on, and stay where they
 are.
@@ -82,7 +82,7 @@ was shown to it, and nothing was downloaded. The settings and their reasons are 
 * **No perceptual loss**: LPIPS needs the weights of VGG16, which were not at hand where it was trained. It is therefore
   blurrier, and paints texture less well, than a model of this size could.
 * The weights are averages of the trained ones (decay {ema:g}).{mixed}
-* {hours:.1f} hours of training steps on two CPU cores that had other work as well, in float32.
+* {hours:.1f} hours of training steps on one CPU core, beside other work, in float32.
 
 ## How good it is
 

@@ -466,11 +466,11 @@ show(
     fig,
     alt="The encoder's σ over the decoder's sensitivity, log scales: four clouds, one a channel; their centres follow a line of slope -1.",
 )
-assert correlation(x, y) < -0.6 and max(map(abs, within)) < 0.5 and sigma.std(1).mean() < y.std()
+assert correlation(x, y) < -0.6 and max(map(abs, within)) < 0.6 and sigma.std(1).mean() < y.std()
 
 # %% [markdown]
-# The channels follow: what the decoder feels more, the encoder gives with less noise, although nobody told it. The places do not: within
-# a channel the link is weak (r in the legend), and σ differs little. Now heat it yourself:
+# The channels follow: what the decoder feels more, the encoder gives with less noise, although nobody told it. The places hardly do:
+# within a channel the link is much looser (r in the legend), and σ differs little. Now heat it yourself:
 
 # %%
 panels.temperature(vae, mine)
@@ -860,7 +860,7 @@ show(
     format="jpeg",
 )
 assert max(abs(beside[name]) for name in ("prior", "own spread", "shuffled")) < 0.06
-assert beside["the cat"] > 0.1 and abs(beside["own waves"] - beside["the cat"]) < 0.1
+assert beside["the cat"] > 0.08 and abs(beside["own waves"] - beside["the cat"]) < 0.02
 
 # %% [markdown]
 # Four latents, and no image. The shuffled one is made of *nothing but* genuine latent pixels. The clouds have the cat's means, deviations and

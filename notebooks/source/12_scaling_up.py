@@ -585,7 +585,7 @@ assert (vae.decode(z).sample - optimized.decode(z).sample).abs().max() < 1e-4
 print(f"work × {flops[1] / flops[0]:.2f}, max |Δ| < 1e-4")
 
 # %% [markdown]
-# A window over pixels that differ can be had for less, too. Two neighbours in a row take six multiplications with three taps, or four,
+# A window over pixels that differ can be had for less, too. Two neighbouring results of three taps take six multiplications, or four,
 # if sums are taken first (*Winograd's minimal filtering*, [arXiv:1509.09308](https://arxiv.org/abs/1509.09308)):
 
 # %%
@@ -594,9 +594,10 @@ p, q, r, s = (a - c) * u, (b + c) * (u + v + w) / 2, (c - b) * (u - v + w) / 2, 
 print("six: ", [a * u + b * v + c * w, b * u + c * v + d * w], " four:", [p + q + r, q - r - s])
 
 # %% [markdown]
-# The taps' sums are taken once for all pixels, the pixels' once for all output channels: in a wide layer only p, q, r and s count. In
-# two dimensions 16 for 2 × 2 pixels, where windows take 36; `optimize()` takes 4 × 4 pixels with 36 for 144, in float32 on a CPU,
-# from 128 channels on. This model's layers are narrower; Stable Diffusion's are not. One of them, and its error:
+# The taps' sums are taken once for all pixels, the pixels' once for all output channels, and p, q, r, s are added over the input
+# channels before the last sums. So sums grow with the channels, products with their square: a narrow layer gains nothing. In two
+# dimensions 2 × 2 pixels take 16 products for 36. `optimize()` computes 4 × 4 with 36 for 144, in float32 on a CPU, from 128 channels
+# on. This model's layers are narrower; Stable Diffusion's are not. One of them, and its error:
 
 # %%
 direct = nn.Conv2d(256, 256, 3, padding=1)
@@ -611,8 +612,8 @@ for layer in (direct, minimal):
 print(f"work × {flops[1] / flops[0]:.2f}; less exact, but to 1e-5: {bool(errors[0] < errors[1] < 1e-5)}")
 
 # %% [markdown]
-# A quarter, and the sums, which are counted here as products with fixed matrices. What is added and taken off again is rounded in
-# between.
+# A quarter for the products; the rest is the sums, counted here as products with fixed matrices. What is added and taken off again
+# is rounded in between.
 
 # %% [markdown]
 # Time may fall by more than the work: the repeated map is never written to memory, and activations work in place. The decoder as
