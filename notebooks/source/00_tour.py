@@ -154,7 +154,7 @@ print("the network is more than half a dB above patch-PCA; the picture's titles 
 # %%
 show(
     side_by_side({"photograph": photo[0], "untrained": noise[0], f"trained, {network_db:.1f} dB": rebuilt[0]}),
-    alt="The cat; coloured noise with a faint trace of its eye; and the cat again, clear, its fur as if painted with a brush.",
+    alt="The cat; coloured noise, brighter where its eyes are; and the cat again, clear, its fur as if painted with a brush.",
     format="jpeg",
 )
 
