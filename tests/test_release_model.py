@@ -19,7 +19,7 @@ from klvae_edu import AutoencoderKL
 from klvae_edu.data import image_dataset
 from klvae_edu.evaluation import evaluate
 from klvae_edu.evaluation_data import evaluation_data
-from klvae_edu.training.recipes import load_recipe
+from klvae_edu.training.recipes import about, load_recipe
 from klvae_edu.training.trainer import train
 
 CONFIG = load_recipe("mini-release")
@@ -68,7 +68,9 @@ class TestTheBundledModel:
         assert {name: values["trained"][name] for name in release_model.TOLD} == {
             name: CONFIG.to_dict()[name] for name in release_model.TOLD
         }
-        assert values["trained"]["step"] == CONFIG.steps
+        assert CONFIG.disc_start < values["trained"]["step"] <= CONFIG.steps
+        told = "`tools/release_model.py --step {step} --way {way}`".format(**values["trained"])
+        assert told in about("mini-release")
 
     def test_has_a_card_that_says_what_was_measured(self, vae: AutoencoderKL, values: dict) -> None:
         text = (MODEL / "README.md").read_text(encoding="utf-8")
