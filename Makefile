@@ -22,12 +22,12 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 lab: $(READY) ## open the course in JupyterLab, in your own copy of it (LAB_ARGS="..." for JupyterLab's options)
-	@$(PY) tools/learner_copy.py --to "$(WORK)"
+	@$(PY) -m tools.learner_copy --to "$(WORK)"
 	@$(PY) -m jupyterlab --ServerApp.root_dir="$(WORK)" --LabApp.default_url=/lab/tree/00_tour.ipynb \
 	    $$(test "$$(id -u)" -ne 0 || echo --allow-root) $(LAB_ARGS)
 
 fresh: $(READY) ## a clean copy of one notebook beside yours: make fresh NB=03
-	@$(PY) tools/learner_copy.py --to "$(WORK)" --fresh "$(NB)"
+	@$(PY) -m tools.learner_copy --to "$(WORK)" --fresh "$(NB)"
 
 test: $(READY) ## every test, and every notebook against its stored outputs
 	@failed=0; \
@@ -35,29 +35,30 @@ test: $(READY) ## every test, and every notebook against its stored outputs
 	$(AS_STORED) $(PY) -m pytest -p no:python $(NBVAL) $(PARALLEL) notebooks || failed=1; \
 	exit $$failed
 
-lint: $(READY) ## style and types
+lint: $(READY) ## style, types and the order of imports
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+	.venv/bin/lint-imports
 
 notebooks: $(READY) ## build the notebooks from notebooks/source (NB=03, EXECUTE=1 to run unchanged code, REPO=owner/name for a fork)
-	$(PY) tools/build_notebooks.py $(NB) $(if $(EXECUTE),--execute) $(if $(REPO),--repo "$(REPO)")
-	@$(PY) tools/readme_picture.py
+	$(PY) -m tools.build_notebooks $(NB) $(if $(EXECUTE),--execute) $(if $(REPO),--repo "$(REPO)")
+	@$(PY) -m tools.readme_picture
 
 measure: $(READY) ## time and memory of the notebooks, for the line in their heads (NB=03)
-	OMP_NUM_THREADS=2 $(PY) tools/measure_notebooks.py $(NB)
+	OMP_NUM_THREADS=2 $(PY) -m tools.measure_notebooks $(NB)
 
 BENCHMARKS := import_time inference train_step activations tiled_decode explorer data_path encode_many
 
 bench: $(READY) ## speed and memory beside the peers, into benchmarks/ with a picture (some twenty minutes)
-	@for name in $(BENCHMARKS); do echo "$$name"; OMP_NUM_THREADS=2 $(PY) benchmarks/$$name.py || exit 1; done
-	@$(PY) benchmarks/picture.py
+	@for name in $(BENCHMARKS); do echo "$$name"; OMP_NUM_THREADS=2 $(PY) -m benchmarks.$$name || exit 1; done
+	@$(PY) -m benchmarks.picture
 
 soak: $(READY) ## kill a training run 20 times in one process and 20 times in two (some ten minutes)
 	OMP_NUM_THREADS=1 KLVAE_EDU_KILLS=20 $(PY) -m pytest tests/faults/test_resume.py
 
 classroom: $(READY) ## zips for a class into dist/: the teacher's and the students'
-	@$(PY) tools/classroom.py
+	@$(PY) -m tools.classroom
 
 # With the oldest Python supported: what runs there runs on the later ones too.
 constraints: $(READY) ## write constraints.txt from what is installed

@@ -1,4 +1,4 @@
-"""Memory that grows with the image, and what keeps it small. Run: python benchmarks/activations.py
+"""Memory that grows with the image, and what keeps it small. Run: python -m benchmarks.activations
 
 A training step of Stable Diffusion's network, plain and with gradient checkpointing: the most that the process holds
 during the step, over weights, gradients and AdamW's averages, which are there before. The bundled model's decoding in
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import begin_peak, machine, measured_elsewhere, memory, write
 from torch import Tensor
 
+from benchmarks.common import begin_peak, machine, measured_elsewhere, memory, write
 from klvae_edu import AutoencoderKL
 
 STEPS = ("plain", "with checkpointing")
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def mebibytes(way: str, side: int) -> int:
         settings = ["--memory-of", way, "--preset", options.preset, "--side", str(side)]
-        return round(measured_elsewhere(__file__, *settings) / 2**20)
+        return round(measured_elsewhere("benchmarks.activations", *settings) / 2**20)
 
     steps = {way: mebibytes(way, options.side) for way in STEPS}
     report = {

@@ -1,4 +1,4 @@
-"""The data path: images per second with 1, 2 and 64 readers of one data set. Run: python benchmarks/data_path.py
+"""The data path: images per second with 1, 2 and 64 readers of one data set. Run: python -m benchmarks.data_path
 
 A data set of numbered images in Parquet shards is written into a temporary folder and streamed as training streams it:
 undecoded rows, decoding, crops. One and two workers are processes of a DataLoader. 64 readers are simulated: each reads
@@ -23,11 +23,11 @@ from statistics import median
 
 import datasets
 import numpy as np
-from common import machine, ratios, write
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from benchmarks.common import machine, ratios, write
 from klvae_edu.data.shards import START, ProcessShare, StreamedCrops, StreamPosition
 
 SIDE, SIZE, BATCH = 96, 64, 16  # an image of less than twice the crop's size is not scaled, so that its number survives

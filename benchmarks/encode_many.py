@@ -1,4 +1,4 @@
-"""Writing latents of very many images: memory and speed. Run: python benchmarks/encode_many.py
+"""Writing latents of very many images: memory and speed. Run: python -m benchmarks.encode_many
 
 `klvae encode` on procedural sprites of 32 pixels with the bundled model, for two numbers of images. Memory is the most
 that a fresh process holds over what it held before, with the allocator as it comes; it must not grow with the number.
@@ -14,12 +14,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import begin_peak, machine, measured_elsewhere, memory, write
-
+from benchmarks.common import begin_peak, machine, measured_elsewhere, memory, write
 from klvae_edu import AutoencoderKL
-from klvae_edu.data.whole import AllImages
-from klvae_edu.latent_dataset import pyarrow_and_parquet
-from klvae_edu.latent_writer import encode_images
+from klvae_edu.data.all_images import AllImages
+from klvae_edu.data.latent_dataset import pyarrow_and_parquet
+from klvae_edu.data.latent_writer import encode_images
 
 SIZE = 32  # pixels
 
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             out, begin = Path(folder) / "latents", time.perf_counter()
             settings = ["--memory-of", str(count), "--to", str(out)]
-            mebibytes[str(count)] = round(measured_elsewhere(__file__, *settings) / 2**20)
+            mebibytes[str(count)] = round(measured_elsewhere("benchmarks.encode_many", *settings) / 2**20)
             seconds[count] = time.perf_counter() - begin
             check_whole(out, count)
     few, many = options.counts

@@ -1,7 +1,7 @@
-"""The explorer's latency: from a slider's new value to the new picture. Run: python benchmarks/explorer.py
+"""The explorer's latency: from a slider's new value to the new picture. Run: python -m benchmarks.explorer
 
-For each panel of `klvae_edu.panels` a slider is moved as the browser moves it, and the clock runs from there until the
-bytes of the picture are new; panels have the copy that `optimize()` makes, as in notebook 10. The peer does the same
+For each panel of `klvae_edu.explore.panels` a slider is moved as the browser moves it, and the clock runs from there
+until the bytes of the picture are new; panels have the copy that `optimize()` makes, as in notebook 10. The peer does the same
 as a notebook without this package would: diffusers' AutoencoderKL with the same weights and a matplotlib figure of the
 two pictures. They take turns, on the same settings.
 """
@@ -19,14 +19,15 @@ import diffusers
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import diffusers_twin, machine, ratios, write
 from torch import Tensor
 
-from klvae_edu import AutoencoderKL, panels
+from benchmarks.common import diffusers_twin, machine, ratios, write
+from klvae_edu import AutoencoderKL
 from klvae_edu.data import photographs
 from klvae_edu.environment import restart_with_process_settings
-from klvae_edu.explorer import Explorer
-from klvae_edu.photograph import SIDE, Encoded, Photograph
+from klvae_edu.explore import panels
+from klvae_edu.explore.explorer import Explorer
+from klvae_edu.explore.photograph import SIDE, Encoded, Photograph
 
 AGREEMENT = 1e-4  # of the peer's picture with ours, relative to its largest value
 WARM_UP = 2  # events of each panel that are not counted

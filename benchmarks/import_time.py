@@ -1,4 +1,4 @@
-"""How long an import takes, each time in a fresh process. Run: python benchmarks/import_time.py
+"""How long an import takes, each time in a fresh process. Run: python -m benchmarks.import_time
 
 The ways take turns. PyTorch is listed by itself because both packages load it.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from common import machine, ratios, write
+from benchmarks.common import machine, ratios, write
 
 PEER = "diffusers"
 WAYS = {

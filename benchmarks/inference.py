@@ -1,4 +1,4 @@
-"""Encoding and decoding against the peers, and what `optimize` brings. Run: python benchmarks/inference.py
+"""Encoding and decoding against the peers, and what `optimize` brings. Run: python -m benchmarks.inference
 
 All ways have the same weights and take turns in one process. A speed is diffusers' time in float32 over a way's time in
 the same round: 2 is twice as fast. Errors are measured at 64x64 pixels of a photograph, against our plain model in
@@ -19,13 +19,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import diffusers_twin, machine, ratios, times, write
 from torch import Tensor, nn
 
+from benchmarks.common import diffusers_twin, machine, ratios, times, write
 from klvae_edu import AutoencoderKL
 from klvae_edu.data import photographs
 from klvae_edu.environment import restart_with_process_settings
-from klvae_edu.names import to_compvis
+from klvae_edu.weights.keys import to_compvis
 
 PEER, PLAIN = "diffusers", "ours"
 COMPILED = "ours, optimised, compiled"

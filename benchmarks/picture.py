@@ -1,4 +1,4 @@
-"""One picture of all results. Run: python benchmarks/picture.py
+"""One picture of all results. Run: python -m benchmarks.picture
 
 It is drawn from the JSON files beside it, which the other benchmarks write: `make bench` runs them first.
 """

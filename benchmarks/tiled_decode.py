@@ -1,4 +1,4 @@
-"""Decoding in tiles against decoding whole: peak memory, time, seams. Run: python benchmarks/tiled_decode.py
+"""Decoding in tiles against decoding whole: peak memory, time, seams. Run: python -m benchmarks.tiled_decode
 
 The network is Stable Diffusion's at full width with random weights, which cost what trained ones cost. Memory is
 measured in a fresh process for each row, over what the process holds before it decodes, with the output taken off. Time
@@ -14,11 +14,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import begin_peak, machine, measured_elsewhere, memory, ratios, write
 
+from benchmarks.common import begin_peak, machine, measured_elsewhere, memory, ratios, write
 from klvae_edu import AutoencoderKL
 from klvae_edu.environment import restart_with_process_settings
-from klvae_edu.tiling import seam_lines, seam_metric
+from klvae_edu.performance.tiling import seam_lines, seam_metric
 
 TILE, OVERLAP = 288, 64
 WAYS = {"whole": {}, "tiled": {}, "tiled, global norm": {"global_norm": True}}
@@ -74,7 +74,7 @@ def main() -> None:
         parser.error(f"--side: expected more than one tile of {TILE} pixels, got {side}")
     rows = [(way, side) for way in WAYS] + [("tiled", side * 3 // 2)]
     sizes = {
-        f"{way}, {of_side}": measured_elsewhere(__file__, "--memory-of", way, "--side", str(of_side))
+        f"{way}, {of_side}": measured_elsewhere("benchmarks.tiled_decode", "--memory-of", way, "--side", str(of_side))
         for way, of_side in rows
     }
     seconds, seams = times_and_seams(side, options.rounds)

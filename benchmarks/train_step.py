@@ -1,4 +1,4 @@
-"""The whole training step against the same losses taken as CompVis takes them. Run: python benchmarks/train_step.py
+"""The whole training step against the same losses taken as CompVis takes them. Run: python -m benchmarks.train_step
 
 Both make one step of the autoencoder (L1, LPIPS, KL, adversarial with the adaptive weight, summed over an image) and
 one of the discriminator on every batch, from the same weights. That they do the same mathematics is asserted first: the
@@ -25,9 +25,9 @@ from unittest.mock import patch
 import diffusers
 import lpips
 import torch
-from common import begin_peak, machine, measured_elsewhere, memory, ratios, times, write
 from torch import Tensor, nn
 
+from benchmarks.common import begin_peak, machine, measured_elsewhere, memory, ratios, times, write
 from klvae_edu.config import PRESETS, AutoencoderKLConfig
 from klvae_edu.discriminator import NLayerDiscriminator
 from klvae_edu.environment import restart_with_process_settings
@@ -267,7 +267,10 @@ def peak_memory(way: str, setting: Setting) -> int:
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
     setting = SETTINGS[name]
-    sizes = {way: measured_elsewhere(__file__, "--memory-of", way, "--settings", name) / 2**20 for way in (OURS, PEER)}
+    sizes = {
+        way: measured_elsewhere("benchmarks.train_step", "--memory-of", way, "--settings", name) / 2**20
+        for way in (OURS, PEER)
+    }
     images, ours, peer = setting.images(), Ours(setting.config()), Peer(setting.config())
     agreement = check_agreement(ours, peer, images)
     constant = Ours.__new__(Ours)  # the same networks and optimisers

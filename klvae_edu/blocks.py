@@ -1,13 +1,15 @@
-"""The blocks of which encoder and decoder are made. Names and state-dict keys are diffusers'.
+"""The blocks of which encoder and decoder are made: ResNet, attention, down- and upsampling, levels, mid block.
 
-All maps are (B, C, H, W). Every GroupNorm has eps = 1e-6, not PyTorch's 1e-5; every convolution and linear layer has a
-bias.
+All feature maps are (B, C, H, W). Every GroupNorm has eps = 1e-6, not PyTorch's 1e-5; every convolution and linear
+layer has a bias. Names and state-dict keys are diffusers'.
 
-Source: CompVis latent-diffusion, `ldm/modules/diffusionmodules/model.py`.
+Source: CompVis latent-diffusion, `ldm/modules/diffusionmodules/model.py`; for attention Vaswani et al. 2017, "Attention
+Is All You Need", section 3.2.1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -15,30 +17,41 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from klvae_edu.attention import BACKENDS
+from klvae_edu.config import ACTIVATIONS
 
 NORM_EPS = 1e-6
+QUERY_CHUNK = 1024  # queries at a time in chunked attention: their weights take QUERY_CHUNK · N numbers instead of N²
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "silu": nn.SiLU,
-    "swish": nn.SiLU,
-    "mish": nn.Mish,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-}
+
+class CheckpointedBlock(nn.Module):
+    """A block that gradient checkpointing recomputes in the backward pass, keeping its input only.
+
+    These are the small blocks, so that recomputing one of them needs little memory.
+
+    Attributes:
+        gradient_checkpointing: set by `AutoencoderKL.enable_gradient_checkpointing`.
+    """
+
+    gradient_checkpointing = False
 
 
 def run(block: nn.Module, x: Tensor) -> Tensor:
-    """`block(x)`. With gradient checkpointing only x is kept; the backward pass computes what lies between again."""
-    if getattr(block, "gradient_checkpointing", False) and torch.is_grad_enabled():
+    """Compute `block(x)`, under gradient checkpointing where the block asks for it."""
+    if isinstance(block, CheckpointedBlock) and block.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(block, x, use_reentrant=False)
     return block(x)
 
 
-class ResnetBlock2D(nn.Module):
-    """Two times norm, activation, 3x3 convolution; then the input is added: (B, in, H, W) -> (B, out, H, W).
+def checkpointed_blocks(module: nn.Module) -> list[CheckpointedBlock]:
+    """List the blocks inside `module` for which gradient checkpointing is enabled."""
+    return [m for m in module.modules() if isinstance(m, CheckpointedBlock) and m.gradient_checkpointing]
 
-    Where the number of channels changes, a 1x1 convolution (`conv_shortcut`) fits the input to the sum.
+
+# ---- ResNet block, down- and upsampling ------------------------------------------------------------------------------
+
+
+class ResnetBlock2D(CheckpointedBlock):
+    """Two times norm, activation, 3x3 convolution; then the input is added: (B, in, H, W) -> (B, out, H, W).
 
     Built in notebook 03, section 6.
     """
@@ -49,19 +62,22 @@ class ResnetBlock2D(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=NORM_EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nonlinearity = _ACTIVATIONS[act_fn]()
+        self.nonlinearity: nn.Module = getattr(nn, ACTIVATIONS[act_fn])()
+        # The shortcut has to bring the input to the output's channels; where they are equal it does nothing.
         self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(self.nonlinearity(self.norm1(x)))
-        hidden = self.conv2(self.nonlinearity(self.norm2(hidden)))
+        # Residual branch.
+        hidden = self.conv1(self.nonlinearity(self.norm1(x)))  # (B, in, H, W) -> (B, out, H, W)
+        hidden = self.conv2(self.nonlinearity(self.norm2(hidden)))  # (B, out, H, W)
+        # Shortcut, (B, in, H, W) -> (B, out, H, W), and sum. Nothing is divided by √2.
         return self.conv_shortcut(x) + hidden
 
 
-class Downsample2D(nn.Module):
-    """Half the size by a 3x3 convolution of stride 2: (B, C, H, W) -> (B, C, H // 2, W // 2).
+class Downsample2D(CheckpointedBlock):
+    """Halve the sides by a 3x3 convolution of stride 2: (B, C, H, W) -> (B, C, H // 2, W // 2).
 
-    The zeros go on the right and at the bottom only. Padding on all sides would give the same shape and other numbers.
+    Zeros are padded on the right and at the bottom only. Padding on all sides gives the same shape and other numbers.
 
     Built in notebook 04, section 1.
     """
@@ -72,11 +88,12 @@ class Downsample2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         left, right, top, bottom = 0, 1, 0, 1
-        return self.conv(F.pad(x, (left, right, top, bottom)))
+        x = F.pad(x, (left, right, top, bottom))  # (B, C, H + 1, W + 1)
+        return self.conv(x)  # (B, C, H // 2, W // 2)
 
 
-class Upsample2D(nn.Module):
-    """Twice the size: every pixel is repeated 2x2, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W).
+class Upsample2D(CheckpointedBlock):
+    """Double the sides: nearest-neighbour upsampling, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W).
 
     Built in notebook 04, section 2.
     """
@@ -86,16 +103,47 @@ class Upsample2D(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")  # (B, C, 2H, 2W): every pixel repeated 2x2
+        return self.conv(x)  # (B, C, 2H, 2W)
 
 
-class Attention(nn.Module):
-    """Self-attention over all pixels of the map, one head as wide as the map is deep: (B, C, H, W) -> the same shape.
+# ---- Attention -------------------------------------------------------------------------------------------------------
+# Three ways to compute one head, equal up to rounding, with different costs. Queries, keys and values are (B, N, C) for
+# N = H·W tokens; the result is (B, N, C): for every query the average of the values, weighted by
+# softmax(scale · query · key) over the keys. Built in notebook 04, section 4.
 
-    Its memory can grow with the square of H·W, which is why it stands only where the map is smallest.
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Compute attention by PyTorch's fused kernels, which do not store the (N, N) weights: (B, N, C)."""
+    query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))  # (B, 1, N, C): one head
+    return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)  # (B, N, C)
+
+
+def eager(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Compute attention by its definition, with all weights (B, N, N) in memory: (B, N, C)."""
+    weights = torch.softmax(scale * query @ key.transpose(1, 2), dim=-1)  # (B, N, N), every row sums to 1
+    return weights @ value  # (B, N, C)
+
+
+def chunked(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Compute attention by its definition, QUERY_CHUNK queries at a time: (B, N, C). Exact: queries are independent."""
+    return torch.cat([eager(some, key, value, scale) for some in torch.split(query, QUERY_CHUNK, dim=1)], dim=1)
+
+
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
+    "sdpa": sdpa,
+    "eager": eager,
+    "chunked": chunked,
+}
+
+
+class Attention(CheckpointedBlock):
+    """Self-attention over all pixels of a feature map, with one head of C channels: (B, C, H, W) -> (B, C, H, W).
+
+    Its cost grows with (H·W)², so it stands only where the feature map is smallest.
 
     Attributes:
-        backend: "sdpa", "eager" or "chunked", see `klvae_edu.attention`: equal up to rounding, at another cost.
+        backend: "sdpa", "eager" or "chunked", a key of `BACKENDS`.
 
     Built in notebook 04, section 5.
     """
@@ -108,38 +156,61 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list, for the key `to_out.0`
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list, for diffusers' key `to_out.0`
         self.scale = channels**-0.5
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
+        # From feature map to tokens: one token for each pixel.
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H·W, C)
-        out = BACKENDS[self.backend](self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.scale)
-        out = self.to_out[0](out).transpose(1, 2).reshape(batch, channels, height, width)
-        return x + out
+        query, key, value = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)  # (B, H·W, C) each
+        out = self.to_out[0](BACKENDS[self.backend](query, key, value, self.scale))  # (B, H·W, C)
+        # Back to a feature map, and the residual sum.
+        return x + out.transpose(1, 2).reshape(batch, channels, height, width)  # (B, C, H, W)
 
 
-class DownEncoderBlock2D(nn.Module):
-    """One level of the encoder: ResNet blocks, then, except in the last level, half the size."""
+# ---- Levels of the encoder and the decoder ---------------------------------------------------------------------------
+
+
+class ResnetLevel(nn.Module):
+    """ResNet blocks in a row, in subclasses each followed by attention: (B, in, H, W) -> (B, out, H, W).
+
+    The first block changes the number of channels.
+    """
 
     attention = False
+
+    def __init__(self, in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_layers
+        resnets = nn.ModuleList(ResnetBlock2D(before, after, groups, act_fn) for before, after in pairwise(widths))
+        self.attentions = nn.ModuleList(
+            Attention(out_channels, groups) if self.attention else nn.Identity() for _ in resnets
+        )
+        self.resnets = resnets  # registered after the attentions, as in diffusers: the order of the parameters
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+            x = run(attention, run(resnet, x))  # (B, out, H, W)
+        return x
+
+
+class DownEncoderBlock2D(ResnetLevel):
+    """One level of the encoder: ResNet blocks, then, except in the last level, half the sides.
+
+    (B, in, H, W) -> (B, out, H / 2, W / 2), or (B, out, H, W) without downsampling. Used in notebook 05, section 2.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str, add_downsample: bool
     ) -> None:
-        super().__init__()
-        resnets = _resnets(in_channels, out_channels, num_layers, groups, act_fn)
-        self.attentions = nn.ModuleList(
-            Attention(out_channels, groups) if self.attention else nn.Identity() for _ in resnets
-        )
-        self.resnets = resnets  # after the attentions, for diffusers' order of the parameters
+        super().__init__(in_channels, out_channels, num_layers, groups, act_fn)
         self.downsamplers = nn.ModuleList([Downsample2D(out_channels)] if add_downsample else [])
 
     def forward(self, x: Tensor) -> Tensor:
-        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = run(attention, run(resnet, x))
+        x = super().forward(x)  # (B, out, H, W)
         for downsample in self.downsamplers:
-            x = run(downsample, x)
+            x = run(downsample, x)  # (B, out, H / 2, W / 2)
         return x
 
 
@@ -149,43 +220,22 @@ class AttnDownEncoderBlock2D(DownEncoderBlock2D):
     attention = True
 
 
-class UNetMidBlock2D(nn.Module):
-    """The bottom of each half: ResNet block, attention (unless left out), ResNet block; the shape stays."""
+class UpDecoderBlock2D(ResnetLevel):
+    """One level of the decoder: ResNet blocks, then, except in the last level, twice the sides.
 
-    def __init__(self, channels: int, groups: int, act_fn: str, add_attention: bool = True) -> None:
-        super().__init__()
-        resnets = _resnets(channels, channels, 2, groups, act_fn)
-        self.attentions = nn.ModuleList([Attention(channels, groups) if add_attention else nn.Identity()])
-        self.resnets = resnets
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = run(self.resnets[0], x)
-        x = run(self.attentions[0], x)
-        x = run(self.resnets[1], x)
-        return x
-
-
-class UpDecoderBlock2D(nn.Module):
-    """One level of the decoder: ResNet blocks, then, except in the last level, twice the size."""
-
-    attention = False
+    (B, in, H, W) -> (B, out, 2H, 2W), or (B, out, H, W) without upsampling. Used in notebook 05, section 3.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str, add_upsample: bool
     ) -> None:
-        super().__init__()
-        resnets = _resnets(in_channels, out_channels, num_layers, groups, act_fn)
-        self.attentions = nn.ModuleList(
-            Attention(out_channels, groups) if self.attention else nn.Identity() for _ in resnets
-        )
-        self.resnets = resnets  # after the attentions, for diffusers' order of the parameters
+        super().__init__(in_channels, out_channels, num_layers, groups, act_fn)
         self.upsamplers = nn.ModuleList([Upsample2D(out_channels)] if add_upsample else [])
 
     def forward(self, x: Tensor) -> Tensor:
-        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = run(attention, run(resnet, x))
+        x = super().forward(x)  # (B, out, H, W)
         for upsample in self.upsamplers:
-            x = run(upsample, x)
+            x = run(upsample, x)  # (B, out, 2H, 2W)
         return x
 
 
@@ -195,14 +245,20 @@ class AttnUpDecoderBlock2D(UpDecoderBlock2D):
     attention = True
 
 
-def _resnets(in_channels: int, out_channels: int, num_layers: int, groups: int, act_fn: str) -> nn.ModuleList:
-    """`num_layers` ResNet blocks in a row; the first one changes the number of channels."""
-    widths = [in_channels] + [out_channels] * num_layers
-    return nn.ModuleList(ResnetBlock2D(before, after, groups, act_fn) for before, after in pairwise(widths))
+class UNetMidBlock2D(nn.Module):
+    """ResNet block, attention (unless left out), ResNet block at the smallest feature map: (B, C, h, w) -> the same.
 
+    Used in notebook 05, section 2.
+    """
 
-DOWN_BLOCKS = {block.__name__: block for block in (DownEncoderBlock2D, AttnDownEncoderBlock2D)}
-UP_BLOCKS = {block.__name__: block for block in (UpDecoderBlock2D, AttnUpDecoderBlock2D)}
+    def __init__(self, channels: int, groups: int, act_fn: str, add_attention: bool = True) -> None:
+        super().__init__()
+        resnets = nn.ModuleList(ResnetBlock2D(channels, channels, groups, act_fn) for _ in range(2))
+        self.attentions = nn.ModuleList([Attention(channels, groups) if add_attention else nn.Identity()])
+        self.resnets = resnets  # registered after the attention, as in diffusers
 
-# What gradient checkpointing goes by: small enough that recomputing one of them needs little memory.
-CHECKPOINTED = (ResnetBlock2D, Attention, Downsample2D, Upsample2D)
+    def forward(self, x: Tensor) -> Tensor:
+        x = run(self.resnets[0], x)  # (B, C, h, w), and so after each
+        x = run(self.attentions[0], x)
+        x = run(self.resnets[1], x)
+        return x

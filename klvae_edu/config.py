@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+# Classes in `klvae_edu.blocks`, without and with attention, and in `torch.nn`.
 DOWN_BLOCK_TYPES = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP_BLOCK_TYPES = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
-ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
+ACTIVATIONS = {"silu": "SiLU", "swish": "SiLU", "mish": "Mish", "gelu": "GELU", "relu": "ReLU"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class AutoencoderKLConfig:
             object.__setattr__(self, "up_block_types", (UP_BLOCK_TYPES[0],) * levels)
         self._check_block_types("down_block_types", DOWN_BLOCK_TYPES)
         self._check_block_types("up_block_types", UP_BLOCK_TYPES)
-        if self.act_fn not in ACTIVATIONS:
-            raise ValueError(f"act_fn: expected one of {ACTIVATIONS}, got {self.act_fn!r}")
+        if not isinstance(self.act_fn, str) or self.act_fn not in ACTIVATIONS:
+            raise ValueError(f"act_fn: expected one of {', '.join(ACTIVATIONS)}, got {self.act_fn!r}")
         self._check_switches()
         self._check_latent_scale()
 

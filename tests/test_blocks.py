@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from klvae_edu import blocks
 from klvae_edu.blocks import (
+    BACKENDS,
     Attention,
     AttnDownEncoderBlock2D,
     AttnUpDecoderBlock2D,
@@ -100,3 +103,53 @@ def test_every_norm_has_eps_1e_6() -> None:
     norms = [module for module in block.modules() if isinstance(module, nn.GroupNorm)]
     assert len(norms) == 6
     assert {norm.eps for norm in norms} == {1e-6}
+
+
+# ---- The three attention backends -----------------------------------------------------------------------------------
+
+
+def tokens(number: int, channels: int = 8) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, number, channels)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("number", [1, 7, 10, 11])
+def test_every_backend_gives_the_definitions_numbers_and_gradients(
+    name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "QUERY_CHUNK", 5)
+    query, key, value = tokens(number)
+    logits = torch.einsum("bqc,bkc->bqk", query, key) * 0.3
+    weights = logits.exp() / logits.exp().sum(2, keepdim=True)
+    expected = torch.einsum("bqk,bkc->bqc", weights, value)
+    result = BACKENDS[name](query, key, value, 0.3)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+    cotangent = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
+    grads = [torch.autograd.grad(out, (query, key, value), cotangent) for out in (result, expected)]
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_the_chunked_backend_never_holds_all_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "QUERY_CHUNK", 16)
+    query, key, value = (x.detach() for x in tokens(256, channels=2))
+    with Largest() as eager:
+        BACKENDS["eager"](query, key, value, 1.0)
+    with Largest() as chunked:
+        BACKENDS["chunked"](query, key, value, 1.0)
+    assert eager.elements == 2 * 256 * 256
+    assert chunked.elements == 2 * 16 * 256

@@ -30,7 +30,6 @@ from diffusers.models import attention_processor
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as ReferenceGaussian
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from packaging.version import Version
-from reference import relative
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,7 +42,8 @@ from klvae_edu import (
     DiagonalGaussianDistribution,
 )
 from klvae_edu.blocks import Attention
-from klvae_edu.tiling import Tiling
+from klvae_edu.performance.tiling import Tiling
+from tests.parity.reference import relative
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "coming-from.md").read_text(encoding="utf-8")
 NAMES_BLOCK, PIPELINE_BLOCK, SAVING_BLOCK = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)

@@ -215,7 +215,7 @@ class TestMakefile:
     def test_lab_makes_the_learners_copy_and_opens_it_with_the_options_given(self, make):
         _, log = make("lab", "LAB_ARGS=--no-browser --port=9999")
         copying, opening = log.splitlines()[-2:]
-        assert copying == "python tools/learner_copy.py --to work"
+        assert copying == "python -m tools.learner_copy --to work"
         assert opening.startswith("python -m jupyterlab --ServerApp.root_dir=work")
         assert opening.endswith("--no-browser --port=9999")
         assert ("--allow-root" in opening) == (os.getuid() == 0)
@@ -232,7 +232,7 @@ class TestMakefile:
 
     def test_notebooks_can_be_built_for_a_fork(self, make):
         _, log = make("notebooks", "REPO=me/fork")
-        assert "python tools/build_notebooks.py --repo me/fork" in log.splitlines()
+        assert "python -m tools.build_notebooks --repo me/fork" in log.splitlines()
 
     def test_processes_start_with_the_packages_own_settings(self):
         from klvae_edu.environment import PROCESS_SETTINGS
@@ -242,7 +242,7 @@ class TestMakefile:
 
 
 def test_the_readmes_picture_is_the_one_that_notebook_02_stores():
-    from course import COURSE
-    from readme_picture import contact_sheet
+    from tools.course import COURSE
+    from tools.readme_picture import contact_sheet
 
     assert (COURSE.notebooks / "images" / "kl_weights.png").read_bytes() == contact_sheet(COURSE)

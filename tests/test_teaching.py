@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from course import COURSE
 
 from klvae_edu.exercises import EXERCISES
+from tools.course import COURSE
 
 GUIDE = (COURSE.root / "docs" / "teaching.md").read_text(encoding="utf-8")
 PARTS = {part[:2]: part for part in re.findall(r"^### (\d\d · .*?)(?=^##)", GUIDE, flags=re.MULTILINE | re.DOTALL)}

@@ -5,7 +5,7 @@ script writes notebooks/NN_name.ipynb, as the learner gets it, and notebooks/sol
 markers.py and macros.py say what may stand in a source. What has not changed is not executed again: when the code of
 every cell is the stored one's, only the text is replaced. The same sources give the same bytes, however often built.
 
-    python tools/build_notebooks.py [NN ...] [--check | --execute] [--repo OWNER/NAME]
+    python -m tools.build_notebooks [NN ...] [--check | --execute] [--repo OWNER/NAME]
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from typing import Any
 
 import jupytext
 import nbformat
-from course import COURSE, Course, CourseError
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from macros import expand
-from markers import select
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+
+from tools.course import COURSE, Course, CourseError
+from tools.macros import expand
+from tools.markers import select
 
 CELL_SECONDS = 600  # on a busy machine; nbval allows 120
 NO_ACCELERATOR_NO_NETWORK = {"KLVAE_EDU_QUIET": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -4,7 +4,7 @@ Both hold the notebooks, and beside them the package as a wheel, which each note
 teacher's has the solved notebooks too, the guide (docs/teaching.md), and questions whose numbers differ from student
 to student. The same course gives the same bytes.
 
-    python tools/classroom.py
+    python -m tools.classroom
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from build_notebooks import difference
-from course import COURSE, Course, CourseError
+from tools.build_notebooks import difference
+from tools.course import COURSE, Course, CourseError
 
 BEGINNING_OF_TIME = (1980, 1, 1, 0, 0, 0)  # of zip files
 ITS_SECONDS = "315532800"

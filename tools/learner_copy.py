@@ -3,8 +3,8 @@
 Copies the notebooks, their solutions and figures. A notebook in which the learner has written is never overwritten;
 one in which nobody has written follows the course when it is updated. Outputs do not count as written.
 
-    python tools/learner_copy.py              bring work/ up to date
-    python tools/learner_copy.py --fresh NN   a clean copy of one notebook, beside the learner's
+    python -m tools.learner_copy              bring work/ up to date
+    python -m tools.learner_copy --fresh NN   a clean copy of one notebook, beside the learner's
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from course import COURSE, Course, CourseError
+from tools.course import COURSE, Course, CourseError
 
 RECORD = ".handed-out.json"  # what was handed out last: a fingerprint for each file
 

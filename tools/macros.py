@@ -12,7 +12,7 @@ import json
 import math
 import re
 
-from course import Course, CourseError
+from tools.course import Course, CourseError
 
 
 def badge(course: Course, name: str, solved: bool) -> str:

@@ -14,7 +14,7 @@ The source itself is the solved form. Without a SKELETON part, the learner's fun
 
 import re
 
-from course import CourseError
+from tools.course import CourseError
 
 BEGIN, SKELETON, END = MARKERS = ("# BEGIN SOLUTION", "# SKELETON", "# END SOLUTION")
 LIKE_A_MARKER = re.compile(r"#\s*(BEGIN\s+SOLUTION|END\s+SOLUTION|SKELETON)\b", re.IGNORECASE)

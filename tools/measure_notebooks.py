@@ -3,7 +3,7 @@
 Runs the solved notebook in a fresh kernel with two threads and writes wall seconds and the kernel's peak memory to
 notebooks/source/measured.json. Measure on a quiet machine, then build the notebooks.
 
-    python tools/measure_notebooks.py [NN ...]
+    python -m tools.measure_notebooks [NN ...]
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import sys
 import time
 
 import nbformat
-from build_notebooks import execute, parse
-from course import COURSE, Course, CourseError
+
+from tools.build_notebooks import execute, parse
+from tools.course import COURSE, Course, CourseError
 
 # Linux hands ru_maxrss on from the process that started the kernel, hence /proc where there is one.
 PEAK_CELL = """\

@@ -2,7 +2,7 @@
 
 It has learnt the L2 and KL losses and has never met a discriminator: decent, and blurred.
 
-python tools/pretrain_start.py
+python -m tools.pretrain_start
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import tempfile
 from pathlib import Path
 
 import torch
-from course import COURSE
 from torch import Tensor
 
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.held_out import HeldOut
 from klvae_edu.training.trainer import train
+from klvae_edu.training.validation import HeldOut
+from tools.course import COURSE
 
 START = COURSE.root / "klvae_edu" / "assets" / "narrow-start"
 ARCHITECTURE = AutoencoderKLConfig(
@@ -39,7 +39,7 @@ no model to use.
     from klvae_edu import AutoencoderKL
     vae = AutoencoderKL.from_pretrained("klvae_edu/assets/narrow-start", dtype=torch.float32)
 
-Made by `python tools/pretrain_start.py`: {steps:,} steps of {batch_size} crops of the seven training photographs inside
+Made by `python -m tools.pretrain_start`: {steps:,} steps of {batch_size} crops of the seven training photographs inside
 scikit-image (LICENSES/sample-photographs.md), AdamW at {lr:g} falling along half a cosine, loss L2 + {kl_weight:g} · KL
 as `klvae_edu.losses.vae_loss` defines it, no perceptual term, seed {seed}.
 

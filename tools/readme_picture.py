@@ -1,6 +1,6 @@
 """Take the README's picture out of the built notebook 02: the stored contact sheet of its explorer.
 
-python tools/readme_picture.py
+python -m tools.readme_picture
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 
 import nbformat
-from course import COURSE, Course
+
+from tools.course import COURSE, Course
 
 
 def contact_sheet(course: Course) -> bytes:

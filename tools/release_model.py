@@ -1,7 +1,7 @@
 """Make the bundled model out of a finished run: weights in float16, the scaling factor, a card with measured figures.
 
     klvae train mini-release --out RUN
-    python tools/release_model.py RUN [--step 11000] [--way 1.33] [--outside FOLDER --whence TEXT]
+    python -m tools.release_model RUN [--step 11000] [--way 1.33] [--outside FOLDER --whence TEXT]
 
 The folder holds photographs that have nothing to do with the project's own; they are measured on, and stay where they
 are.
@@ -18,21 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from course import COURSE
 from torch import Tensor
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.baselines import PatchPCA, bicubic
 from klvae_edu.data.files import load_image, resize
 from klvae_edu.data.sources import image_suffixes
-from klvae_edu.evaluation import Evaluation, evaluate
-from klvae_edu.evaluation_data import EvaluationData, Key, evaluation_data
+from klvae_edu.evaluation.compare import Evaluation, evaluate
+from klvae_edu.evaluation.images import EvaluationData, Key, evaluation_data
 from klvae_edu.latents import statistics
+from klvae_edu.training.checkpoint import WEIGHTS
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.data_order import images_of
+from klvae_edu.training.loader import images_of
 from klvae_edu.training.recipes import load_recipe
-from klvae_edu.training.state import WEIGHTS
-from klvae_edu.weight_files import SafetensorsFile
+from klvae_edu.weights.files import SafetensorsFile
+from tools.course import COURSE
 
 MODEL = COURSE.root / "klvae_edu" / "assets" / "kl-f8-mini"
 SIDE = 256  # pixels of the images that are measured on
@@ -71,7 +71,7 @@ diffusers reads the folder as well, with `AutoencoderKL.from_pretrained`.
 ## How it was made
 
     {command}
-    python tools/release_model.py {out} --step {step} --way {way:g}
+    python -m tools.release_model {out} --step {step} --way {way:g}
 
 {step:,} steps with {batch_size} crops of {size} × {size} pixels each, in turns of procedural images (dead leaves) and
 of the seven photographs inside scikit-image that the project trains on (LICENSES/sample-photographs.md). Nothing else

@@ -26,9 +26,9 @@ def run_convert(options: ConvertOptions) -> int:
     """`klvae convert`: never writes over what is there."""
     import torch
 
-    from klvae_edu.checkpoints import load_pretrained, save_pretrained
+    from klvae_edu.autoencoder import AutoencoderKL
     from klvae_edu.commands.models import announce_hub
-    from klvae_edu.single_file import SUFFIXES, load_with_style, save_single_file
+    from klvae_edu.weights.single_file import SUFFIXES, read_single_file
 
     source, target = Path(options.source), options.target
     if target.suffix.lower() not in ("", ".safetensors"):
@@ -41,7 +41,8 @@ def run_convert(options: ConvertOptions) -> int:
     told = {name: value for name, value in told.items() if value is not None} | ({"ema": True} if options.ema else {})
     dtype = getattr(torch, options.dtype) if options.dtype else None
     if source.is_file():
-        vae, found = load_with_style(source, dtype, **told)
+        config, weights, found = read_single_file(source, **told)
+        vae = AutoencoderKL.from_weights(config, weights, source, dtype)
     elif source.suffix.lower() in SUFFIXES and not source.is_dir():
         raise FileNotFoundError(f"{source}: there is no such file")
     else:
@@ -50,12 +51,12 @@ def run_convert(options: ConvertOptions) -> int:
                 f"{' and '.join(told)}: for a single file only; a folder has its config.json, and no averages"
             )
         announce_hub(options.source)
-        vae, found = load_pretrained(options.source, dtype=dtype), "a folder in diffusers' layout"
+        vae, found = AutoencoderKL.from_pretrained(options.source, dtype=dtype), "a folder in diffusers' layout"
     if target.suffix:
-        save_single_file(vae, target, options.names)
+        vae.to_single_file(target, options.names)
         written = f"{target}, {'CompVis' if options.names == 'compvis' else 'diffusers'}' names"
     else:
-        save_pretrained(vae, target)
+        vae.save_pretrained(target)
         written = f"{target}, a folder in diffusers' layout"
     size = f"f = {vae.downsample_factor}, {vae.config.latent_channels} latent channels"
     print(f"{source}: {found}, {size}, {vae.num_parameters():,} parameters -> {written}")

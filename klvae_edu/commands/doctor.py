@@ -1,10 +1,23 @@
-"""`klvae doctor`: is everything there that the course needs?"""
+"""`klvae doctor`: check that everything the course needs is there."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
 
-from klvae_edu.environment import doctor
+from klvae_edu.environment import PROCESS_SETTINGS, pick_device
+
+MEMORY_NEEDED = 2 * 2**30  # bytes, of the notebook that takes most
+DISK_NEEDED = 2**30  # bytes, for a training run's weights, log and pictures
 
 
 @dataclass(frozen=True)
@@ -23,3 +36,148 @@ def run_doctor(options: DoctorOptions) -> int:
             print(f"      -> {check.remedy}")
     print(f"\n{failed} required check(s) failed." if failed else "\nAll that is required is there.")
     return 1 if failed else 0
+
+
+class Check(NamedTuple):
+    """One line of `klvae doctor`."""
+
+    name: str
+    ok: bool
+    detail: str  # what was found
+    remedy: str = ""  # what to do when it is not ok
+    required: bool = True  # False: the package works without it, and the remedy says what does not
+
+
+def doctor() -> Iterator[Check]:
+    """Every check, one after the other: the machine first, then what is installed."""
+    yield check_python()
+    yield check_memory()
+    yield check_disk()
+    yield check_write_access()
+    yield check_process_settings()
+    yield check_torch()
+    yield check_gpu()
+    yield check_torchvision()
+    yield from check_requirements()
+
+
+def check_python() -> Check:
+    """Python 3.11 or later."""
+    remedy = "Make a virtual environment with Python 3.11 or later and install the package there."
+    return Check("python", sys.version_info >= (3, 11), f"{platform.python_version()} in {sys.prefix}", remedy)
+
+
+def check_memory() -> Check:
+    """Enough free memory for any one notebook."""
+    try:
+        psutil = importlib.import_module("psutil")
+    except ImportError:
+        return Check("memory", False, "not measured", "Install psutil, which accelerate needs.", required=False)
+    free = psutil.virtual_memory().available
+    remedy = "Close other programs; notebooks may take 2 GiB and training more at large sizes."
+    return Check("memory", free >= MEMORY_NEEDED, f"{free / 2**30:.1f} GiB free", remedy)
+
+
+def check_disk(folder: Path | None = None) -> Check:
+    """Enough free disk space where results are written: the current folder."""
+    folder = folder or Path.cwd()
+    free = shutil.disk_usage(folder).free
+    return Check(
+        "disk", free >= DISK_NEEDED, f"{free / 2**30:.1f} GiB free at {folder}", "Free 1 GiB, or work elsewhere."
+    )
+
+
+def check_write_access(folder: Path | None = None) -> Check:
+    """A file can be written in the current folder."""
+    folder = folder or Path.cwd()
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return Check("write access", True, str(folder))
+    except OSError as error:
+        return Check(
+            "write access", False, f"{folder}: {error.strerror}", "Change to a folder of your own, or pass --out."
+        )
+
+
+def check_process_settings() -> Check:
+    """Whether this process began with the settings for threads and allocator."""
+    unset = [name for name in PROCESS_SETTINGS if name not in os.environ]
+    if sys.platform != "linux":
+        return Check("process settings", True, "not needed on this system")
+    if not unset:
+        return Check("process settings", True, "all set")
+    exports = " ".join(f"{name}={PROCESS_SETTINGS[name]}" for name in unset)
+    remedy = (
+        "make lab, make test and the klvae commands that compute set them themselves. For programs of your own, "
+        f"Jupyter among them: export {exports}"
+    )
+    return Check("process settings", False, f"not set in this shell: {', '.join(unset)}", remedy, required=False)
+
+
+def check_torch() -> Check:
+    """PyTorch can be loaded; says for what it was built."""
+    try:
+        import torch
+    except Exception as error:  # a missing library of the system raises OSError, a half-removed package anything
+        return Check("torch loads", False, f"{type(error).__name__}: {error}", "pip install --force-reinstall torch")
+    kind = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    return Check("torch loads", True, f"{torch.__version__}, {kind}, {torch.get_num_threads()} threads")
+
+
+def check_gpu() -> Check:
+    """A GPU, where there is one, computes. Without one all is well: the course is made for two CPU cores."""
+    try:
+        import torch
+
+        device = pick_device()
+        if device.type == "cpu":
+            return Check("gpu", True, "none, and none is needed: the course is made for 2 CPU cores", required=False)
+        torch.ones(2, 2, device=device).matmul(torch.ones(2, 2, device=device)).sum().item()
+    except Exception as error:  # drivers fail in every way there is
+        remedy = "Update the driver or install the torch build that fits it; until then pass --device cpu."
+        return Check("gpu", False, f"does not compute: {error}", remedy, required=False)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "Apple GPU"
+    return Check("gpu", True, name, required=False)
+
+
+def check_torchvision() -> Check:
+    """torchvision was built for the torch that is installed; a mixed pair fails with missing operators."""
+    try:
+        torch_version = metadata.version("torch")
+        importlib.import_module("torchvision")
+    except metadata.PackageNotFoundError as error:
+        return Check("torchvision fits torch", False, f"{error.name} is not installed", "pip install torch torchvision")
+    except Exception as error:  # "operator torchvision::nms does not exist", or a library that is not found
+        remedy = "Install the two together: pip install --upgrade torch torchvision"
+        return Check("torchvision fits torch", False, f"{type(error).__name__}: {error}", remedy)
+    return Check("torchvision fits torch", True, f"{metadata.version('torchvision')} with torch {torch_version}")
+
+
+def check_requirements() -> Iterator[Check]:
+    """One check per package that pyproject.toml asks for, its optional groups included."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = metadata.requires("klvae-edu") or []
+    except metadata.PackageNotFoundError:
+        yield Check("klvae-edu", False, "not installed", "In the project's folder: pip install -e '.[all]'")
+        return
+    groups = {"": "", "course": "the notebooks need it", "test": "the tests need it"}
+    for group, use in groups.items():
+        for requirement in map(Requirement, lines):
+            of_group = requirement.marker is None or requirement.marker.evaluate({"extra": group})
+            if of_group and (requirement.marker is not None) == bool(group) and requirement.name != "klvae-edu":
+                yield check_package(requirement.name, str(requirement.specifier), use)
+
+
+def check_package(name: str, versions: str, use: str = "") -> Check:
+    """The package `name` is installed in one of `versions`, such as ">=2.8"; `use` says who needs an optional one."""
+    from packaging.specifiers import SpecifierSet
+
+    remedy = f"pip install '{name}{versions}'" + (f" ({use})" if use else "")
+    try:
+        found = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Check(name, False, f"not installed, wanted {versions}", remedy, required=not use)
+    ok = SpecifierSet(versions).contains(found, prereleases=True)
+    return Check(name, ok, found if ok else f"{found}, wanted {versions}", remedy, required=not use)

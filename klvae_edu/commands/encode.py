@@ -28,9 +28,9 @@ class EncodeOptions:
 def run_encode(options: EncodeOptions) -> int:
     """`klvae encode`: 1 when some of the images could not be read; the others are encoded."""
     from klvae_edu.commands.models import load_model
+    from klvae_edu.data.all_images import AllImages
+    from klvae_edu.data.latent_writer import encode_images
     from klvae_edu.data.sources import source_folders
-    from klvae_edu.data.whole import AllImages
-    from klvae_edu.latent_writer import encode_images
 
     images = AllImages(options.data, options.size, options.count)
     for folder in source_folders(options.data):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from klvae_edu.autoencoder import AutoencoderKL
-    from klvae_edu.evaluation import Evaluation, Method
+    from klvae_edu.evaluation.compare import Evaluation, Method
     from klvae_edu.perceptual import LPIPS
 
 SMALLEST = 16  # pixels a side; SSIM's window takes 11, LPIPS' network 16
@@ -41,8 +41,8 @@ def run_evaluate(options: EvaluateOptions) -> int:
     """`klvae evaluate`: 1 when some of the images could not be read; the others are evaluated on."""
     from klvae_edu.baselines import JpegWithin
     from klvae_edu.commands.models import load_model
-    from klvae_edu.evaluation import evaluate
-    from klvae_edu.evaluation_data import evaluation_data
+    from klvae_edu.evaluation.compare import evaluate
+    from klvae_edu.evaluation.images import evaluation_data
 
     _check(options)
     data = evaluation_data(options.data, options.size, options.split, options.crops)

@@ -27,7 +27,7 @@ class GradeOptions:
 
 def run_grade(options: GradeOptions) -> int:
     """`klvae grade`: 1 when something did not run."""
-    from klvae_edu.grading import Grade, Limits, grade
+    from klvae_edu.exercises.grading import Grade, Limits, grade
 
     if options.seconds <= 0 or options.gigabytes <= 0:
         raise ValueError(f"expected limits above 0, got {options.seconds:g} s and {options.gigabytes:g} GB")

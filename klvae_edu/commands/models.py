@@ -24,9 +24,9 @@ def load_model(name: str, device: str | None = None) -> AutoencoderKL:
     import torch
 
     from klvae_edu.autoencoder import AutoencoderKL
-    from klvae_edu.checkpoints import BUNDLED
     from klvae_edu.environment import pick_device
-    from klvae_edu.single_file import SUFFIXES
+    from klvae_edu.weights.pretrained import BUNDLED
+    from klvae_edu.weights.single_file import SUFFIXES
 
     target, path = pick_device(device), Path(name)
     if name in BUNDLED:
@@ -55,7 +55,7 @@ def fitted_pca(factor: int, values: int, source: str = "photos") -> PatchPCA:
     """
     from klvae_edu.baselines import PatchPCA
     from klvae_edu.training.config import TrainingConfig
-    from klvae_edu.training.held_out import PCA_CROPS, some_crops
+    from klvae_edu.training.validation import PCA_CROPS, some_crops
 
     side = max(factor, min(16 * factor, 128))  # large patches need no more memory than those of 8x8 pixels
     crops, _ = some_crops(TrainingConfig(data=source, size=side), "train", PCA_CROPS)

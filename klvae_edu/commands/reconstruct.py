@@ -62,7 +62,7 @@ def reconstruct(vae: AutoencoderKL, pca: PatchPCA, photo: Tensor, size: int, pat
     from klvae_edu.data.files import resize
     from klvae_edu.metrics import psnr
     from klvae_edu.plots import figure_to_image, image_grid
-    from klvae_edu.training.held_out import reconstructions
+    from klvae_edu.training.validation import reconstructions
 
     height, width = photo.shape[-2:]
     scale = size / max(height, width)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image
 from torch import Tensor
 
-from klvae_edu.data.colours import Recoloured
+from klvae_edu.data.augmentation import Recoloured
 from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops, Images, IndexedImages, hold_out, pyramid
 from klvae_edu.data.files import load_image
 from klvae_edu.data.procedural import dead_leaves

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from klvae_edu.exercises import nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11, nb12
-from klvae_edu.exercises.framework import Exercise, Verdict
+from klvae_edu.exercises.exercise import Exercise, Verdict
 
 __all__ = ["EXERCISES", "CheckFailed", "Exercise", "Verdict", "check", "hint", "progress", "solution"]
 

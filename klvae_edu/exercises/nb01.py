@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klvae_edu.exercises.framework import Exercise, Judge, call
-from klvae_edu.exercises.judging import Mistake, Probe, judge_function, judge_parts, probe, same
+from klvae_edu.exercises.exercise import Exercise, Judge, call
+from klvae_edu.exercises.judges.functions import Mistake, Probe, judge_function, judge_parts, probe, same
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 
 NOTEBOOK = "01_diagonal_gaussian"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klvae_edu.exercises.framework import Exercise
-from klvae_edu.exercises.judging import judge_function, probe
+from klvae_edu.exercises.exercise import Exercise
+from klvae_edu.exercises.judges.functions import judge_function, probe
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.losses import pixel_loss, vae_loss
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klvae_edu.blocks import ResnetBlock2D
-from klvae_edu.exercises.framework import Exercise
-from klvae_edu.exercises.judging import Probe, judge_function, probe
-from klvae_edu.exercises.modules import judge_module
+from klvae_edu.exercises.exercise import Exercise
+from klvae_edu.exercises.judges.functions import Probe, judge_function, probe
+from klvae_edu.exercises.judges.modules import judge_module
 
 NOTEBOOK = "03_resnet_blocks"
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from klvae_edu.attention import eager
-from klvae_edu.blocks import Attention, Downsample2D, Upsample2D
-from klvae_edu.encoder_decoder import Encoder
-from klvae_edu.exercises.framework import Exercise
-from klvae_edu.exercises.judging import judge_function, probe
-from klvae_edu.exercises.modules import judge_module
-from klvae_edu.exercises.numbers import judge_numbers
+from klvae_edu.blocks import Attention, Downsample2D, Upsample2D, eager
+from klvae_edu.exercises.exercise import Exercise
+from klvae_edu.exercises.judges.functions import judge_function, probe
+from klvae_edu.exercises.judges.modules import judge_module
+from klvae_edu.exercises.judges.numbers import judge_numbers
+from klvae_edu.network import Encoder
 
 NOTEBOOK = "04_resampling_and_attention"
 

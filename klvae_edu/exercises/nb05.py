@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from klvae_edu import autoencoder, encoder_decoder, names
+from klvae_edu import autoencoder, network
 from klvae_edu.blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
 from klvae_edu.config import AutoencoderKLConfig
-from klvae_edu.exercises.framework import Blank, Exercise, Judge, OpenGap, call, explain
-from klvae_edu.exercises.judging import Probe, judge_parts, probe
-from klvae_edu.exercises.modules import ModuleMistake, judge_module
+from klvae_edu.exercises.exercise import Blank, Exercise, Judge, OpenGap, call, explain
+from klvae_edu.exercises.judges.functions import Probe, judge_parts, probe
+from klvae_edu.exercises.judges.modules import ModuleMistake, judge_module
 from klvae_edu.gaussian import DiagonalGaussianDistribution
+from klvae_edu.weights import keys
 
 NOTEBOOK = "05_kl_f8_architecture"
 
@@ -889,7 +890,7 @@ EXERCISES = (
         minutes=10,
         difficulty=2,
         reference=shape_walk,
-        in_package=(encoder_decoder.Encoder,),
+        in_package=(network.Encoder,),
         hints=(
             "conv_in and conv_out keep the side. A level may change the channels, the side, both or neither.",
             "Level i puts out block_out_channels[i]. Which is the only level that does not halve the side?",
@@ -909,7 +910,7 @@ EXERCISES = (
         minutes=15,
         difficulty=3,
         reference=Encoder,
-        in_package=(encoder_decoder.Encoder,),
+        in_package=(network.Encoder,),
         hints=(
             "pairwise((widths[0], *widths)) gives each level its width before and after; enumerate counts the levels.",
             "The last level has add_downsample=False. The mid block and conv_norm_out have the last width.",
@@ -932,7 +933,7 @@ EXERCISES = (
         minutes=15,
         difficulty=3,
         reference=Decoder,
-        in_package=(encoder_decoder.Decoder,),
+        in_package=(network.Decoder,),
         hints=(
             "Turn the widths round once, widths = config.block_out_channels[::-1], and build as in the encoder.",
             "The mid block comes before the levels, with the first of the reversed widths.",
@@ -970,7 +971,7 @@ EXERCISES = (
         minutes=15,
         difficulty=3,
         reference=diffusers_name,
-        in_package=(names.to_diffusers,),
+        in_package=(keys.to_diffusers,),
         hints=(
             'name.split(".") gives the parts; ".".join(parts) puts them together again.',
             "new.get(part, part) is the new name of a part if there is one, else the part itself.",

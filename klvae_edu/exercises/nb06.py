@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from klvae_edu import losses
 from klvae_edu.baselines import PatchPCA
-from klvae_edu.exercises.framework import Exercise
-from klvae_edu.exercises.judging import adapted, judge_function, probe
-from klvae_edu.exercises.numbers import judge_numbers
+from klvae_edu.exercises.exercise import Exercise
+from klvae_edu.exercises.judges.functions import adapted, judge_function, probe
+from klvae_edu.exercises.judges.numbers import judge_numbers
 from klvae_edu.perceptual import LPIPS
 
 NOTEBOOK = "06_reconstruction_losses"

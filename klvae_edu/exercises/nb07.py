@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from klvae_edu import discriminator as finished
 from klvae_edu import losses
-from klvae_edu.exercises.framework import Blank, Exercise, OpenGap, call
-from klvae_edu.exercises.judging import judge_function, probe
-from klvae_edu.exercises.modules import ModuleMistake, judge_module
-from klvae_edu.exercises.numbers import judge_numbers
+from klvae_edu.exercises.exercise import Blank, Exercise, OpenGap, call
+from klvae_edu.exercises.judges.functions import judge_function, probe
+from klvae_edu.exercises.judges.modules import ModuleMistake, judge_module
+from klvae_edu.exercises.judges.numbers import judge_numbers
 from klvae_edu.training import steps
 
 NOTEBOOK = "07_patchgan"

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.discriminator import NLayerDiscriminator
-from klvae_edu.exercises.framework import Blank, Exercise, OpenGap, call
-from klvae_edu.exercises.judging import judge_function, name_error, probe, same
+from klvae_edu.exercises.exercise import Blank, Exercise, OpenGap, call
+from klvae_edu.exercises.judges.functions import judge_function, name_error, probe, same
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.losses import adaptive_weight, adversarial_loss, generator_loss, kl_loss, pixel_loss
-from klvae_edu.training import setup, state, steps, trainer
+from klvae_edu.training import checkpoint, setup, steps, trainer
 
 NOTEBOOK = "08_training_loop"
 
@@ -982,7 +982,7 @@ EXERCISES = (
         minutes=15,
         difficulty=3,
         reference=snapshot,
-        in_package=(state.save_checkpoint,),
+        in_package=(checkpoint.save_checkpoint,),
         hints=(
             "What does the next step read that this step has written? Do not forget what Adam remembers.",
             "state_dict() is a view on the run, not a copy of it: what do the next steps do to its tensors?",

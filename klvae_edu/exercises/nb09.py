@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from klvae_edu import baselines, latents, metrics
-from klvae_edu.exercises.framework import Exercise, call
-from klvae_edu.exercises.judging import judge_function, probe
-from klvae_edu.exercises.numbers import judge_numbers
+from klvae_edu.exercises.exercise import Exercise, call
+from klvae_edu.exercises.judges.functions import judge_function, probe
+from klvae_edu.exercises.judges.numbers import judge_numbers
 
 NOTEBOOK = "09_measuring_quality"
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from klvae_edu import latents as package
-from klvae_edu.exercises.framework import Exercise
-from klvae_edu.exercises.judging import Probe, adapted, judge_function, probe
+from klvae_edu.exercises.exercise import Exercise
+from klvae_edu.exercises.judges.functions import Probe, adapted, judge_function, probe
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 
 NOTEBOOK = "10_latent_space_explorer"

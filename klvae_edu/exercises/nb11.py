@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klvae_edu import flow, latent_dataset, latent_writer
-from klvae_edu.exercises.framework import Exercise
-from klvae_edu.exercises.judging import judge_function, probe
+from klvae_edu import flow
+from klvae_edu.data import latent_dataset, latent_writer
+from klvae_edu.exercises.exercise import Exercise
+from klvae_edu.exercises.judges.functions import judge_function, probe
 from klvae_edu.latents import statistics
 
 NOTEBOOK = "11_latents_for_diffusion"

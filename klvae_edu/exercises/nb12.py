@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klvae_edu import tiling
 from klvae_edu.data.shards import ShardReader
-from klvae_edu.exercises.framework import Blank, Exercise, OpenGap, call
-from klvae_edu.exercises.judging import Probe, adapted, judge_function, probe, same
-from klvae_edu.precision import in_float32
+from klvae_edu.exercises.exercise import Blank, Exercise, OpenGap, call
+from klvae_edu.exercises.judges.functions import Probe, adapted, judge_function, probe, same
+from klvae_edu.performance import tiling
+from klvae_edu.performance.upcast import in_float32
 from klvae_edu.training.recipes import load_recipe
 
 NOTEBOOK = "12_scaling_up"

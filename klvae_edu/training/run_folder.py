@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from klvae_edu.training.checkpoint import partial_folder, read_description, save_checkpoint
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import Training
-from klvae_edu.training.state import partial_folder, read_description, save_checkpoint
-from klvae_edu.weight_files import written_aside
+from klvae_edu.weights.files import atomic_write
 
 if sys.platform != "win32":
     import fcntl
@@ -110,7 +110,7 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         self._take()  # one that is new
-        with written_aside(self.path / "training.json") as path:
+        with atomic_write(self.path / "training.json") as path:
             values = config.to_dict() | {"resume": None}  # whoever repeats this run begins at its beginning
             path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         for later in self.checkpoints():
@@ -124,7 +124,7 @@ class RunFolder:
         log = self.path / "log.jsonl"
         if log.exists():
             kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) in range(step + 1)]
-            with written_aside(log) as path:
+            with atomic_write(log) as path:
                 path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def _take(self) -> None:
@@ -195,14 +195,14 @@ class RunFolder:
 
         if self.writes:
             name = self.path / f"held_out_{step:06d}.png"
-            with self._telling(name), written_aside(name) as path:
+            with self._telling(name), atomic_write(name) as path:
                 Image.fromarray(picture).save(path, format="PNG")
 
     def save_report(self, report: str | None) -> None:
         """Write which files of the data could not be read, all of them, into `unreadable.txt`."""
         if self.writes and report:
             name = self.path / "unreadable.txt"
-            with self._telling(name), written_aside(name) as path:
+            with self._telling(name), atomic_write(name) as path:
                 path.write_text(report + "\n", encoding="utf-8")
 
     @contextmanager

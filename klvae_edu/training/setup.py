@@ -19,7 +19,7 @@ from klvae_edu.environment import pick_device
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.perceptual import LPIPS, SMALLEST_SIDE
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.start import start_as_averages
+from klvae_edu.training.initialise import start_as_averages
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.environment import progress
+from klvae_edu.training.checkpoint import load_checkpoint, read_description
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.data_order import PASS, batches, images_of, reports
-from klvae_edu.training.held_out import HeldOut
+from klvae_edu.training.loader import PASS, batches, images_of, reports
 from klvae_edu.training.run_folder import RunFolder
 from klvae_edu.training.setup import Training, set_up, start_accelerator
-from klvae_edu.training.state import load_checkpoint, read_description
 from klvae_edu.training.steps import discriminator_step, generator_step
+from klvae_edu.training.validation import HeldOut
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,7 +72,7 @@ class TrainingResult:
         if self.interrupted:
             command = config.command(resume="auto")
             if self.processes > 1:
-                launcher = f"torchrun --nproc-per-node {self.processes} -m klvae_edu.training"
+                launcher = f"torchrun --nproc-per-node {self.processes} -m klvae_edu train"
                 command = command.replace("klvae train", launcher, 1)
             lines += [f"Interrupted. To go on: {command}"]
         return "\n".join(lines)

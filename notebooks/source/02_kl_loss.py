@@ -29,7 +29,7 @@ from klvae_edu import AutoencoderKL, DiagonalGaussianDistribution
 from klvae_edu.data import photographs
 from klvae_edu.environment import progress
 from klvae_edu.exercises import check, hint, solution
-from klvae_edu.explorer import Choice, Explorer
+from klvae_edu.explore.explorer import Choice, Explorer
 from klvae_edu.losses import vae_loss
 from klvae_edu.plots import PALETTE, figure, figure_to_image, show
 

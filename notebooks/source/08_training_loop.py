@@ -44,7 +44,7 @@ from klvae_edu.plots import PALETTE, figure, image_grid, show
 from klvae_edu.training import steps
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import set_up, start_accelerator
-from klvae_edu.training.state import load_checkpoint, networks, save_checkpoint
+from klvae_edu.training.checkpoint import load_checkpoint, networks, save_checkpoint
 
 BLUE, ORANGE, GREEN, GREY = *PALETTE[:3], "0.6"
 
@@ -808,7 +808,7 @@ print(sorted(path.name for path in checkpoint.iterdir()))
 
 # %% [markdown]
 # Networks, both optimisers, the random numbers, and a description with the step and a fingerprint of every file. The order of the
-# data and the learning rate follow from the step (notebook 12 and `klvae_edu.training.data_order`).
+# data and the learning rate follow from the step (notebook 12 and `klvae_edu.training.loader`).
 
 # %%
 resumed, from_weights = (set_up(SHORT, start_accelerator(SHORT)) for _ in range(2))

@@ -28,13 +28,14 @@ from IPython.display import display
 from torch import nn
 from torch.nn import functional as F
 
-from klvae_edu import AutoencoderKL, latents, panels
+from klvae_edu import AutoencoderKL, latents
 from klvae_edu.baselines import jpeg
 from klvae_edu.blocks import Attention
 from klvae_edu.data import photographs
 from klvae_edu.exercises import check, hint, solution
 from klvae_edu.metrics import psnr
-from klvae_edu.photograph import Photograph
+from klvae_edu.explore import panels
+from klvae_edu.explore.photograph import Photograph
 from klvae_edu.plots import PALETTE, figure, image_grid, show
 
 torch.set_grad_enabled(False)  # nothing is trained today

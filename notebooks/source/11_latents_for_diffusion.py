@@ -39,7 +39,7 @@ from klvae_edu.data import photographs
 from klvae_edu.data.sprites import COLOURS, SHAPES, read_sprite, sprite, sprite_label
 from klvae_edu.exercises import check, hint, solution
 from klvae_edu.flow import VelocityNet, train_flow
-from klvae_edu.latent_dataset import LatentDataset
+from klvae_edu.data.latent_dataset import LatentDataset
 from klvae_edu.plots import PALETTE, figure, image_grid, show
 
 BLUE, ORANGE, GREEN, GREY = *PALETTE[:3], "0.6"

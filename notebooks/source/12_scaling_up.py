@@ -41,10 +41,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from klvae_edu import AutoencoderKL
 from klvae_edu.data import image_dataset, photographs
 from klvae_edu.exercises import check, hint, solution
-from klvae_edu.memory import TensorMemory
+from klvae_edu.performance.memory import TensorMemory
 from klvae_edu.plots import PALETTE, figure, image_grid, show
-from klvae_edu.tiling import seam_lines, seam_metric
-from klvae_edu.winograd import WinogradConv2d
+from klvae_edu.performance.tiling import seam_lines, seam_metric
+from klvae_edu.performance.winograd import WinogradConv2d
 
 BLUE, ORANGE, GREEN, GREY = *PALETTE[:3], "0.6"
 
@@ -753,7 +753,7 @@ print(ended.stdout.strip())
 # without an error message; diffusers' example script does (`docs/training.md`). The package's engine runs the same way:
 #
 # ```
-# torchrun --nproc-per-node 2 -m klvae_edu.training mini
+# torchrun --nproc-per-node 2 -m klvae_edu train mini
 # ```
 
 # %% [markdown]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from klvae_edu.flipbook import Page, flipbook
+from klvae_edu.explore.flipbook import Page, flipbook
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

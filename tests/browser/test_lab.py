@@ -9,11 +9,12 @@ import time
 import urllib.request
 from pathlib import Path
 
-import learner_copy
 import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import TimeoutError
+
+from tools import learner_copy
 
 NOTEBOOKS = ["02_kl_loss.ipynb", "10_latent_space_explorer.ipynb"]
 SECONDS = 180  # for all cells of a notebook, on a machine with other work

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from classroom import build_wheel
-from course import COURSE
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tools.classroom import build_wheel
+from tools.course import COURSE
 
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 COLAB = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#"))

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from klvae_edu import AutoencoderKL, single_file
-from klvae_edu.checkpoints import WEIGHTS_NAME
+from klvae_edu import AutoencoderKL
 from klvae_edu.cli import main
+from klvae_edu.weights import single_file
+from klvae_edu.weights.pretrained import WEIGHTS_NAME
 
 
 def test_writes_one_file_from_a_folder_and_a_folder_from_that_file(

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
 
 import pytest
+import torch
+from packaging.requirements import Requirement
 
 from klvae_edu.cli import main
 from klvae_edu.commands import doctor
-from klvae_edu.environment import Check
+from klvae_edu.commands.doctor import Check
+from klvae_edu.environment import PROCESS_SETTINGS
 
 
 def test_the_doctor_finds_what_is_required_here(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,3 +53,116 @@ def test_the_doctor_succeeds_when_only_optional_things_are_missing(
 ) -> None:
     monkeypatch.setattr(doctor, "doctor", lambda: iter([Check("extra", False, "missing", "get it", required=False)]))
     assert main(["doctor"]) == 0
+
+
+# ---- Each check -----------------------------------------------------------------------------------------------------
+
+
+def test_every_check_of_the_doctor_has_its_say_and_what_is_required_is_here() -> None:
+    checks = list(doctor.doctor())
+    assert {"python", "memory", "disk", "write access", "torch loads", "gpu", "torchvision fits torch"} <= {
+        check.name for check in checks
+    }
+    assert [check for check in checks if check.required and not check.ok] == []
+    assert all(check.detail and (check.ok or check.remedy) for check in checks)
+
+
+def test_the_doctor_looks_at_every_package_of_pyproject() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = project["optional-dependencies"]
+    required = {Requirement(line).name for line in project["dependencies"]}
+    optional = {Requirement(line).name for group in ("course", "test") for line in groups[group]}
+    checks = list(doctor.check_requirements())
+    assert {check.name for check in checks if check.required} == required
+    assert {check.name for check in checks if not check.required} == optional
+
+
+def test_a_missing_package_fails_with_the_command_that_installs_it() -> None:
+    check = doctor.check_package("no-such-package-anywhere", ">=1.0")
+    assert check == Check(
+        "no-such-package-anywhere", False, "not installed, wanted >=1.0", "pip install 'no-such-package-anywhere>=1.0'"
+    )
+
+
+def test_a_missing_optional_package_says_who_needs_it() -> None:
+    check = doctor.check_package("no-such-package-anywhere", ">=1.0", "the notebooks need it")
+    assert not check.ok and not check.required
+    assert "the notebooks need it" in check.remedy
+
+
+def test_a_package_that_is_too_old_fails_with_both_versions() -> None:
+    found = metadata.version("numpy")
+    check = doctor.check_package("numpy", ">=999")
+    assert not check.ok
+    assert check.detail == f"{found}, wanted >=999"
+
+
+def test_a_package_that_is_not_installed_at_all_is_told_from_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_found(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", not_found)
+    (check,) = doctor.check_requirements()
+    assert not check.ok and "pip install -e" in check.remedy
+
+
+def test_a_torch_that_cannot_be_loaded_is_reported_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # makes `import torch` fail
+    check = doctor.check_torch()
+    assert not check.ok and "ModuleNotFoundError" in check.detail
+    assert not doctor.check_gpu().ok
+
+
+def test_a_torchvision_built_for_another_torch_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    check = doctor.check_torchvision()
+    assert not check.ok and "nms" in check.detail and "together" in check.remedy
+
+
+def test_a_gpu_that_does_not_compute_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "pick_device", lambda: torch.device("meta"))  # a device that holds no numbers
+    check = doctor.check_gpu()
+    assert not check.ok and not check.required and "--device cpu" in check.remedy
+
+
+def test_an_old_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4))
+    assert not doctor.check_python().ok
+
+
+def test_too_little_disk_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert doctor.check_disk(tmp_path).ok == (shutil.disk_usage(tmp_path).free >= doctor.DISK_NEEDED)
+    monkeypatch.setattr(doctor, "DISK_NEEDED", 2**80)
+    check = doctor.check_disk(tmp_path)
+    assert not check.ok and str(tmp_path) in check.detail
+
+
+def test_too_little_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MEMORY_NEEDED", 2**80)
+    assert not doctor.check_memory().ok
+
+
+def test_a_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
+    assert doctor.check_write_access(tmp_path).ok
+    assert list(tmp_path.iterdir()) == []
+    assert not doctor.check_write_access(tmp_path / "missing").ok
+
+
+def test_missing_settings_are_a_note_with_the_line_that_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name, value in PROCESS_SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    assert doctor.check_process_settings().ok
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    check = doctor.check_process_settings()
+    assert not check.ok and not check.required
+    assert "export GOMP_SPINCOUNT=20000" in check.remedy and "MALLOC" not in check.detail
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_other_systems_do_not_need_the_settings(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    assert doctor.check_process_settings().ok

@@ -16,8 +16,8 @@ import torch
 from klvae_edu import AutoencoderKL
 from klvae_edu.cli import main
 from klvae_edu.data import save_image
+from klvae_edu.data.latent_dataset import LatentDataset
 from klvae_edu.environment import PROCESS_SETTINGS
-from klvae_edu.latent_dataset import LatentDataset
 
 PATIENCE = 300  # seconds, on a busy machine
 

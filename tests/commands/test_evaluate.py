@@ -23,7 +23,7 @@ SHORT = ["--size", "32", "--crops", "22", "--device", "cpu"]
 
 @pytest.fixture(autouse=True)
 def few_crops_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("klvae_edu.training.held_out.PCA_CROPS", 16)
+    monkeypatch.setattr("klvae_edu.training.validation.PCA_CROPS", 16)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_patch_pca_of_large_patches_is_fitted_to_crops_of_no_more_pixels(monkeyp
         sizes.append((config.data, config.size, split, count))
         return torch.rand(4, 3, config.size, config.size), None
 
-    monkeypatch.setattr("klvae_edu.training.held_out.some_crops", crops)
+    monkeypatch.setattr("klvae_edu.training.validation.some_crops", crops)
     for factor in (4, 8, 32):
         assert fitted_pca(factor, 4, "dead-leaves").patch_size == factor
     assert sizes == [("dead-leaves", side, "train", 16) for side in (64, 128, 128)]

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import torch
-from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 from klvae_edu.exercises import EXERCISES
+from tests.exercises.answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 LOG_2PI = math.log(2 * math.pi)
 

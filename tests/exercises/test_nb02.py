@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from answers import assert_passes, assert_rejected, mistakes, verdicts
 from torch.distributions import Independent, Normal, kl_divergence
 
 from klvae_edu.exercises import EXERCISES, Verdict
+from tests.exercises.answers import assert_passes, assert_rejected, mistakes, verdicts
 
 
 def raises(*args):

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 from torch import nn
 
 from klvae_edu.blocks import ResnetBlock2D
 from klvae_edu.exercises import nb03
+from tests.exercises.answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 
 def raises(*args):

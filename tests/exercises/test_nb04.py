@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 from torch import nn
 from torch.nn import functional as F
 
 from klvae_edu.blocks import Attention, Downsample2D, Upsample2D
 from klvae_edu.exercises import nb04
+from tests.exercises.answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 # 04.1
 

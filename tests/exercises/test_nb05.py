@@ -9,12 +9,13 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 from torch import nn
 
-from klvae_edu import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistribution, encoder_decoder, names
+from klvae_edu import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistribution, network
 from klvae_edu.blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
 from klvae_edu.exercises import EXERCISES, nb05
+from klvae_edu.weights import keys
+from tests.exercises.answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 SMALL = AutoencoderKLConfig(block_out_channels=(8, 16, 24), norm_num_groups=4, latent_channels=3)
 
@@ -25,7 +26,7 @@ SMALL = AutoencoderKLConfig(block_out_channels=(8, 16, 24), norm_num_groups=4, l
 @pytest.mark.parametrize("side", [64, 50])
 def test_the_finished_walk_is_the_encoders(side):
     shapes, x = [], torch.zeros(1, 3, side, side)
-    encoder = encoder_decoder.Encoder(SMALL)
+    encoder = network.Encoder(SMALL)
     for stage in (encoder.conv_in, *encoder.down_blocks):
         x = stage(x)
         shapes.append((x.shape[1], x.shape[2]))
@@ -50,10 +51,10 @@ def test_at_full_size_the_finished_assembly_has_stable_diffusions_parameters():
 def test_the_finished_translation_is_the_packages():
     with torch.device("meta"):
         weights = AutoencoderKL(AutoencoderKLConfig()).state_dict()
-    compvis = names.to_compvis(weights)
+    compvis = keys.to_compvis(weights)
     assert {nb05.diffusers_name(name, 4) for name in compvis} == weights.keys() != compvis.keys()
     for name, tensor in compvis.items():
-        assert names.to_diffusers({"decoder.up.3.block.0.norm1.bias": tensor, name: tensor}).keys() == {
+        assert keys.to_diffusers({"decoder.up.3.block.0.norm1.bias": tensor, name: tensor}).keys() == {
             "decoder.up_blocks.0.resnets.0.norm1.bias",
             nb05.diffusers_name(name, 4),
         }
@@ -587,7 +588,7 @@ def test_a_wrong_encoder_is_named(keyword, answer):
     assert_rejected("05.2", answer, keyword)
 
 
-@verdicts("05.2", [EncoderRight, EncoderByHand, encoder_decoder.Encoder])
+@verdicts("05.2", [EncoderRight, EncoderByHand, network.Encoder])
 def test_a_right_encoder_passes_in_any_style(answer):
     assert_passes("05.2", answer)
 
@@ -794,7 +795,7 @@ def test_a_wrong_decoder_is_named(keyword, answer):
     assert_rejected("05.3", answer, keyword)
 
 
-@verdicts("05.3", [DecoderRight, DecoderInPlace, encoder_decoder.Decoder])
+@verdicts("05.3", [DecoderRight, DecoderInPlace, network.Decoder])
 def test_a_right_decoder_passes_in_any_style(answer):
     assert_passes("05.3", answer)
 
@@ -827,7 +828,7 @@ class AutoencoderRight(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.encoder, self.decoder = encoder_decoder.Encoder(config), encoder_decoder.Decoder(config)
+        self.encoder, self.decoder = network.Encoder(config), network.Decoder(config)
         z, k = config.latent_channels, self.kernel
         self.quant_conv = nn.Conv2d(z * 2, z * 2, kernel_size=k, padding=k // 2)
         self.post_quant_conv = nn.Conv2d(z, z, kernel_size=k, padding=k // 2)

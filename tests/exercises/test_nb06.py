@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,6 +13,7 @@ from klvae_edu import losses
 from klvae_edu.baselines import PatchPCA
 from klvae_edu.exercises import EXERCISES, nb06
 from klvae_edu.perceptual import LPIPS
+from tests.exercises.answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 # 06.1
 

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 from torch import nn
 from torch.nn import functional as F
 
 from klvae_edu import discriminator as finished
 from klvae_edu import losses
 from klvae_edu.exercises import nb07
+from tests.exercises.answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 # 07.1
 

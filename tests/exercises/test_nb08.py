@@ -8,7 +8,6 @@ import random
 
 import pytest
 import torch
-from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 from torch.nn import functional as F
 
 from klvae_edu.exercises import EXERCISES
@@ -27,6 +26,7 @@ from klvae_edu.training.setup import ema_update as ema_of_the_package
 from klvae_edu.training.setup import set_up, start_accelerator
 from klvae_edu.training.steps import frozen
 from klvae_edu.training.steps import generator_step as generator_step_of_the_package
+from tests.exercises.answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 # 08.1
 

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -14,6 +13,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from klvae_edu import metrics
 from klvae_edu.exercises import EXERCISES, nb09
 from klvae_edu.exercises.nb09 import local_mean
+from tests.exercises.answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 # 09.1
 

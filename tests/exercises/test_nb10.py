@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 from torch import nn
 from torch.nn import functional as F
 
 from klvae_edu import latents
 from klvae_edu.exercises import EXERCISES, nb10
 from klvae_edu.gaussian import DiagonalGaussianDistribution
+from tests.exercises.answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 # 10.1
 

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 from klvae_edu import flow, latents
 from klvae_edu.exercises import nb11
+from tests.exercises.answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
 # 11.1
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from answers import assert_blank, assert_passes, assert_rejected
 from torch import nn
 from torch.nn import functional as F
 
 from klvae_edu.exercises import EXERCISES
-from klvae_edu.tiling import GlobalStatistics, placements
+from klvae_edu.performance.tiling import GlobalStatistics, placements
+from tests.exercises.answers import assert_blank, assert_passes, assert_rejected
 
 # 12.1
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 
 import pytest
-from answers import SOURCES, imported
-from markers import select
 
 from klvae_edu.exercises import EXERCISES
+from tests.exercises.answers import SOURCES, imported
+from tools.markers import select
 
 
 def verdicts(name, solved):

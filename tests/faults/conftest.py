@@ -98,9 +98,9 @@ class Runs:
         self.started: list[subprocess.Popen[str]] = []
 
     def start(
-        self, *options: str, ranks: int = 1, program: tuple[str, ...] = ("-m", "klvae_edu.training"), **more: Any
+        self, *options: str, ranks: int = 1, program: tuple[str, ...] = ("-m", "klvae_edu", "train"), **more: Any
     ) -> subprocess.Popen[str]:
-        """`python -m klvae_edu.training …`, or the same under torchrun, in a process group of its own."""
+        """`python -m klvae_edu train …`, or the same under torchrun, in a process group of its own."""
         command = [sys.executable, *program, *options]
         if ranks > 1:
             with socket.socket() as free:

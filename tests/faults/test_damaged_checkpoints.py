@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from klvae_edu.cli import main
+from klvae_edu.training.checkpoint import read_description, sealed
 from klvae_edu.training.run_folder import RunFolder
-from klvae_edu.training.state import read_description, sealed
 
 
 @pytest.fixture(scope="module")

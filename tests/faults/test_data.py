@@ -17,7 +17,7 @@ from PIL import Image
 from klvae_edu.cli import main
 from klvae_edu.data.crops import NAMES_IN_REPORT
 from klvae_edu.data.sources import Folder
-from klvae_edu.training.data_order import PASS, ShuffledFrom
+from klvae_edu.training.loader import PASS, ShuffledFrom
 
 IMAGES, EVERY = 2000, 20  # every 20th is broken
 SEED, CROPS, BATCH = 8, 11_500, 500  # with this seed every training image is among the first 11,500

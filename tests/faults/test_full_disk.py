@@ -14,8 +14,8 @@ from torch import Tensor
 from klvae_edu import AutoencoderKL
 from klvae_edu.cli import main
 from klvae_edu.training import trainer
+from klvae_edu.training.checkpoint import read_description
 from klvae_edu.training.setup import Training
-from klvae_edu.training.state import read_description
 
 AtStep4 = Callable[[Callable[[], None]], None]
 

@@ -21,8 +21,8 @@ from klvae_edu import AutoencoderKL
 from klvae_edu.cli import main
 from klvae_edu.perceptual import LPIPS
 from klvae_edu.training import steps, trainer
+from klvae_edu.training.checkpoint import read_description
 from klvae_edu.training.setup import Training
-from klvae_edu.training.state import read_description
 
 PATIENCE = 300  # seconds, on a busy machine
 ENDLESS = 100_000  # steps
@@ -106,8 +106,8 @@ def test_two_processes_stop_after_the_same_step_whichever_is_asked(small: list[s
         state = read_description(out / "checkpoints" / f"step_{step:07d}")
         assert (state["step"], state["processes"]) == (step, 2)
         assert [record["step"] for record in runs.log(out)] == list(range(1, step + 1))
-        launcher, options = how_to_go_on(printed)[:5], how_to_go_on(printed)[5:]
-        assert launcher == ["torchrun", "--nproc-per-node", "2", "-m", "klvae_edu.training"]
+        launcher, options = how_to_go_on(printed)[:6], how_to_go_on(printed)[6:]
+        assert launcher == ["torchrun", "--nproc-per-node", "2", "-m", "klvae_edu", "train"]
 
 
 @posix

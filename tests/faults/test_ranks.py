@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from klvae_edu.cli import main
-from klvae_edu.training.state import read_description
+from klvae_edu.training.checkpoint import read_description
 
 PATIENCE = 300  # seconds, on a busy machine; gloo itself would wait for half an hour
 TOLERANCE = 1e-10  # in float64; a wrong average shows at 1e-4 and above

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from klvae_edu import AutoencoderKL
-from klvae_edu.checkpoints import WEIGHTS_NAME
+from klvae_edu.weights.pretrained import WEIGHTS_NAME
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 

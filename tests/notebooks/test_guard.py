@@ -7,11 +7,12 @@ notebook that has none, so that a rule which has gone blind is found out.
 import re
 from statistics import median
 
-import build_notebooks
 import nbformat
 import pytest
-from build_notebooks import is_environment, tags
-from course import COURSE
+
+from tools import build_notebooks
+from tools.build_notebooks import is_environment, tags
+from tools.course import COURSE
 
 NAMES = COURSE.names()
 BOTH = [pytest.param(name, solved, id=f"{name}{'-solved' * solved}") for name in NAMES for solved in (False, True)]

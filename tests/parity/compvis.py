@@ -1,4 +1,4 @@
-"""CompVis' autoencoder as names and shapes, written down like its constructors and without `klvae_edu.names`.
+"""CompVis' autoencoder as names and shapes, written down like its constructors and without `klvae_edu.weights.keys`.
 
 Source: CompVis latent-diffusion, `ldm/modules/diffusionmodules/model.py` (Encoder, Decoder) and
 `ldm/models/autoencoder.py` (AutoencoderKL).

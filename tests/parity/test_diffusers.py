@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import AutoencoderKL as ReferenceAutoencoderKL
-from reference import CONFIGS, SMALL, compare, image, narrow, pair_of, randomise, reference_of, relative
 from torch import Tensor
 
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistribution
 from klvae_edu.config import PRESETS
+from tests.parity.reference import CONFIGS, SMALL, compare, image, narrow, pair_of, randomise, reference_of, relative
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from contperceptual import LPIPSWithDiscriminator
 from torch import Tensor, nn
 
 from klvae_edu.losses import adaptive_weight, discriminator_loss, kl_loss, last_layer_gradients, reconstruction_loss
@@ -21,6 +20,7 @@ from klvae_edu.perceptual import LPIPS
 from klvae_edu.training import setup, steps
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import TrainableDiscriminator, Training, set_up, start_accelerator
+from tests.parity.contperceptual import LPIPSWithDiscriminator
 
 SIZE, VALUES, BATCH = 16, 3 * 16 * 16, 2
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

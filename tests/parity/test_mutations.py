@@ -10,11 +10,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import SMALL, compare, image, pair_of, relative
 from torch import nn
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.blocks import Attention, Downsample2D, ResnetBlock2D
+from tests.parity.reference import SMALL, compare, image, pair_of, relative
 
 
 def eps_1e_5(model: AutoencoderKL) -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL as ReferenceAutoencoderKL
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
-from reference import pair_of
 from torch import Tensor
 
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
-from klvae_edu.tiling import seam_lines, seam_metric
+from klvae_edu.performance.tiling import seam_lines, seam_metric
+from tests.parity.reference import pair_of
 
 CONFIG = AutoencoderKLConfig(
     block_out_channels=(16, 16, 32, 32), layers_per_block=1, norm_num_groups=8, sample_size=64, scaling_factor=0.5

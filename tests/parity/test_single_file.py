@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL as ReferenceAutoencoderKL
-from reference import image, randomise, reference_of, relative
 from safetensors.torch import load_file, save_file
 
-from klvae_edu import AutoencoderKL, AutoencoderKLConfig, names
-from klvae_edu.names import to_compvis, to_diffusers
-from klvae_edu.single_file import load_single_file, save_single_file
+from klvae_edu import AutoencoderKL, AutoencoderKLConfig
+from klvae_edu.weights import keys
+from klvae_edu.weights.keys import to_compvis, to_diffusers
+from tests.parity.reference import image, randomise, reference_of, relative
 
 SD_V1 = AutoencoderKLConfig(block_out_channels=(32, 64, 64, 64))
 CONFIGS = {
@@ -64,7 +64,7 @@ def is_the_same_to_diffusers(file: Path, ours: AutoencoderKL) -> bool:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_our_compvis_file_is_the_same_model_in_diffusers(tmp_path: Path, config: AutoencoderKLConfig) -> None:
     ours = randomised(config)
-    save_single_file(ours, tmp_path / "vae.safetensors", names="compvis")
+    ours.to_single_file(tmp_path / "vae.safetensors", names="compvis")
     theirs = read_by_diffusers(tmp_path / "vae.safetensors", config)
     assert differing(ours, theirs) == []
     with torch.no_grad():
@@ -79,16 +79,16 @@ def test_a_whole_checkpoint_is_the_same_model_to_diffusers_and_to_us(tmp_path: P
     weights["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(1)
     save_file(weights, tmp_path / "sd.safetensors")
     assert differing(ours, read_by_diffusers(tmp_path / "sd.safetensors", SD_V1)) == []
-    assert differing(load_single_file(tmp_path / "sd.safetensors"), ours) == []
+    assert differing(AutoencoderKL.from_single_file(tmp_path / "sd.safetensors"), ours) == []
 
 
 @pytest.mark.parametrize("config", [*CONFIGS.values(), IN_LEVELS], ids=[*CONFIGS.keys(), "attention in a level"])
 def test_diffusers_weights_to_compvis_names_and_back_are_the_same(tmp_path: Path, config: AutoencoderKLConfig) -> None:
     theirs = reference_of(config, torch.float32)
     theirs.save_pretrained(tmp_path / "theirs")
-    save_single_file(AutoencoderKL.from_pretrained(tmp_path / "theirs"), tmp_path / "vae.safetensors")
+    AutoencoderKL.from_pretrained(tmp_path / "theirs").to_single_file(tmp_path / "vae.safetensors")
     assert not any("attentions" in name for name in load_file(tmp_path / "vae.safetensors"))
-    load_single_file(tmp_path / "vae.safetensors").save_pretrained(tmp_path / "ours")
+    AutoencoderKL.from_single_file(tmp_path / "vae.safetensors").save_pretrained(tmp_path / "ours")
     again = ReferenceAutoencoderKL.from_pretrained(tmp_path / "ours")
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in theirs.state_dict().items())
     assert again.config["scaling_factor"] == config.scaling_factor
@@ -96,7 +96,7 @@ def test_diffusers_weights_to_compvis_names_and_back_are_the_same(tmp_path: Path
 
 def test_our_file_of_diffusers_names_is_the_weight_file_of_diffusers_layout(tmp_path: Path) -> None:
     ours = randomised(SD_V1)
-    save_single_file(ours, tmp_path / "diffusion_pytorch_model.safetensors", names="diffusers")
+    ours.to_single_file(tmp_path / "diffusion_pytorch_model.safetensors", names="diffusers")
     ReferenceAutoencoderKL(**SD_V1.to_dict()).save_config(tmp_path)
     assert differing(ours, ReferenceAutoencoderKL.from_pretrained(tmp_path)) == []
 
@@ -131,13 +131,13 @@ def test_a_wrong_map_shows(tmp_path: Path, mistake: Callable[[str], str]) -> Non
 
 def test_a_table_that_does_not_reverse_the_levels_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mistake in our own table. It undoes itself on the way back, so round trips alone would not notice."""
-    table = [(compvis, diffusers.replace("{reversed}", "{level}")) for compvis, diffusers in names.TEMPLATES]
-    monkeypatch.setattr(names, "_RULES", {column: names._rules(table, column) for column in (0, 1)})
+    table = [(compvis, diffusers.replace("{reversed}", "{level}")) for compvis, diffusers in keys.TEMPLATES]
+    monkeypatch.setattr(keys, "RULES", {column: keys.rules(table, column) for column in (0, 1)})
     ours = randomised(AutoencoderKLConfig(block_out_channels=(32, 32, 32), layers_per_block=1))
     weights = ours.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in to_diffusers(to_compvis(weights)).items())
-    save_single_file(ours, tmp_path / "vae.safetensors")
+    ours.to_single_file(tmp_path / "vae.safetensors")
     assert not is_the_same_to_diffusers(tmp_path / "vae.safetensors", ours)
     monkeypatch.undo()
-    save_single_file(ours, tmp_path / "vae.safetensors")
+    ours.to_single_file(tmp_path / "vae.safetensors")
     assert is_the_same_to_diffusers(tmp_path / "vae.safetensors", ours)

@@ -239,7 +239,7 @@ def test_a_save_that_fails_names_what_is_kept(tmp_path: Path, monkeypatch: pytes
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("klvae_edu.training.state.write_safetensors", full)
+    monkeypatch.setattr("klvae_edu.training.checkpoint.write_safetensors", full)
     training.step = 5
     with pytest.raises(OSError, match=r"step 5 could not be saved .*No space left.*good checkpoint is .*step_0000004"):
         folder.save(training)

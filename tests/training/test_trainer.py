@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.data_order import training_loader
-from klvae_edu.training.held_out import HeldOut
+from klvae_edu.training.loader import training_loader
 from klvae_edu.training.setup import set_up, start_accelerator
 from klvae_edu.training.trainer import TrainingResult, train, training_step
+from klvae_edu.training.validation import HeldOut
 
 
 def tiny_run(out: Path, **changes: Any) -> TrainingConfig:
@@ -241,7 +241,7 @@ def test_a_process_that_ends_takes_its_workers_with_it() -> None:
     program = """
 import torch
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.data_order import training_loader
+from klvae_edu.training.loader import training_loader
 
 images = iter(training_loader(TrainingConfig(batch_size=2, workers=1), torch.utils.data.TensorDataset(torch.zeros(9))))
 next(images)  # and it is never closed
@@ -339,7 +339,7 @@ def test_a_folder_of_images_with_a_damaged_one_is_trained_on_and_the_damage_told
 
 
 def test_procedural_images_need_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("klvae_edu.training.held_out.PCA_CROPS", 8)
+    monkeypatch.setattr("klvae_edu.training.validation.PCA_CROPS", 8)
     assert train(tiny_run(tmp_path / "run", data="dead-leaves", steps=2)).step == 2
 
 
@@ -376,7 +376,7 @@ def test_the_summary_of_an_interrupted_run_says_how_to_go_on() -> None:
 
 def test_of_several_processes_as_many_go_on() -> None:
     result = replace(result_with({"model": 20.0, "patch-PCA": 26.0, "bicubic": 25.5}, step=3), processes=2)
-    assert "To go on: torchrun --nproc-per-node 2 -m klvae_edu.training --resume auto " in result.summary()
+    assert "To go on: torchrun --nproc-per-node 2 -m klvae_edu train --resume auto " in result.summary()
 
 
 def test_every_held_out_figure_is_measured_on_the_final_weights(result: TrainingResult) -> None:

@@ -1,0 +1,235 @@
+"""Grading: every handed-in notebook runs in a process of its own, and its answers are judged by this package.
+
+    teacher's process                          one process for each notebook
+    reads the notebook, starts the other  -->  imports the exercises for itself; runs the cells; judges each answer
+    waits, with a time limit              <--  writes its verdicts into a pipe that printing does not reach
+
+What a notebook prints, stores as output, or makes of the name `check` counts for nothing: an exercise is passed when
+the package's own judge has passed an object of the notebook's. But a notebook is a program and runs with the rights of
+whoever grades it: one written to cheat by reaching into its process, or to do harm, is not stopped here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["passed", "not right yet", "not attempted", "did not run"]
+Report = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What became of one exercise in one handed-in notebook."""
+
+    student: str
+    notebook: str  # the file, below the folder of hand-ins
+    exercise: str  # "NN.M"; empty where the file is no notebook of the course
+    state: State
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one notebook's process."""
+
+    seconds: float = 600.0
+    gigabytes: float = 6.0  # of memory, where the system can limit it (Linux)
+
+
+def hand_ins(folder: Path) -> list[tuple[str, Path]]:
+    """(student, file) of every notebook: FOLDER/STUDENT/….ipynb, or FOLDER/STUDENT.ipynb.
+
+    Raises:
+        ValueError: there is no such folder, or no notebook in it.
+    """
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*.ipynb"))]
+    files = [path for path in files if not any(part.startswith(".") for part in path.parts)]  # .ipynb_checkpoints
+    if not files:
+        raise ValueError(f"{folder}: expected a folder of handed-in notebooks, found none")
+    return [(path.with_suffix("").parts[0], folder / path) for path in files]
+
+
+def grade(folder: Path, limits: Limits) -> Iterator[list[Grade]]:
+    """The grades of one handed-in notebook after the other, those of each for every exercise of its notebook.
+
+    Raises:
+        ValueError: there is no such folder, or no notebook in it.
+    """
+    for student, file in hand_ins(folder):
+        name = file.relative_to(folder).as_posix()
+        yield [Grade(student, name, *result) for result in _grade_file(file, limits)]
+
+
+def _grade_file(file: Path, limits: Limits) -> list[tuple[str, State, str]]:
+    try:
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(file.read_bytes())["cells"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [("", "did not run", f"this is not a notebook ({type(error).__name__})")]
+    wanted = _exercises_of("\n".join(source for _, source in cells))
+    if not wanted:
+        return [("", "did not run", "no exercise of the course is in it")]
+    verdicts, trouble = _run([source for kind, source in cells if kind == "code"], limits)
+    return [(id, *verdicts[id]) if id in verdicts else (id, *_without_verdict(id, trouble)) for id in wanted]
+
+
+def _without_verdict(id: str, trouble: str) -> tuple[State, str]:
+    if trouble:
+        return "did not run", trouble
+    return "not attempted", f'no cell calls the course\'s own check("{id}", …)'
+
+
+def _exercises_of(text: str) -> list[str]:
+    """The ids of the notebook of which most exercises are mentioned: file names do not survive handing in."""
+    from klvae_edu.exercises import EXERCISES
+
+    mentioned = {id for id in re.findall(r"\b\d\d\.\d+\b", text) if id in EXERCISES}
+    notebooks = Counter(EXERCISES[id].notebook for id in sorted(mentioned)).most_common(1)
+    return [id for id, it in EXERCISES.items() if notebooks and it.notebook == notebooks[0][0]]
+
+
+def _run(cells: list[str], limits: Limits) -> tuple[dict[str, tuple[State, str]], str]:
+    """Run the cells in a new process. Returns its verdicts, and what went wrong, if anything did."""
+    token = secrets.token_hex()  # a line without it is not the judge's
+    settings = {"KLVAE_EDU_QUIET": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg"}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        environment = os.environ | settings | {"IPYTHONDIR": folder}
+        environment.pop("KLVAE_EDU_STRICT", None)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "klvae_edu.exercises.grading"],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        task = json.dumps({"token": token, "cells": cells, "gigabytes": limits.gigabytes}).encode()
+        late = False
+        try:
+            output, _ = process.communicate(task, timeout=limits.seconds)
+        except subprocess.TimeoutExpired:
+            late = True
+            _kill(process)
+            output = _what_was_written(process)
+        finally:
+            _kill(process)
+    lines = [line for line in map(_parse, output.splitlines()) if line.pop("token", None) == token]
+    verdicts: dict[str, tuple[State, str]] = {}
+    for line in lines:
+        if "exercise" in line and verdicts.get(line["exercise"], ("",))[0] != "passed":  # once passed is passed
+            verdicts[line["exercise"]] = (line["state"], line["message"])
+    if late:
+        return verdicts, f"stopped after {limits.seconds:g} s"
+    if not any("done" in line for line in lines):
+        return verdicts, "the notebook ended its process, or was ended: out of memory, perhaps"
+    return verdicts, next((line["error"] for line in lines if "error" in line), "")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the process and what it started."""
+    try:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _what_was_written(process: subprocess.Popen[bytes]) -> bytes:
+    try:
+        return process.communicate(timeout=5)[0]
+    except subprocess.TimeoutExpired as error:  # something that got away holds the pipe open
+        return error.stdout or b""
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+# ---- In the process of one notebook ----------------------------------------------------------------------------------
+
+
+def _work() -> None:
+    """Read the task from standard input and run it; verdicts go, as lines of JSON, to what was standard output."""
+    task = json.loads(sys.stdin.buffer.read())
+    channel, nowhere = os.dup(1), os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nowhere, standard)
+    token = task["token"]
+
+    def report(**line: str) -> None:
+        os.write(channel, json.dumps({"token": token, **line}).encode() + b"\n")
+
+    _limit_memory(task["gigabytes"])
+    _judge_checks(report)
+    _run_cells(task["cells"], report)
+    report(done="")
+    os._exit(0)  # threads and exit handlers of the notebook have had their time
+
+
+def _limit_memory(gigabytes: float) -> None:
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 1e9),) * 2)
+
+
+def _judge_checks(report: Report) -> None:
+    """Let `check` in the notebook's copy of the package ask a judge in another copy, and report the verdict."""
+    from klvae_edu.exercises import EXERCISES as judges
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "klvae_edu"]:
+        del sys.modules[name]  # what the notebook imports and changes is not what judges it
+    import klvae_edu.exercises as notebooks
+
+    finished, ask = {id: it.reference for id, it in notebooks.EXERCISES.items()}, notebooks.check
+
+    def check(id: str, attempt: Any) -> Any:
+        if id not in judges:
+            return ask(id, attempt)  # which says what is near
+        if attempt is finished[id]:
+            report(exercise=id, state="not attempted", message="this is the finished version")
+            return attempt
+        verdict = judges[id].run(attempt)
+        state: State = "passed" if verdict.passed else "not right yet" if verdict.attempted else "not attempted"
+        report(exercise=id, state=state, message=verdict.message)
+        return attempt if verdict.passed else finished[id]
+
+    notebooks.check = check
+
+
+def _run_cells(cells: list[str], report: Report) -> None:
+    """Run every cell as a kernel does, also after one that failed; the first failure is reported."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    shell = InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
+    failed = False
+    for number, source in enumerate(cells, 1):
+        result = shell.run_cell(source)  # type: ignore[no-untyped-call]
+        error = result.error_before_exec or result.error_in_exec
+        if error is not None and not failed:
+            failed = True
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            report(error=f"code cell {number} failed ({text[:160]})")
+
+
+if __name__ == "__main__":
+    _work()

@@ -1,0 +1,81 @@
+"""Judges an answer that computes plain numbers, as `judging` does with one that computes tensors."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from klvae_edu.exercises.exercise import Judge, call
+
+Probe = tuple[Any, ...]
+Numbers = tuple[float, ...]
+
+
+def judge_numbers(
+    reference: Callable[..., Any],
+    probes: Sequence[Probe],
+    mistakes: Sequence[tuple[str, Callable[..., Any]]],
+    given: Callable[[Probe], str],
+    asked: str = "one number",
+) -> Judge:
+    """A judge of functions that return one number, or several.
+
+    Args:
+        reference: the finished version.
+        probes: arguments to call it with.
+        mistakes: what to say, and code that makes the mistake. It has to agree on all probes.
+        given: a probe in words, for an answer that none of them explains.
+        asked: what the function returns, in words.
+    """
+    expected = [_numbers(reference(*copy.deepcopy(arguments))) for arguments in probes]
+
+    def judge(attempt: Any) -> str | None:
+        if not callable(attempt):
+            return f"expected the function itself, got its result or another object ({type(attempt).__name__})"
+        results = []
+        for arguments, right in zip(probes, expected, strict=True):
+            own = copy.deepcopy(arguments)
+            result = call(attempt, *own)
+            if own != arguments:
+                return "it changes its input: work on a copy, such as values[::-1]"
+            found = _numbers(result)
+            if found is None or right is None or len(found) != len(right):
+                return f"expected {asked}, got {type(result).__name__}"
+            results.append(found)
+        if _agree(results, expected):
+            return None
+        for message, code in mistakes:
+            if _agree(results, [_numbers(code(*copy.deepcopy(arguments))) for arguments in probes]):
+                return message
+        wrong = next(i for i, found in enumerate(results) if not _agree([found], [expected[i]]))
+        wanted, yours = _in_words(expected[wrong]), _in_words(results[wrong])
+        return f"for {given(probes[wrong])} {wanted} was expected, and yours is {yours}"
+
+    return judge
+
+
+def _numbers(result: Any) -> Numbers | None:
+    """One number or a sequence of them; None: something else."""
+    try:
+        values = result if isinstance(result, (list, tuple)) else np.asarray(result).reshape(-1)
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _in_words(numbers: Numbers | None) -> str:
+    return " and ".join(f"{number:.4g}" for number in numbers or ())
+
+
+def _agree(results: Sequence[Numbers | None], others: Sequence[Numbers | None]) -> bool:
+    return all(
+        a is not None
+        and b is not None
+        and len(a) == len(b)
+        and all(math.isclose(x, y, rel_tol=1e-5) for x, y in zip(a, b, strict=True))
+        for a, b in zip(results, others, strict=True)
+    )

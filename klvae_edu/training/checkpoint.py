@@ -1,0 +1,223 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped, in a folder that is whole or not there.
+
+A checkpoint is written beside its place, forced to the disk and renamed: whatever moment a run is killed at, the ones
+before it stay good. The learning rate and the order of the data follow from the number of the step, so neither has a
+state of its own; but the place in a stream has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from klvae_edu.data.shards import StreamPosition
+from klvae_edu.training.setup import Training
+from klvae_edu.weights.files import SafetensorsFile, write_safetensors
+from klvae_edu.weights.pretrained import config_json
+
+WEIGHTS, OPTIMIZERS, STATE = "weights.safetensors", "optimizers.pt", "state.json"
+FORMAT = 1
+
+
+def save_checkpoint(training: Training, folder: Path) -> None:
+    """Write all of `training` into `folder`. Every process calls it; one writes the networks, each its random numbers
+    and its place in a stream.
+
+    Raises:
+        OSError: the disk is full or gone. Nothing is left of the attempt.
+    """
+    accelerator = training.accelerator
+    partial = partial_folder(folder)
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        _save(random_states(), partial / f"random_{accelerator.process_index}.pt")
+        if training.stream is not None:
+            _save(training.stream.to_dict(), partial / f"stream_{accelerator.process_index}.pt")
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_safetensors(networks(training), partial / WEIGHTS, {"format": "pt"})
+            _save(_optimizers(training), partial / OPTIMIZERS)
+            (partial / STATE).write_text(sealed(_description(training, partial)), encoding="utf-8")
+            _sync(partial / STATE)
+            _sync(partial)
+            if folder.exists():  # damaged, or of a run that was taken up from an earlier step
+                shutil.rmtree(folder)
+            os.rename(partial, folder)
+            _sync(folder.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have words of their own for it
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"the checkpoint of step {training.step} could not be written ({error})") from error
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(training: Training, folder: Path) -> None:
+    """Put `training` into the state in which `save_checkpoint` found it.
+
+    Raises:
+        ValueError: damaged, of other networks, or of another number of processes. `training` is as it was.
+    """
+    state = read_description(folder)
+    processes = training.accelerator.num_processes
+    if state["processes"] != processes:
+        raise ValueError(f"{folder}: a checkpoint of {state['processes']} process(es), and this run has {processes}")
+    for name, mine in _architecture(training).items():
+        if mine != state["architecture"][name]:
+            raise ValueError(f"{folder}: of another {name}, {_difference(mine, state['architecture'][name])}")
+    weights = SafetensorsFile(folder / WEIGHTS)
+    optimizers = _load(folder / OPTIMIZERS)
+    random = _load(folder / f"random_{training.accelerator.process_index}.pt")
+    stream = f"stream_{training.accelerator.process_index}.pt"
+    position = StreamPosition.from_dict(_load(folder / stream)) if stream in state["files"] else None
+    with torch.no_grad():
+        for name, tensor in networks(training).items():
+            tensor.copy_(weights[name])
+    training.optimizer.load_state_dict(optimizers["autoencoder"])
+    if training.disc_optimizer is not None:
+        training.disc_optimizer.load_state_dict(optimizers["discriminator"])
+    training.step, training.stream = state["step"], position
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, once each of its files is seen to be what was written.
+
+    Raises:
+        ValueError: it is not there, or a file is missing, cut off or changed.
+    """
+    path = folder / STATE
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise ValueError(f"{folder}: a checkpoint of format {state['format']}, this version reads {FORMAT}")
+        if state.pop("seal") != _seal(state):
+            raise KeyError("seal")
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: no checkpoint here: {STATE} is missing") from error
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged, not the description of a checkpoint") from error
+    for name, expected in state["files"].items():
+        found = _fingerprint(folder / name) if (folder / name).is_file() else None
+        if found != expected:
+            what = "missing" if found is None else f"{found['bytes']} bytes of {expected['bytes']}"
+            same_length = found is not None and found["bytes"] == expected["bytes"]
+            raise ValueError(f"{folder / name}: damaged: {'its contents have changed' if same_length else what}")
+    return state
+
+
+def sealed(description: Mapping[str, Any]) -> str:
+    """`state.json`: a checkpoint's description, with a digest of it, so that a change by hand or by a disk is seen."""
+    return json.dumps({**description, "seal": _seal(description)}, indent=1)
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where a checkpoint is written before it is whole."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def networks(training: Training) -> dict[str, Tensor]:
+    """Every tensor of every network by name, as it lies in memory."""
+    found: dict[str, torch.nn.Module | None] = {
+        "autoencoder": training.vae,
+        "average": training.ema,
+        "discriminator": training.patchgan if training.discriminator is not None else None,
+    }
+    return {
+        f"{network}.{name}": tensor
+        for network, module in found.items()
+        if module is not None
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def random_states() -> dict[str, Tensor]:
+    """Of this process: PyTorch's, the only ones that training draws from; crops are functions of seed and index."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _optimizers(training: Training) -> dict[str, Any]:
+    found = {"autoencoder": training.optimizer, "discriminator": training.disc_optimizer}
+    return {name: optimizer.state_dict() for name, optimizer in found.items() if optimizer is not None}
+
+
+def _architecture(training: Training) -> dict[str, Any]:
+    """What must be the same for a checkpoint to fit."""
+    config = training.config
+    patchgan = {"disc_channels": config.disc_channels, "disc_layers": config.disc_layers}
+    return {
+        "autoencoder": json.loads(config_json(training.vae.config)),
+        "discriminator": patchgan if config.disc_weight else None,
+        "training": {"trained_part": config.trained_part, "averaged": training.ema is not None},
+    }
+
+
+def _difference(mine: Any, saved: Any) -> str:
+    if not (isinstance(mine, dict) and isinstance(saved, dict)):
+        return f"which this run {'has and the checkpoint has not' if mine else 'has not and the checkpoint has'}"
+    fields = [name for name in mine if mine[name] != saved.get(name)]
+    return "; ".join(f"{name}: expected {mine[name]}, got {saved.get(name)}" for name in fields)
+
+
+def _description(training: Training, partial: Path) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "step": training.step,
+        "processes": training.accelerator.num_processes,
+        "architecture": _architecture(training),
+        "config": training.config.to_dict(),
+        "files": {path.name: _fingerprint(path) for path in sorted(partial.iterdir())},
+    }
+
+
+def _seal(description: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "blake2b").hexdigest()
+    return {"bytes": path.stat().st_size, "blake2b": digest}
+
+
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(dict(content), file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch says "unexpected pos"; the reason is beneath
+            raise error.__context__ from None
+        raise
+    _sync(path)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:  # whose words tell how to run foreign code after all
+        raise ValueError(f"{path}: not what a checkpoint holds: tensors, numbers and their names") from error
+
+
+def _sync(path: Path) -> None:
+    """Force a file or the list of a folder's files to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

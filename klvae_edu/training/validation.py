@@ -1,0 +1,73 @@
+"""How good the model is on images it is not trained on, beside two methods that need no network."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from klvae_edu.autoencoder import AutoencoderKL
+from klvae_edu.baselines import PatchPCA, bicubic
+from klvae_edu.metrics import psnr
+from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.loader import images_of
+
+if TYPE_CHECKING:
+    from klvae_edu.plots import Pixels
+
+PCA_CROPS = 512  # training crops that patch-PCA is fitted on
+PICTURE_CROPS = 8
+
+
+@torch.no_grad()
+def reconstructions(vae: AutoencoderKL, pca: PatchPCA, images: Tensor) -> dict[str, Tensor]:
+    """The images (B, 3, H, W) as the model, patch-PCA and bicubic interpolation give them back, by name.
+
+    The model's goes through the mode of the posterior. patch-PCA, fitted with `latent_channels` components for f×f
+    patches, keeps as many numbers as the model's latent; bicubic keeps 3 numbers per f×f pixels.
+    """
+    return {
+        "model": vae(images.to(vae.device)).sample.cpu(),
+        "patch-PCA": pca.reconstruct(images),
+        "bicubic": bicubic(images, vae.downsample_factor),
+    }
+
+
+class HeldOut:
+    """Crops of images that are never trained on.
+
+    Raises:
+        ValueError: `config.data` makes no data set.
+    """
+
+    def __init__(self, config: TrainingConfig, vae: AutoencoderKL) -> None:
+        self.batch_size = config.batch_size
+        self.images, self.unreadable = some_crops(config, "held-out", config.held_out)
+        training_crops, _ = some_crops(config, "train", PCA_CROPS)
+        self.pca = PatchPCA(vae.downsample_factor, vae.config.latent_channels).fit(training_crops)
+
+    def measure(self, vae: AutoencoderKL) -> dict[str, float]:
+        """Mean PSNR in dB by name: "model", "patch-PCA", "bicubic"."""
+        values: dict[str, list[Tensor]] = {}
+        for images in torch.split(self.images, self.batch_size):
+            for name, reconstruction in reconstructions(vae, self.pca, images).items():
+                values.setdefault(name, []).append(psnr(reconstruction, images))
+        return {name: torch.cat(of_batches).mean().item() for name, of_batches in values.items()}
+
+    def picture(self, vae: AutoencoderKL) -> Pixels:
+        """The first crops above what the model and patch-PCA make of them."""
+        from klvae_edu.plots import figure_to_image, image_grid
+
+        images = self.images[:PICTURE_CROPS]
+        found = reconstructions(vae, self.pca, images)
+        rows = {"held-out": images, "model": found["model"], "patch-PCA": found["patch-PCA"]}
+        return figure_to_image(image_grid([*rows.values()], row_labels=[*rows]))
+
+
+def some_crops(config: TrainingConfig, split: Literal["train", "held-out"], count: int) -> tuple[Tensor, str | None]:
+    """`count` crops (count, 3, size, size), and the data set's report on files that it could not read."""
+    data = images_of(config, count, split)
+    return torch.stack([*islice(DataLoader(data, batch_size=None), count)]), data.report()

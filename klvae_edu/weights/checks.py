@@ -1,0 +1,70 @@
+"""Check weights before a model takes them: data types, names and shapes, finite values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that a model can have
+MAX_LISTED = 20  # tensors of one kind that an error names
+
+
+def check_dtype(dtype: object) -> None:
+    """Raise a `ValueError` for anything but None and the types in `DTYPES`."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype: expected a floating-point type ({', '.join(map(str, DTYPES))}), got {dtype!r}")
+
+
+def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise one `ValueError` that lists every missing, unknown and misshapen tensor (the first 20 of each kind)."""
+    problems = {
+        "missing": [f"{name} {tuple(expected[name].shape)}" for name in expected.keys() - weights.keys()],
+        "unknown": [f"{name} {tuple(weights[name].shape)}" for name in weights.keys() - expected.keys()],
+        "misshapen": [
+            f"{name}, expected {tuple(expected[name].shape)}, got {tuple(weights[name].shape)}"
+            for name in expected.keys() & weights.keys()
+            if expected[name].shape != weights[name].shape
+        ],
+    }
+    lines = [f"\n  {kind}: {line}" for kind, found in problems.items() for line in shortened(sorted(found))]
+    if lines:
+        raise ValueError(f"{source}: the weights do not fit the configuration (in diffusers' names):{''.join(lines)}")
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise a `ValueError` that names the tensors with NaN or infinite values."""
+    bad = sorted(f"{name} ({tensor.dtype})" for name, tensor in weights.items() if not tensor.isfinite().all())
+    if bad:
+        raise ValueError(f"{source}: expected finite weights, found NaN or infinity in {', '.join(shortened(bad))}")
+
+
+def checked_copies(
+    expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Copy `weights` for a model whose state is like `expected`, converted to `dtype` (None: as they are).
+
+    They are copies because tensors read from a file may be that file: whoever writes to it later changes them.
+
+    Raises:
+        ValueError: `weights` do not fit, are not all of one floating-point type, or are not finite.
+    """
+    check_fit(expected, weights, source)
+    kinds = {(tensor.dtype, tensor.layout) for tensor in weights.values()}
+    if not all(kind.is_floating_point and layout is torch.strided for kind, layout in kinds):
+        names = ", ".join(sorted(f"{kind} ({layout})" for kind, layout in kinds))
+        raise ValueError(f"{source}: expected weights of a floating-point type, dense (torch.strided), got {names}")
+    if dtype is None and (len(kinds) > 1 or not all(kind in DTYPES for kind, _ in kinds)):
+        names = ", ".join(sorted(str(kind) for kind, _ in kinds))
+        raise ValueError(f"{source}: expected weights of one type a model computes in, got {names}; pass dtype=…")
+    copies = {name: tensor.detach().to(dtype or tensor.dtype, copy=True) for name, tensor in weights.items()}
+    check_finite(copies, source)
+    return copies
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """Keep the first lines, and say how many more there are."""
+    more = len(lines) - MAX_LISTED
+    return lines if more <= 0 else [*lines[:MAX_LISTED], f"… and {more} more"]

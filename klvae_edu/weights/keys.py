@@ -1,0 +1,256 @@
+"""What the weights are called: CompVis' names, diffusers' names, and the configuration that they imply.
+
+CompVis' names (latent-diffusion, `ldm/modules/diffusionmodules/model.py`) are also those of Stability's SGM, of the
+Stable Diffusion checkpoints and of Flux' `ae.safetensors`. Current diffusers' are ours. Rules match whole names: with
+replaced parts of names, whoever converts twice gets `to_to_q`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import count, takewhile
+from typing import Any
+
+from torch import Tensor
+
+from klvae_edu.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, AutoencoderKLConfig
+
+# The map, read in both directions. Each name goes on with .weight or .bias. CompVis counts the decoder's levels from
+# the largest map, diffusers from the smallest: {reversed} is levels - 1 - {level}.
+TEMPLATES = (  # CompVis, diffusers
+    ("quant_conv", "quant_conv"),
+    ("post_quant_conv", "post_quant_conv"),
+    ("{half}.conv_in", "{half}.conv_in"),
+    ("encoder.down.{level}.block.{index}.{resnet}", "encoder.down_blocks.{level}.resnets.{index}.{resnet}"),
+    ("encoder.down.{level}.attn.{index}.{attention}", "encoder.down_blocks.{level}.attentions.{index}.{attention}"),
+    ("encoder.down.{level}.downsample.conv", "encoder.down_blocks.{level}.downsamplers.0.conv"),
+    ("{half}.mid.block_1.{resnet}", "{half}.mid_block.resnets.0.{resnet}"),
+    ("{half}.mid.attn_1.{attention}", "{half}.mid_block.attentions.0.{attention}"),
+    ("{half}.mid.block_2.{resnet}", "{half}.mid_block.resnets.1.{resnet}"),
+    ("decoder.up.{level}.block.{index}.{resnet}", "decoder.up_blocks.{reversed}.resnets.{index}.{resnet}"),
+    ("decoder.up.{level}.attn.{index}.{attention}", "decoder.up_blocks.{reversed}.attentions.{index}.{attention}"),
+    ("decoder.up.{level}.upsample.conv", "decoder.up_blocks.{reversed}.upsamplers.0.conv"),
+    ("{half}.norm_out", "{half}.conv_norm_out"),
+    ("{half}.conv_out", "{half}.conv_out"),
+)
+LAYERS = {  # what {resnet} and {attention} stand for: CompVis, diffusers
+    "resnet": (
+        ("norm1", "norm1"),
+        ("conv1", "conv1"),
+        ("norm2", "norm2"),
+        ("conv2", "conv2"),
+        ("nin_shortcut", "conv_shortcut"),
+    ),
+    "attention": (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")),
+}
+COMPVIS, DIFFUSERS = 0, 1  # columns of both tables
+
+# The attention layers' names before diffusers' refactoring: most Stable Diffusion VAEs on the Hub still have them.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_ATTENTION_KEY = re.compile(r"(.*\.attentions\.[0-9]+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
+_ATTENTION_WEIGHT = re.compile(r".*\.attentions\.[0-9]+\.to_(?:q|k|v|out\.0)\.weight")
+
+# A file of its own; of a model that was trained on several GPUs; in Stable Diffusion's checkpoints; in ComfyUI's.
+PREFIXES = ("", "module.", "first_stage_model.", "vae.")
+_NUMBER = "0|[1-9][0-9]{0,3}"
+_LEVEL = re.compile(rf"(?:encoder\.(?:down|down_blocks)|decoder\.(?:up|up_blocks))\.({_NUMBER})\..*")
+
+
+def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` under current diffusers' names, from CompVis' names or from those before the attention refactoring.
+
+    Attention weights (C, C, 1, 1), 1x1 convolutions in CompVis, become (C, C). What already has its current name, or
+    a name that is not in the table, passes through.
+
+    The names are built in notebook 05, section 7.
+
+    Raises:
+        ValueError: two tensors for one name.
+    """
+    levels, found = _levels(map(uncompiled, weights)), dict[str, Tensor]()
+    for name, tensor in weights.items():
+        plain = uncompiled(name)
+        current = _current_name(_translated(plain, COMPVIS, levels) or plain)
+        if current in found:
+            raise ValueError(f"two tensors are {current} in diffusers' names, one of them under the name {name}")
+        convolution = tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and _ATTENTION_WEIGHT.fullmatch(current)
+        found[current] = tensor.flatten(1) if convolution else tensor
+    return found
+
+
+def to_compvis(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights`, which have current diffusers' names, under CompVis' names; attention weights become (C, C, 1, 1)."""
+    levels, found = _levels(weights), dict[str, Tensor]()
+    for name, tensor in weights.items():
+        linear = tensor.ndim == 2 and _ATTENTION_WEIGHT.fullmatch(name)
+        found[_translated(name, DIFFUSERS, levels) or name] = tensor[:, :, None, None] if linear else tensor
+    return found
+
+
+def uncompiled(name: str) -> str:
+    """`name` without what `torch.compile` adds: `decoder._orig_mod.conv_in.bias` is `decoder.conv_in.bias`."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def name_style(names: Iterable[str]) -> str:
+    """Whose names these are (without a prefix), in words."""
+    names = [uncompiled(name) for name in names]
+    if any(_translated(name, COMPVIS, 0) not in (None, name) for name in names):
+        return "CompVis' names"
+    if any(_current_name(name) != name for name in names):
+        return "diffusers' names from before its attention refactoring"
+    return "diffusers' names"
+
+
+def find_prefix(names: Iterable[str]) -> str:
+    """The prefix, perhaps empty, under which an autoencoder's weights lie among `names`.
+
+    Raises:
+        ValueError: there is no autoencoder, or there are several: which one is meant cannot be guessed.
+    """
+    names = list(names)
+    counts = {
+        prefix: sum(_is_known(name.removeprefix(prefix)) for name in names if name.startswith(prefix))
+        for prefix in PREFIXES
+    }
+    found = [prefix for prefix in PREFIXES if counts[prefix]]
+    if len(found) > 1:
+        places = " and ".join(f"{counts[prefix]} tensors {f'under {prefix}' if prefix else 'bare'}" for prefix in found)
+        raise ValueError(f"more than one autoencoder: {places}; expected one")
+    if not found:
+        listed = ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
+        raise ValueError(
+            "no autoencoder in it: expected names such as encoder.conv_in.weight and decoder.conv_in.weight, bare or "
+            f"after {' or '.join(PREFIXES[1:])}; found {listed or 'no tensors'}"
+        )
+    return found[0]
+
+
+def infer_config(weights: Mapping[str, Tensor], **fields: Any) -> AutoencoderKLConfig:
+    """The configuration that `weights` (current diffusers' names) belong to; `fields` are taken as they are given.
+
+    Tensors do not tell the number of groups (32, as everywhere in the field), the activation, or how latents are
+    scaled (left open). Where the tensors contradict each other the configuration follows the encoder, and
+    `checks.check_fit` has the list.
+
+    Raises:
+        ValueError: 32 groups do not divide the widths; pass norm_num_groups.
+    """
+    usual = AutoencoderKLConfig()
+    widths = _widths(weights, "encoder.down_blocks") or _widths(weights, "decoder.up_blocks")[::-1]
+    widths = widths or usual.block_out_channels
+    if "norm_num_groups" not in fields and any(width % usual.norm_num_groups for width in widths):
+        raise ValueError(
+            f"how many groups the GroupNorms have is not in the file, and the usual {usual.norm_num_groups} does not "
+            f"divide the widths {widths}: pass norm_num_groups=…"
+        )
+    blocks = _blocks(weights, "encoder.down_blocks") or _blocks(weights, "decoder.up_blocks") - 1
+    latent = (  # the encoder puts out twice as many: mean and log-variance
+        _size(weights, "encoder.conv_out.bias", None) // 2,
+        _size(weights, "encoder.conv_out.weight", None, widths[-1]) // 2,
+        _size(weights, "decoder.conv_in.weight", widths[-1], None),
+    )
+    inferred: dict[str, Any] = {
+        "in_channels": _size(weights, "encoder.conv_in.weight", widths[0], None) or usual.in_channels,
+        "out_channels": _size(weights, "decoder.conv_out.bias", None) or usual.out_channels,
+        "down_block_types": _block_types(weights, "encoder.down_blocks", DOWN_BLOCK_TYPES, len(widths)),
+        "up_block_types": _block_types(weights, "decoder.up_blocks", UP_BLOCK_TYPES, len(widths)),
+        "block_out_channels": widths,
+        "layers_per_block": blocks if blocks > 0 else usual.layers_per_block,
+        "latent_channels": _commonest(filter(None, latent)) or usual.latent_channels,
+        "scaling_factor": None,
+        "use_quant_conv": _has(weights, "quant_conv."),
+        "use_post_quant_conv": _has(weights, "post_quant_conv."),
+        "mid_block_add_attention": _has(weights, "encoder.mid_block.attentions.", "decoder.mid_block.attentions."),
+    }
+    return AutoencoderKLConfig(**(inferred | fields))
+
+
+def _current_name(name: str) -> str:
+    """The name that a tensor has today: `…attentions.0.query.weight` is `…attentions.0.to_q.weight`."""
+    match = _OLD_ATTENTION_KEY.fullmatch(name)
+    return f"{match[1]}{_OLD_ATTENTION[match[2]]}{match[3]}" if match else name
+
+
+def _pattern(template: str, column: int) -> re.Pattern[str]:
+    """The regular expression of a template, with a group for every placeholder."""
+    parts = {"half": "encoder|decoder", "level": _NUMBER, "reversed": _NUMBER, "index": _NUMBER}
+    parts |= {kind: "|".join(re.escape(layer[column]) for layer in layers) for kind, layers in LAYERS.items()}
+    text = re.escape(template + ".") + "(?P<kind>weight|bias)"
+    for part, expression in parts.items():
+        text = text.replace(re.escape(f"{{{part}}}"), f"(?P<{part}>{expression})")
+    return re.compile(text)
+
+
+def rules(templates: Iterable[tuple[str, str]], column: int) -> list[tuple[re.Pattern[str], str]]:
+    """What to look for in one column of the table, and what the other column has for it."""
+    return [(_pattern(pair[column], column), pair[1 - column] + ".{kind}") for pair in templates]
+
+
+RULES = {column: rules(TEMPLATES, column) for column in (COMPVIS, DIFFUSERS)}
+
+
+def _translated(name: str, column: int, levels: int) -> str | None:
+    """`name`, of the tables' given column, as the other column has it; None where no template matches."""
+    for pattern, target in RULES[column]:
+        if match := pattern.fullmatch(name):
+            parts = match.groupdict()
+            for kind, layers in LAYERS.items():
+                if kind in parts:
+                    parts[kind] = {layer[column]: layer[1 - column] for layer in layers}[parts[kind]]
+            if "{reversed}" in target:
+                parts["reversed"] = str(levels - 1 - int(parts["level"]))
+            elif "reversed" in parts:
+                parts["level"] = str(levels - 1 - int(parts["reversed"]))
+            return target.format(**parts)
+    return None
+
+
+def _levels(names: Iterable[str]) -> int:
+    return 1 + max((int(match[1]) for name in names if (match := _LEVEL.fullmatch(name))), default=-1)
+
+
+def _is_known(name: str) -> bool:
+    current = _current_name(uncompiled(name))
+    return any(pattern.fullmatch(current) for rules in RULES.values() for pattern, _ in rules)
+
+
+def _has(names: Iterable[str], *beginnings: str) -> bool:
+    return any(name.startswith(beginnings) for name in names)
+
+
+def _size(weights: Mapping[str, Tensor], name: str, *shape: int | None) -> int:
+    """The size of the axis that is None in `shape`; 0 where the tensor is missing or its shape begins otherwise."""
+    sizes = tuple(weights[name].shape[: len(shape)]) if name in weights else ()
+    fits = len(sizes) == len(shape) and all(want in (None, size) for want, size in zip(shape, sizes, strict=True))
+    return sizes[shape.index(None)] if fits else 0
+
+
+def _widths(weights: Mapping[str, Tensor], blocks: str) -> tuple[int, ...]:
+    """The width of each level: the size of most of its vectors, so that one misshapen tensor does not change it."""
+    blocks = re.escape(blocks)
+    vector = re.compile(rf"{blocks}\.({_NUMBER})\.resnets\.(?:{_NUMBER})\.(?:conv1|norm2|conv2)\.(?:weight|bias)")
+    sizes = defaultdict[int, list[int]](list)
+    for name, tensor in weights.items():
+        if tensor.ndim == 1 and (match := vector.fullmatch(name)):
+            sizes[int(match[1])].append(len(tensor))
+    return tuple(_commonest(sizes[level]) for level in takewhile(sizes.__contains__, count()))
+
+
+def _blocks(names: Iterable[str], blocks: str) -> int:
+    """How many ResNet blocks most of the levels have."""
+    pattern = re.compile(rf"{re.escape(blocks)}\.({_NUMBER})\.resnets\.({_NUMBER})\..*")
+    found = {(match[1], match[2]) for name in names if (match := pattern.fullmatch(name))}
+    return _commonest(Counter(level for level, _ in found).values())
+
+
+def _commonest(numbers: Iterable[int]) -> int:
+    """The number that comes most often, the first of several; 0 where there is none."""
+    return next((number for number, _ in Counter(numbers).most_common(1)), 0)
+
+
+def _block_types(names: Iterable[str], blocks: str, types: tuple[str, ...], levels: int) -> tuple[str, ...]:
+    """The plain type, or the one with attention, for each level."""
+    return tuple(types[_has(names, f"{blocks}.{level}.attentions.")] for level in range(levels))

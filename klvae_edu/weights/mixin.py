@@ -1,0 +1,225 @@
+"""`ModelMixin`: loading, saving and copying, for models that are built from an `AutoencoderKLConfig`."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from klvae_edu.config import AutoencoderKLConfig
+from klvae_edu.weights.checks import check_dtype, check_finite, check_fit, checked_copies
+from klvae_edu.weights.keys import uncompiled
+from klvae_edu.weights.pretrained import FREE_FIELDS, bundled_folder, read_pretrained, write_pretrained
+from klvae_edu.weights.single_file import read_single_file, write_single_file
+from klvae_edu.weights.streams import SOURCE, read_state, write_state
+
+
+class ModelMixin(nn.Module):
+    """Base of `AutoencoderKL`; its counterpart in diffusers has the same name.
+
+    A subclass is built by `cls(config)`.
+    """
+
+    config: AutoencoderKLConfig
+    inference_only = False  # True: a copy that `optimize` made, which can be neither trained nor saved
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The data type of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    def num_parameters(self) -> int:
+        """Count the learned numbers."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def get_parameters(self) -> Tensor:
+        """Copy all parameters into one vector, (num_parameters(),), in the order of `parameters()`."""
+        return nn.utils.parameters_to_vector(self.parameters()).detach()
+
+    def set_parameters(self, vector: Tensor) -> None:
+        """Copy a vector such as `get_parameters` returns into the parameters.
+
+        Raises:
+            ValueError: not (num_parameters(),) real numbers. The model is left as it was.
+        """
+        expected = f"expected a Tensor of shape ({self.num_parameters()},) with floating-point numbers"
+        if not isinstance(vector, Tensor):
+            raise ValueError(f"{expected}, got {type(vector).__name__}")
+        if vector.shape != (self.num_parameters(),) or not vector.is_floating_point():
+            raise ValueError(f"{expected}, got {tuple(vector.shape)} in {vector.dtype}")
+        parameters = list(self.parameters())
+        with torch.no_grad():
+            for parameter, values in zip(parameters, torch.split(vector, [p.numel() for p in parameters]), strict=True):
+                parameter.copy_(values.view_as(parameter))
+
+    def clone(self) -> Self:
+        """Make a copy with weights of its own and the same settings."""
+        return copy.deepcopy(self)
+
+    # ---- Loading: each builds the class that it is called on ---------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | os.PathLike[str],
+        subfolder: str = "",
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load a model that `save_pretrained` wrote, here or in diffusers.
+
+        Args:
+            folder_or_hub_id: a folder, or a Hub id such as "stabilityai/sd-vae-ft-mse" (from the network or its cache).
+            subfolder: the model's folder within it, e.g. "vae" in a whole pipeline.
+            revision: branch, tag or commit on the Hub.
+            dtype: data type of the weights; None: as in the file.
+
+        Raises:
+            FileNotFoundError: neither a folder that holds a model nor reachable on the Hub.
+            ValueError: the weights do not fit the configuration (the message lists the tensors by name and shape), are
+                not finite, or cannot be read.
+        """
+        check_dtype(dtype)
+        return cls.from_weights(*read_pretrained(folder_or_hub_id, subfolder, revision), dtype)
+
+    @classmethod
+    def from_bundled(cls, name: str = "kl-f8-mini") -> Self:
+        """Load the trained model that comes with the package, in float32; its file holds float16.
+
+        It has f = 8 and 4 latent channels as in Stable Diffusion, and 2.1 million parameters;
+        `assets/kl-f8-mini/README.md` is its model card. Nothing is downloaded.
+
+        Raises:
+            ValueError: no bundled model of that name.
+        """
+        return cls.from_pretrained(bundled_folder(name), dtype=torch.float32)
+
+    @classmethod
+    def from_single_file(
+        cls, path: str | os.PathLike[str], dtype: torch.dtype | None = None, ema: bool = False, **fields: Any
+    ) -> Self:
+        """Load the autoencoder in one file, under any naming scheme; see `single_file.read_single_file`.
+
+        Args:
+            path: `.safetensors`, `.sft`, or a pickle: `.ckpt`, `.pt`, `.pth`, `.bin`.
+            dtype: data type of the weights; None: as in the file.
+            ema: take the averaged weights (`model_ema.…`) that CompVis' training keeps beside the others.
+            **fields: single fields of the configuration by name, such as norm_num_groups=8 or scaling_factor=0.13025.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: no autoencoder in it, or not a whole one (the message lists the tensors by name and shape); a
+                damaged file; a pickle that asks for classes (nothing in it is executed); an unknown field or dtype.
+        """
+        check_dtype(dtype)
+        config, weights, _ = read_single_file(path, ema, **fields)
+        return cls.from_weights(config, weights, path, dtype)
+
+    @classmethod
+    def from_weights(
+        cls,
+        config: AutoencoderKLConfig,
+        weights: Mapping[str, Tensor],
+        source: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Build the model of `config` with copies of `weights`, which have current diffusers' names.
+
+        Args:
+            source: where the weights come from, for error messages.
+            dtype: data type of the copies; None: that of `weights`.
+
+        Raises:
+            ValueError: `weights` do not fit `config`, are not of one floating-point type, or are not finite.
+        """
+        check_dtype(dtype)
+        source = Path(source)
+        try:
+            model = cls._on_meta(config)
+        except (RuntimeError, TypeError) as error:  # sizes beyond what PyTorch can count
+            raise ValueError(f"{source}: no model can be built of {config} ({str(error).splitlines()[0]})") from error
+        model.load_state_dict(checked_copies(model.state_dict(), weights, source, dtype), strict=True, assign=True)
+        return model
+
+    def load_state(self, stream: BinaryIO) -> None:
+        """Load into this model what `save_state` wrote, from the position of `stream` and no byte further.
+
+        The model keeps its data type and device. It takes over the latents' scaling, and the other fields of the
+        configuration that do not change the network.
+
+        Raises:
+            ValueError: a state of another architecture (the fields are listed), no binary stream, an empty one, or one
+                that ends too early. The model is left unchanged.
+        """
+        config, weights = read_state(stream)
+        expected, got = self.config.to_dict(), config.to_dict()
+        differing = [name for name in expected if name not in FREE_FIELDS and expected[name] != got[name]]
+        if differing:
+            listed = "; ".join(f"{name}: expected {expected[name]}, got {got[name]}" for name in differing)
+            raise ValueError(f"{SOURCE} is of another architecture: {listed}")
+        names = {name: uncompiled(name) for name in self.state_dict()}
+        check_fit({names[name]: tensor for name, tensor in self.state_dict().items()}, weights, SOURCE)
+        weights = {name: tensor.to(self.dtype) for name, tensor in weights.items()}
+        check_finite(weights, SOURCE)
+        self.load_state_dict({name: weights[plain] for name, plain in names.items()})
+        self.config = replace(self.config, **{name: getattr(config, name) for name in FREE_FIELDS})
+
+    # ---- Saving ------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model in diffusers' layout, `config.json` and `diffusion_pytorch_model.safetensors`.
+
+        Raises:
+            ValueError: as `checked_weights`.
+            OSError: the disk is full, or gone; files that were there are whole.
+        """
+        write_pretrained(self.config, self.checked_weights(), folder)
+
+    def to_single_file(self, path: str | os.PathLike[str], names: Literal["compvis", "diffusers"] = "compvis") -> None:
+        """Write the model into one safetensors file, under CompVis' names (which other programs expect) or diffusers'.
+
+        Raises:
+            ValueError: another suffix than .safetensors, or unknown `names`; as `checked_weights`.
+            OSError: the disk is full, or gone; a file that was there is whole.
+        """
+        write_single_file(self.config, self.checked_weights(), path, names)
+
+    def save_state(self, stream: BinaryIO) -> None:
+        """Write weights and configuration to a binary stream and flush it. The stream stays open.
+
+        Raises:
+            ValueError: no binary stream, or one that is closed or only for reading; as `checked_weights`.
+        """
+        write_state(self.config, self.checked_weights(), stream)
+
+    def checked_weights(self) -> dict[str, Tensor]:
+        """The weights by the names of files, also where parts of the model are compiled.
+
+        Raises:
+            ValueError: they are not those of the configuration, because parts of the model were changed (the message
+                lists the tensors), or the model is a copy for inference that `optimize` made.
+        """
+        if self.inference_only:
+            raise ValueError(
+                "expected the model itself, got a copy that optimize() made: its weights have another form"
+            )
+        weights = {uncompiled(name): tensor for name, tensor in self.state_dict().items()}
+        check_fit(self._on_meta(self.config).state_dict(), weights, "the model")
+        return weights
+
+    @classmethod
+    def _on_meta(cls, config: AutoencoderKLConfig) -> Self:
+        """Build the model of `config` with shapes only: no time is spent on random weights."""
+        with torch.device("meta"):
+            return cls(config)

@@ -1,0 +1,94 @@
+"""All images of a source, each once and whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+
+from klvae_edu.data import UnreadableImage, dead_leaves, load_image, photographs, save_image
+from klvae_edu.data.all_images import AllImages, centre
+from klvae_edu.data.files import resize
+from klvae_edu.data.sprites import sprite
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images of 20x30 pixels: a grey of its own each, names in an order of their own."""
+    for number, name in enumerate(["b/2.png", "a.png", "c.png", "b/1.png"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_image(torch.full((3, 20, 30), number / 10), tmp_path / name)
+    return tmp_path
+
+
+def test_a_folder_gives_each_of_its_images_once_in_the_order_of_their_names(folder: Path) -> None:
+    images = AllImages(str(folder), 8)
+    assert images.names == ["a.png", "b/1.png", "b/2.png", "c.png"]
+    assert [round(images.load(number).mean().item(), 1) for number in range(len(images))] == [0.1, 0.3, 0.0, 0.2]
+    assert AllImages(str(folder), 8, count=2).names == ["a.png", "b/1.png"]
+    assert len(AllImages(str(folder), 8, count=99)) == 4
+
+
+def test_an_image_is_its_largest_centred_square_scaled(folder: Path) -> None:
+    picture = torch.rand(3, 20, 30) * 2 - 1
+    save_image(picture, folder / "a.png")
+    stored = load_image(folder / "a.png")
+    assert torch.equal(AllImages(str(folder), 20).load(0), stored[:, :, 5:25])
+    assert torch.equal(AllImages(str(folder), 8).load(0), resize(stored[:, :, 5:25], 8, 8))
+    assert torch.equal(centre(stored.mT, 20), stored.mT[:, 5:25])
+
+
+def test_a_single_image_is_there_once(tmp_path: Path) -> None:
+    save_image(torch.zeros(3, 9, 9), tmp_path / "only.png")
+    assert AllImages(str(tmp_path), 8).names == ["only.png"]
+
+
+def test_an_image_that_cannot_be_read_says_so_when_it_is_asked_for(folder: Path) -> None:
+    (folder / "a.png").write_bytes(b"nothing")
+    images = AllImages(str(folder), 8)
+    with pytest.raises(UnreadableImage, match=r"a\.png"):
+        images.load(0)
+    images.load(1)
+
+
+@pytest.mark.parametrize(("source", "draw"), [("sprites", sprite), ("dead-leaves", dead_leaves)])
+def test_procedural_images_are_those_of_training(source: str, draw) -> None:
+    images = AllImages(source, 16, count=3)
+    assert len(images) == 3 and images.names[2] == f"{source} 2"
+    assert torch.equal(images.load(2), draw(2, 16))
+
+
+def test_the_photographs_are_all_there() -> None:
+    images = AllImages("photos", 16)
+    assert {*images.names} == {*photographs("train"), *photographs("held-out")}
+    number = images.names.index("chelsea")
+    assert torch.equal(images.load(number), centre(photographs("held-out")["chelsea"], 16))
+
+
+def test_the_rows_of_a_data_set_are_all_there_once(tmp_path: Path) -> None:
+    for number in range(4):
+        save_image(torch.full((3, 9, 9), number / 10), tmp_path / f"{number}.png")
+    data = datasets.Dataset.from_dict({"image": [str(tmp_path / f"{number}.png") for number in range(4)]})
+    data.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
+    images = AllImages(f"hf:{tmp_path / 'set'}", 8)
+    assert sorted(round(images.load(number).mean().item(), 1) for number in range(len(images))) == [0.0, 0.1, 0.2, 0.3]
+    assert len({*images.names}) == 4
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "count", "message"),
+    [
+        ("sprites", 16, None, "sprites has no end"),
+        ("sprites", 4, 3, "size ≥ 8"),
+        ("sprites", 16, 0, "one image or more"),
+        ("sprites+photos", 16, 3, "expected one source"),
+        ("no/such/folder", 16, None, "no such folder"),
+    ],
+)
+def test_wrong_arguments_are_value_errors_that_say_what_was_expected(
+    source: str, size: int, count: int | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        AllImages(source, size, count)

@@ -1,0 +1,280 @@
+"""Evaluation: means over images, in one pass of constant memory, with intervals that mean what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from klvae_edu import AutoencoderKL
+from klvae_edu.evaluation import compare
+from klvae_edu.evaluation.compare import ENOUGH, REPLICATES, Evaluation, Sums, evaluate
+from klvae_edu.evaluation.images import Key
+from klvae_edu.metrics import FrechetDistance, gradient_energy, psnr, ssim
+
+
+def images(count: int = 24, side: int = 16, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def halved(batch: Tensor) -> Tensor:
+    return batch / 2
+
+
+def with_errors(of_image: Tensor) -> Any:
+    """A method whose constant error differs by image, told by the image's first value."""
+    return lambda batch: batch + of_image[batch[:, 0, 0, 0].long()][:, None, None, None]
+
+
+class Pictures:
+    """Images with the photograph of each; `photographs` of them take turns."""
+
+    what = "made-up images"
+
+    def __init__(self, batch: Tensor, photographs: int) -> None:
+        self.batch, self.photographs = batch, photographs
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __iter__(self) -> Iterator[tuple[Key, Tensor]]:
+        return (((n % self.photographs,), image) for n, image in enumerate(self.batch))
+
+    def report(self) -> None:
+        return None
+
+
+def test_values_are_means_over_images_of_what_the_metrics_give() -> None:
+    batch = images()
+    found = evaluate({"halved": halved}, batch, frechet="random")
+    wanted = {
+        "PSNR": psnr(halved(batch), batch).mean(),
+        "SSIM": ssim(halved(batch), batch).mean(),
+        "gradient energy": gradient_energy(halved(batch)).mean() / gradient_energy(batch).mean(),
+    }
+    assert {name: found.estimate("halved", name).value for name in found.metrics} == pytest.approx(
+        {name: value.item() for name, value in wanted.items()}, rel=1e-5
+    )
+    assert found.estimate("halved", "gradient energy").value == pytest.approx(0.25, rel=1e-5)
+    distance = FrechetDistance("random")
+    distance.update(halved(batch), batch)
+    assert found.frechet["halved"] == pytest.approx(distance.compute(), rel=1e-4)
+
+
+def test_psnr_is_the_mean_of_decibels_not_the_decibels_of_a_mean_error() -> None:
+    """Errors of 0.2 and 0.02 have 20 and 40 dB; their mean error has 23 dB."""
+    batch = torch.zeros(2, 3, 16, 16)
+    batch[1, 0, 0, 0] = 1
+    found = evaluate({"shifted": with_errors(torch.tensor([0.2, -0.02]))}, batch, frechet="random")
+    assert found.estimate("shifted", "PSNR").value == pytest.approx(30, abs=1e-3)
+
+
+def test_models_are_seen_as_they_are_displayed() -> None:
+    batch = images().sign()
+    found = evaluate({"overshoots": lambda x: 1.5 * x, "exact": lambda x: x}, batch, frechet="random")
+    for metric in ("SSIM", "gradient energy"):
+        assert found.estimate("overshoots", metric) == found.estimate("exact", metric)
+    assert math.isinf(found.estimate("overshoots", "PSNR").value)
+    assert found.frechet["overshoots"] == pytest.approx(0, abs=1e-5)
+
+
+def test_an_autoencoder_reconstructs_through_the_mode_of_its_posterior() -> None:
+    vae = AutoencoderKL.from_preset("tiny", seed=0).eval()
+    batch = images(3)
+    found = evaluate({"tiny": vae}, batch, frechet="random")
+    with torch.no_grad():
+        expected = psnr(vae.decode(vae.encode(batch).latent_dist.mode()).sample, batch).mean().item()
+    assert found.estimate("tiny", "PSNR").value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 24, 100])
+def test_any_batch_size_gives_the_same(size: int) -> None:
+    batch = images()
+    one, other = (evaluate({"halved": halved}, batch, frechet="random", batch_size=n) for n in (4, size))
+    np.testing.assert_allclose(one.quotients["halved"], other.quotients["halved"], rtol=1e-6)
+    assert one.frechet["halved"] == pytest.approx(other.frechet["halved"], rel=1e-4)
+
+
+def test_lpips_is_a_column_where_it_is_given() -> None:
+    class MeanDifference(nn.Module):
+        source = "nowhere"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("unused", torch.zeros(1))
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (a - b).abs().mean((1, 2, 3))
+
+    batch = images()
+    found = evaluate({"halved": halved}, batch, lpips=MeanDifference(), frechet="random")
+    assert found.metrics == ("PSNR", "SSIM", "LPIPS", "gradient energy")
+    wanted = (halved(batch) - batch).abs().mean().item()
+    assert found.estimate("halved", "LPIPS").value == pytest.approx(wanted, rel=1e-5)
+    assert "LPIPS: features of nowhere." in found.notes
+    assert found.to_dict()["sources"]["LPIPS"] == "nowhere"
+
+
+# --- memory
+
+
+def test_memory_does_not_grow_with_the_number_of_images() -> None:
+    """Only the images of one batch are alive at a time, and what is summed up has a fixed size."""
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = 0
+
+    class Watched(Pictures):
+        def __iter__(self) -> Iterator[tuple[Key, Tensor]]:
+            nonlocal most
+            for key, image in super().__iter__():
+                fresh = image.clone()
+                alive.add(fresh)
+                most = max(most, len(alive))
+                yield key, fresh
+                del fresh, image
+
+    kept = []
+    for count in (8, 80):
+        most = 0
+        found = evaluate({"halved": halved}, Watched(images(count), 4), frechet="random", batch_size=4)
+        assert most <= 2 * 4
+        kept.append(found.quotients["halved"].nbytes)
+    assert kept[0] == kept[1] == (1 + REPLICATES) * 3 * 8
+
+
+# --- intervals
+
+
+def of_values(values: np.ndarray, keys: list[Key]) -> Evaluation:
+    """An evaluation whose one metric has these values, one an image."""
+    sums = Sums(1)
+    for value, key in zip(values, keys, strict=True):
+        sums.add(compare.bootstrap_weights(0, key), np.array([value]), np.ones(1))
+    about = {"intervals": {"drawn": "images"}}
+    return Evaluation({"made up": sums.quotients()}, ("PSNR",), {}, "", [], about)
+
+
+def test_an_interval_is_1_96_standard_errors_to_either_side() -> None:
+    values = np.random.default_rng(0).normal(30, 2, 400)
+    estimate = of_values(values, [(n,) for n in range(400)]).estimate("made up", "PSNR")
+    error = 1.96 * values.std() / 20
+    assert estimate.value == pytest.approx(values.mean())
+    assert estimate.low == pytest.approx(values.mean() - error, abs=0.2 * error)
+    assert estimate.high == pytest.approx(values.mean() + error, abs=0.2 * error)
+
+
+def test_crops_of_one_photograph_count_as_often_as_each_other() -> None:
+    """10 equal crops of each of 40 photographs are worth 40 values, not 400."""
+    of_photograph = np.random.default_rng(1).normal(30, 2, 40)
+    values = np.repeat(of_photograph, 10)
+    together = of_values(values, [(n // 10,) for n in range(400)]).estimate("made up", "PSNR")
+    apart = of_values(values, [(n,) for n in range(400)]).estimate("made up", "PSNR")
+    error = 1.96 * of_photograph.std() / 40**0.5
+    assert together.high - together.low == pytest.approx(2 * error, rel=0.2)
+    assert apart.high - apart.low < 0.5 * (together.high - together.low)
+
+
+def test_photographs_are_drawn_where_there_are_enough_else_crops_and_the_notes_say_which() -> None:
+    batch = images(2 * ENOUGH)
+    few, many = (
+        evaluate({"halved": halved}, Pictures(batch, count), frechet="random") for count in (ENOUGH - 1, ENOUGH)
+    )
+    assert few.about["intervals"]["drawn"] == "images" and many.about["intervals"]["drawn"] == "photographs"
+    assert f"that draw crops, as {ENOUGH - 1} photographs are too few" in " ".join(few.notes)
+    assert "that draw photographs, with all that is cut from one" in " ".join(many.notes)
+    by_hand = of_values(psnr(halved(batch), batch).double().numpy(), [(n % ENOUGH,) for n in range(len(batch))])
+    assert many.estimate("halved", "PSNR") == pytest.approx(by_hand.estimate("made up", "PSNR"), rel=1e-6)
+
+
+def test_with_few_images_there_is_no_interval() -> None:
+    found = evaluate({"halved": halved}, images(ENOUGH - 1), frechet="random")
+    assert found.estimate("halved", "PSNR")[1:] == (None, None)
+    assert found.about["intervals"] is None and "No intervals" in " ".join(found.notes)
+    assert "[" not in found.table()
+
+
+def test_a_difference_is_paired() -> None:
+    """Images differ by decibels, the models by a little on each: their difference is sure where their means are not."""
+    batch = torch.zeros(40, 3, 16, 16)
+    batch[:, 0, 0, 0] = torch.arange(40) / 40
+    error = torch.linspace(0.01, 0.3, 40)
+    models = {
+        name: (lambda x, factor=factor: x + factor * error[(x[:, 0, 0, 0] * 40).round().long()][:, None, None, None])
+        for name, factor in (("a", 0.5), ("b", 0.55))
+    }
+    found = evaluate(models, batch, frechet="random")
+    a, difference = found.estimate("a", "PSNR"), found.difference("a", "b", "PSNR")
+    assert difference.value == pytest.approx(20 * math.log10(1.1), abs=0.01)
+    assert difference.low > 0 and difference.high - difference.low < 0.1 * (a.high - a.low)
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
+    batch = images()
+    first, second, other = (evaluate({"h": halved}, batch, frechet="random", seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(first.quotients["h"], second.quotients["h"])
+    assert np.array_equal(first.quotients["h"][0], other.quotients["h"][0])
+    assert not np.array_equal(first.quotients["h"][1:], other.quotients["h"][1:])
+
+
+def test_an_exact_image_makes_the_mean_infinite_and_nothing_not_a_number() -> None:
+    batch = images()
+    found = evaluate({"nearly": lambda x: torch.where(x[:, :1, :1, :1] > 0.9, x, x / 2)}, batch, frechet="random")
+    assert not np.isnan(found.quotients["nearly"]).any()
+    assert math.isinf(found.estimate("nearly", "PSNR").value)
+    assert found.to_dict()["models"]["nearly"]["PSNR"]["value"] is None
+    assert found.difference("nearly", "nearly", "SSIM").to_dict() == {"value": 0, "low": 0, "high": 0}
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+# --- what is shown
+
+
+def test_the_table_has_a_row_for_each_model_and_says_what_it_rests_on() -> None:
+    models = {"first": halved, "a model with a longer name": lambda x: 0.9 * x}
+    found = evaluate(models, images(), frechet="random")
+    table = found.table()
+    lines = table.splitlines()
+    for name in models:
+        (row,) = [line for line in lines if line.startswith(name)]
+        estimate = found.estimate(name, "PSNR")
+        assert f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]" in row
+        assert row.endswith(f"{found.frechet[name]:.3g}")
+    heading = " ".join(" ".join(lines[: lines.index(next(x for x in lines if x.startswith("first")))]).split())
+    assert "PSNR in dB" in heading and "SSIM (1 is best)" in heading and "random" in heading
+    assert "rFID" not in table
+    text = " ".join(table.split())
+    assert "24 images from 24 photographs: 24 images of 16x16 pixels." in text
+    assert "Fréchet distance, random features: features of a small network with fixed random weights" in text
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_dictionary_has_names_values_intervals_and_where_they_come_from() -> None:
+    found = evaluate({"halved": halved}, images(), frechet="random").to_dict()
+    assert found.keys() == {"data", "intervals", "sources", "versions", "models", "notes"}
+    assert found["data"] == {
+        "what": "24 images of 16x16 pixels",
+        "images": 24,
+        "photographs": 24,
+        "unreadable": None,
+    }
+    assert found["intervals"] == {"level": 0.95, "replicates": 1000, "drawn": "photographs", "seed": 0}
+    assert found["models"]["halved"]["PSNR"].keys() == {"value", "low", "high"}
+    assert found["models"]["halved"]["Fréchet distance, random features"].keys() == {"value"}
+    assert found["versions"].keys() == {"klvae-edu", "torch", "torchmetrics", "numpy"}
+    json.dumps(found, allow_nan=False)
+
+
+def test_what_cannot_be_evaluated_is_an_error_that_says_why() -> None:
+    with pytest.raises(ValueError, match="expected one model or more, got none"):
+        evaluate({}, images(2))
+    with pytest.raises(ValueError, match="expected two images or more, got 1"):
+        evaluate({"halved": halved}, images(1), frechet="random")
+    with pytest.raises(ValueError, match=r"psnr: expected two batches of one shape .* got \(4, 3, 16, 8\)"):
+        evaluate({"narrow": lambda x: x[..., :8]}, images(8), frechet="random")
