@@ -1,10 +1,10 @@
-"""Memory that grows with the image, and what keeps it small. Run: python -m benchmarks.activations
+"""Memory of activations in training and in tiled decoding. Run: python -m benchmarks.activations
 
-A training step of Stable Diffusion's network, plain and with gradient checkpointing: the most that the process holds
-during the step, over weights, gradients and AdamW's averages, which are there before. The bundled model's decoding in
-tiles, from 512 to 4096 pixels: the most that it holds over model and latent, with the output taken off.
+A training step of Stable Diffusion's network, plain and with gradient checkpointing: the peak memory of the process,
+less its memory before the step (weights, gradients and AdamW's averages). Tiled decoding with the bundled model, from
+512 to 4096 pixels: the peak memory, less the memory before (model and latent) and the output.
 
-Every number is measured in a fresh process, with the allocator as it comes.
+Every number is measured in a new process, with the default allocator.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def noise(*shape: int) -> Tensor:
 
 
 def step_memory(way: str, preset: str, side: int) -> int:
-    """Bytes at the peak of one training step over those before it; batch 1, squared error and KL."""
+    """Measure the peak memory of one training step, less the memory before it, in bytes: batch 1, MSE and KL."""
     vae = AutoencoderKL.from_preset(preset, seed=0)
     vae.enable_gradient_checkpointing(way == "with checkpointing")
     optimizer = torch.optim.AdamW(vae.parameters(), 1e-5)
@@ -39,9 +39,9 @@ def step_memory(way: str, preset: str, side: int) -> int:
         loss = (image - x).square().mean() + 1e-6 * posterior.kl().mean()
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)  # the gradients stay, and are not counted
+        optimizer.zero_grad(set_to_none=False)  # gradients keep their memory, which is not counted
 
-    step(noise(1, 3, 64, 64))  # makes the gradients and the averages
+    step(noise(1, 3, 64, 64))  # allocates the gradients and the averages
     x = noise(1, 3, side, side)
     before = begin_peak()
     step(x)
@@ -50,7 +50,7 @@ def step_memory(way: str, preset: str, side: int) -> int:
 
 @torch.no_grad()
 def decoding_memory(way: str, side: int) -> int:
-    """Bytes at the peak of decoding in tiles over those before it, without the output."""
+    """Measure the peak memory of tiled decoding, less the memory before it and the output, in bytes."""
     vae = AutoencoderKL.from_bundled()
     if way == "its optimised copy":
         vae = vae.optimize()
@@ -63,9 +63,11 @@ def decoding_memory(way: str, side: int) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="sd-v1", help="of the training step")
-    parser.add_argument("--side", type=int, default=256, help="of the training step's image, in pixels")
-    parser.add_argument("--sides", type=int, nargs="+", default=[512, 1024, 2048, 4096], help="of the decoded images")
+    parser.add_argument("--preset", default="sd-v1", help="network of the training step")
+    parser.add_argument("--side", type=int, default=256, help="image side in the training step, in pixels")
+    parser.add_argument(
+        "--sides", type=int, nargs="+", default=[512, 1024, 2048, 4096], help="image sides in decoding, in pixels"
+    )
     parser.add_argument("--memory-of", choices=[*STEPS, *DECODING], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, the memory of a process, ratios with their spread, the report."""
+"""Helpers of the benchmarks: name of the machine, memory of a process, times, ratios with their spread, reports."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
     from klvae_edu import AutoencoderKL
 
-# What decides how fast a processor multiplies: width of its vectors, and instructions for bfloat16.
+# The speed of a processor depends on the width of its vectors and on instructions for bfloat16.
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
 def machine(device: str = "cpu") -> str:
-    """Processor with its features, or GPU; threads; version of PyTorch."""
+    """Name the processor and its features, or the GPU; the number of threads; the version of PyTorch."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Its architecture and its `FEATURES`, where Linux lists them."""
+    """Name the architecture of the processor and, where Linux lists them, its `FEATURES`."""
     if not cpuinfo.exists():
         return platform.machine()
     found = set(cpuinfo.read_text().split())
@@ -41,21 +41,21 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def memory(name: str) -> int:
-    """A line of /proc/self/status, in bytes: VmRSS is what the process holds now, VmHWM the most it held."""
+    """Read a line of /proc/self/status, in bytes: VmRSS is the memory of the process now, VmHWM its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
 
 
 def begin_peak() -> int:
-    """Let VmHWM start anew; what the process holds now, in bytes."""
-    ctypes.CDLL(None).malloc_trim(0)  # what is free already must not be counted as held
+    """Reset VmHWM, the peak memory, and return the memory that the process has now, in bytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory is returned to the system, and not counted
     Path("/proc/self/clear_refs").write_text("5")
     return memory("VmRSS")
 
 
 def measured_elsewhere(module: str, *arguments: str) -> int:
-    """Run a module of this package in a fresh process, and return the number that it prints."""
-    # With the allocator as it comes: the settings that make it fast keep freed memory in the process.
+    """Run a module of this package in a new process, and return the number that it prints."""
+    # With the default allocator: settings that make it faster keep freed memory in the process.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, "-m", module, *arguments]
     root = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def measured_elsewhere(module: str, *arguments: str) -> int:
 
 
 def times(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after one that does not count. Who begins changes every round."""
+    """Measure the seconds of each way in each round, after a warm-up round. The first way changes every round."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         first = number % len(ways)
@@ -76,7 +76,7 @@ def times(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, li
 
 
 def diffusers_twin(vae: AutoencoderKL) -> diffusers.AutoencoderKL:
-    """diffusers' model of the same configuration and with the same weights."""
+    """Build diffusers' model with the same configuration and weights."""
     import diffusers
 
     peer = diffusers.AutoencoderKL(**{name: value for name, value in asdict(vae.config).items() if value is not None})
@@ -85,7 +85,7 @@ def diffusers_twin(vae: AutoencoderKL) -> diffusers.AutoencoderKL:
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], reference: str) -> dict[str, list[float]]:
-    """Each way's time over that of `reference` in the same round: median, smallest and largest over the rounds."""
+    """Divide each way's time by the time of `reference` in the same round: median, minimum, maximum over rounds."""
     found = {}
     for way, values in seconds.items():
         of_rounds = [one / other for one, other in zip(values, seconds[reference], strict=True)]
@@ -94,7 +94,7 @@ def ratios(seconds: Mapping[str, Sequence[float]], reference: str) -> dict[str, 
 
 
 def write(report: Mapping[str, Any], path: Path) -> None:
-    """Into the file `path` and onto the screen."""
+    """Write a report to the file `path`, and print it."""
     text = json.dumps(report, indent=2)
     path.write_text(text + "\n")
     print(text)

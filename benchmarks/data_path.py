@@ -1,12 +1,12 @@
-"""The data path: images per second with 1, 2 and 64 readers of one data set. Run: python -m benchmarks.data_path
+"""Loading speed: images per second with 1, 2 and 64 readers of one data set. Run: python -m benchmarks.data_path
 
-A data set of numbered images in Parquet shards is written into a temporary folder and streamed as training streams it:
-undecoded rows, decoding, crops. One and two workers are processes of a DataLoader. 64 readers are simulated: each reads
-its share by itself, one after the other, and what counts is the slowest, as if each had a core and a disk of its own.
-With 8 shards for 64 readers every shard has eight readers, which take turns in its rows.
+Numbered images are written as Parquet shards into a temporary folder, and streamed as in training: undecoded rows,
+decoding, crops. One and two workers are processes of a DataLoader. 64 readers are simulated: they read their shares one
+after the other, and the time of the slowest counts, as if each had its own core and disk. With 8 shards for 64 readers,
+eight readers share a shard and take its rows in turns.
 
-Every way reads one pass twice: without a stop, which is timed, and with a stop in the middle, after which all begins
-anew from the positions that a checkpoint would hold. Either must see every image exactly once.
+Every way reads one epoch twice: once without a stop, which is timed, and once with a stop in the middle, after which
+reading resumes from the positions of a checkpoint. Both must give every image exactly once.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from torch.utils.data import DataLoader
 from benchmarks.common import machine, ratios, write
 from klvae_edu.data.shards import START, ProcessShare, StreamedCrops, StreamPosition
 
-SIDE, SIZE, BATCH = 96, 64, 16  # an image of less than twice the crop's size is not scaled, so that its number survives
+SIDE, SIZE, BATCH = 96, 64, 16  # an image of less than twice the crop's size is not scaled, so its number stays
 SIMULATED = {"1 reader, simulated": 1, "64 readers, simulated": 64}
 SHARED = "64 readers of 8 shards, simulated"
 
 
 def picture(number: int) -> bytes:
-    """A PNG with texture in the red channel, and its number in the other two."""
+    """Make a PNG with texture in the red channel and its number in the other two."""
     red = np.random.default_rng(number).integers(0, 256, (SIDE // 4, SIDE // 4), dtype=np.uint8)
     smooth = Image.fromarray(red).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     others = (Image.new("L", (SIDE, SIDE), value) for value in divmod(number, 256))
@@ -46,7 +46,7 @@ def picture(number: int) -> bytes:
 
 
 def numbers_of(crops: Tensor) -> list[int]:
-    """Crops (B, 3, size, size) -> the numbers of their images."""
+    """Read the numbers of the images from their crops (B, 3, size, size)."""
     high, low = ((crops[:, 1:, 0, 0] + 1) * 127.5).round().int().unbind(1)
     return (256 * high + low).tolist()  # type: ignore[no-any-return]
 
@@ -63,7 +63,7 @@ def make_data_set(folder: Path, images: int, shards: int) -> StreamedCrops:
 
 
 def first_pass(stream: StreamedCrops, position: StreamPosition, workers: int) -> Iterator[list[int]]:
-    """Batch by batch, the numbers of the images of the first pass, until all readers are through with it."""
+    """Yield the image numbers of each batch of the first epoch, until all readers have finished it."""
     for crops, places in DataLoader(ProcessShare(stream, position), batch_size=BATCH, num_workers=workers):
         position.follow(places)
         numbers = numbers_of(crops)
@@ -73,7 +73,7 @@ def first_pass(stream: StreamedCrops, position: StreamPosition, workers: int) ->
 
 
 def with_workers(stream: StreamedCrops, workers: int, images: int, stop: bool) -> tuple[list[int], float]:
-    """The numbers seen in one pass, and its seconds from the first batch on, scaled to the whole pass."""
+    """Return the image numbers of one epoch, and the seconds after its first batch, scaled to the whole epoch."""
     position, seen = StreamPosition([START] * workers), list[int]()
     begin, first = 0.0, 0
     for numbers in first_pass(stream, position, workers):
@@ -84,14 +84,14 @@ def with_workers(stream: StreamedCrops, workers: int, images: int, stop: bool) -
             break
     seconds = (time.perf_counter() - begin) * images / max(1, len(seen) - first)
     if stop:
-        position = StreamPosition.from_dict(position.to_dict())  # as a checkpoint holds it
+        position = StreamPosition.from_dict(position.to_dict())  # through a checkpoint's form
         for numbers in first_pass(stream, position, workers):
             seen += numbers
     return seen, seconds
 
 
 def simulated(stream: StreamedCrops, readers: int, stop: bool) -> tuple[list[int], float]:
-    """The numbers seen in one pass by readers that run one after the other, and the seconds of the slowest."""
+    """Return the image numbers of one epoch of readers that run in sequence, and the seconds of the slowest."""
     seen, slowest = list[int](), 0.0
     for reader in range(readers):
         count, begin, place = 0, time.perf_counter(), START
@@ -103,7 +103,7 @@ def simulated(stream: StreamedCrops, readers: int, stop: bool) -> tuple[list[int
                 seen += numbers_of(crop[None])
                 count += 1
                 slowest = max(slowest, time.perf_counter() - begin)
-                if stop and count == 3:  # somewhere in the middle, once for each reader
+                if stop and count == 3:  # once for each reader, in the middle of its share
                     break
     return seen, slowest
 

@@ -1,9 +1,9 @@
-"""Writing latents of very many images: memory and speed. Run: python -m benchmarks.encode_many
+"""Memory and speed of encoding very many images. Run: python -m benchmarks.encode_many
 
-`klvae encode` on procedural sprites of 32 pixels with the bundled model, for two numbers of images. Memory is the most
-that a fresh process holds over what it held before, with the allocator as it comes; it must not grow with the number.
-Images per second are those of the larger number that the smaller one does not have, so that no start is in them.
-Afterwards the data set is read back: every image is there once, in order.
+`klvae encode` on procedural sprites of 32 pixels with the bundled model, for two numbers of images. Memory is the peak
+of a new process less its memory before, with the default allocator. It must not grow with the number of images. Images
+per second are the difference of the two numbers over the difference of their times, so the start-up is not counted.
+Afterwards the data set is read: it must hold every image once, in order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZE = 32  # pixels
 
 
 def encoding_memory(count: int, out: Path) -> int:
-    """Bytes at the peak of encoding `count` sprites into the folder `out`, over those before it."""
+    """Measure the peak memory of encoding `count` sprites into the folder `out`, less the memory before, in bytes."""
     vae = AutoencoderKL.from_bundled()
     images = AllImages("sprites", SIZE, count)
     before = begin_peak()
@@ -32,8 +32,8 @@ def encoding_memory(count: int, out: Path) -> int:
     return memory("VmHWM") - before
 
 
-def check_whole(out: Path, count: int) -> None:
-    """Raise an `AssertionError` unless the images from 0 to `count` are there once each, in order."""
+def check_complete(out: Path, count: int) -> None:
+    """Raise an `AssertionError` unless the data set holds the images 0, …, `count` - 1 once each, in order."""
     _, parquet = pyarrow_and_parquet()
     shards = sorted((out / "data").iterdir())
     found = [number for shard in shards for number in parquet.read_table(shard, columns=["index"])["index"].to_pylist()]
@@ -44,7 +44,9 @@ def check_whole(out: Path, count: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--counts", type=int, nargs=2, default=[10_000, 100_000], help="of images, the smaller first")
+    parser.add_argument(
+        "--counts", type=int, nargs=2, default=[10_000, 100_000], help="numbers of images, smaller first"
+    )
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings = ["--memory-of", str(count), "--to", str(out)]
             mebibytes[str(count)] = round(measured_elsewhere("benchmarks.encode_many", *settings) / 2**20)
             seconds[count] = time.perf_counter() - begin
-            check_whole(out, count)
+            check_complete(out, count)
     few, many = options.counts
     report = {
         "machine": machine(),

@@ -1,9 +1,9 @@
-"""The explorer's latency: from a slider's new value to the new picture. Run: python -m benchmarks.explorer
+"""Latency of the explorer: from a slider's new value to the new picture. Run: python -m benchmarks.explorer
 
-For each panel of `klvae_edu.explore.panels` a slider is moved as the browser moves it, and the clock runs from there
-until the bytes of the picture are new; panels have the copy that `optimize()` makes, as in notebook 10. The peer does the same
-as a notebook without this package would: diffusers' AutoencoderKL with the same weights and a matplotlib figure of the
-two pictures. They take turns, on the same settings.
+In each panel of `klvae_edu.explore.panels` a slider is moved with the browser's message. The time ends when the picture
+has new bytes. Panels use the copy that `optimize()` makes, as in notebook 10. The peer works like a notebook without
+this package: diffusers' AutoencoderKL with the same weights, and a matplotlib figure of the two pictures. Both take
+turns, on the same settings.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from klvae_edu.explore import panels
 from klvae_edu.explore.explorer import Explorer
 from klvae_edu.explore.photograph import SIDE, Encoded, Photograph
 
-AGREEMENT = 1e-4  # of the peer's picture with ours, relative to its largest value
+AGREEMENT = 1e-4  # largest difference between our picture and the peer's, relative to the largest value
 WARM_UP = 2  # events of each panel that are not counted
-MOVED = {  # the control that is moved in each panel
+SLIDERS = {  # the control that is moved in each panel
     "channels": "shift",
     "temperature": "seed",
     "interpolation": "t",
@@ -48,18 +48,18 @@ def make(name: str, vae: AutoencoderKL, photograph: Photograph, other: Photograp
 
 
 def settings(panel: Explorer, name: str) -> Iterator[float]:
-    """From end to end of the panel's slider and again, none twice in a row."""
-    control = panel.controls[MOVED[name]]
+    """Yield the values of the panel's slider from end to end, repeatedly, and none twice in a row."""
+    control = panel.controls[SLIDERS[name]]
     values = np.linspace(control.min, control.max, round((control.max - control.min) / control.step) + 1)
     while True:
         yield from (float(value) for value in values if abs(value - control.value) > control.step / 2)
 
 
 def latency(panel: Explorer, name: str, value: float) -> float:
-    """Seconds until the picture is new; what comes from the browser is a message with the slider's state."""
+    """Measure the seconds from the browser's message with the slider's state to the new picture."""
     before = panel.image.value
     start = time.perf_counter()
-    panel.controls[MOVED[name]].set_state({"value": value})
+    panel.controls[SLIDERS[name]].set_state({"value": value})
     seconds = time.perf_counter() - start
     if "Not drawn" in panel.status.value:
         raise RuntimeError(panel.status.value)
@@ -69,7 +69,7 @@ def latency(panel: Explorer, name: str, value: float) -> float:
 
 
 def peer_latency(peer: diffusers.AutoencoderKL, encoded: Encoded) -> float:
-    """Seconds for decoding the latent and drawing it beside another picture with matplotlib."""
+    """Measure the seconds for decoding the latent and drawing two pictures with matplotlib."""
     start = time.perf_counter()
     with torch.no_grad():
         decoded = peer.decode(encoded.z).sample
@@ -90,12 +90,12 @@ def check_agreement(vae: AutoencoderKL, peer: diffusers.AutoencoderKL, z: Tensor
 
 
 def measure(vae: AutoencoderKL, events: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every event, ours and the peer's, for each panel."""
+    """Measure the seconds of every event in each panel, ours and the peer's."""
     photograph, other = (Photograph(image, name) for name, image in photographs("held-out").items())
     peer, vae = diffusers_twin(vae), vae.optimize()
     encoded = photograph.encoded(vae)
     check_agreement(vae, peer, encoded.z)
-    seconds: dict[str, dict[str, list[float]]] = {name: {"ours": [], "peer": []} for name in MOVED}
+    seconds: dict[str, dict[str, list[float]]] = {name: {"ours": [], "peer": []} for name in SLIDERS}
     for name, ways in seconds.items():
         panel = make(name, vae, photograph, other)
         values = settings(panel, name)
@@ -108,13 +108,13 @@ def measure(vae: AutoencoderKL, events: int) -> dict[str, dict[str, list[float]]
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and 95th percentile, in milliseconds."""
+    """Return the median and the 95th percentile, in milliseconds."""
     return {"median": round(1e3 * median(seconds), 1), "p95": round(1e3 * quantiles(seconds, n=20)[-1], 1)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--events", type=int, default=50, help="for each panel, 2 or more")
+    parser.add_argument("--events", type=int, default=50, help="number of events in each panel, 2 or more")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args(arguments)
     seconds = measure(AutoencoderKL.from_bundled(), options.events)

@@ -1,6 +1,6 @@
-"""How long an import takes, each time in a fresh process. Run: python -m benchmarks.import_time
+"""Import time, each time in a new process. Run: python -m benchmarks.import_time
 
-The ways take turns. PyTorch is listed by itself because both packages load it.
+The ways take turns. PyTorch is also listed alone, because both packages load it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WAYS = {
 
 
 def seconds_of(statement: str) -> float:
-    """As the new process itself measures it, without the interpreter's start."""
+    """Measure a statement in a new process, without the start of the interpreter."""
     code = f"from time import perf_counter; start = perf_counter(); {statement}; print(perf_counter() - start)"
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args(arguments)
-    for statement in WAYS.values():  # from here on, every file is in memory
+    for statement in WAYS.values():  # warm-up: every file is in the disk cache afterwards
         seconds_of(statement)
     rounds = [{way: seconds_of(statement) for way, statement in WAYS.items()} for _ in range(options.rounds)]
     seconds = {way: [of_round[way] for of_round in rounds] for way in WAYS}

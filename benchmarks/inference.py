@@ -1,11 +1,11 @@
-"""Encoding and decoding against the peers, and what `optimize` brings. Run: python -m benchmarks.inference
+"""Speed of encoding and decoding, plain and optimised, against the peers. Run: python -m benchmarks.inference
 
 All ways have the same weights and take turns in one process. A speed is diffusers' time in float32 over a way's time in
 the same round: 2 is twice as fast. Errors are measured at 64x64 pixels of a photograph, against our plain model in
 float64, relative to the largest value. Stable Diffusion's network has random weights, the bundled one its own.
 
 --compvis FOLDER, a clone of CompVis' latent-diffusion, adds its encoder and decoder (they need einops). --compile adds
-our copy compiled, and takes some minutes more. --device cuda measures on a GPU.
+our compiled copy, and takes some minutes longer. --device cuda measures on a GPU.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from klvae_edu.weights.keys import to_compvis
 PEER, PLAIN = "diffusers", "ours"
 COMPILED = "ours, optimised, compiled"
 ERROR_SIDE = 64  # pixels
-AGREEMENT = 1e-3  # largest error in float32: beyond it, the ways do not compute the same
+AGREEMENT = 1e-3  # largest error in float32 at which two ways count as the same function
 
 Function = Callable[[Tensor], Tensor]
 
 
 class CompVis(nn.Module):
-    """CompVis' two halves with our weights, from the clone that is first in `sys.path`."""
+    """CompVis' encoder and decoder with our weights, imported from the clone that is first in `sys.path`."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         from ldm.modules.diffusionmodules.model import Decoder, Encoder
@@ -67,7 +67,7 @@ class CompVis(nn.Module):
 
 
 def halves(model: Any) -> dict[str, Function]:
-    """`encode`, image to moments, and `decode`, latent to image, of our model, of diffusers' or of CompVis'."""
+    """Return `encode`, image to moments, and `decode`, latent to image, of our model, diffusers' or CompVis'."""
     if isinstance(model, CompVis):
         return {"encode": model.moments, "decode": model.image}
     return {
@@ -77,7 +77,7 @@ def halves(model: Any) -> dict[str, Function]:
 
 
 def models(vae: AutoencoderKL, compvis: bool, compiled: bool) -> dict[str, nn.Module]:
-    """The ways, by name. What ends with bfloat16 computes in it, all else in float32."""
+    """Make the model of each way, by name. Names that end with bfloat16 compute in it, all others in float32."""
     found: dict[str, nn.Module] = {PEER: diffusers_twin(vae)}
     if compvis:
         found["CompVis"] = CompVis(vae).to(vae.device).eval()
@@ -99,10 +99,10 @@ def dtype_of(way: str) -> torch.dtype:
 
 
 def errors(ways: dict[str, dict[str, Function]], vae: AutoencoderKL) -> dict[str, dict[str, float]]:
-    """Largest difference from float64, relative to the largest value, for each half and way.
+    """Measure the largest difference from float64, relative to the largest value, for each half and way.
 
     Raises:
-        AssertionError: a way in float32 computes something else.
+        AssertionError: the error of a way in float32 is `AGREEMENT` or more.
     """
     exact = vae.clone().double()
     x = photographs("held-out")["chelsea"][None, :, 100 : 100 + ERROR_SIDE, 100 : 100 + ERROR_SIDE].to(vae.device)
@@ -127,7 +127,7 @@ def run(function: Function, x: Tensor) -> None:
 
 @torch.no_grad()
 def measure(vae: AutoencoderKL, side: int, rounds: int, compvis: bool, compiled: bool) -> dict[str, Any]:
-    """Time, speed and error of both halves, every way."""
+    """Measure time, speed and error of both halves in every way."""
     ways = {way: halves(model) for way, model in models(vae, compvis, compiled).items()}
     off = errors(ways, vae)
     for way, functions in ways.items():
@@ -149,7 +149,7 @@ def measure(vae: AutoencoderKL, side: int, rounds: int, compvis: bool, compiled:
 
 
 def network(name: str) -> AutoencoderKL:
-    """A bundled model, or an untrained one of a preset."""
+    """Load the bundled model, or make an untrained one of a preset."""
     bundled = name == "kl-f8-mini"
     vae = AutoencoderKL.from_bundled(name) if bundled else AutoencoderKL.from_preset(name, seed=0)
     return vae.requires_grad_(False).eval()
@@ -158,10 +158,10 @@ def network(name: str) -> AutoencoderKL:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["sd-v1", "kl-f8-mini"], help="presets, or the bundled model")
-    parser.add_argument("--side", type=int, default=256, help="of the image, in pixels")
+    parser.add_argument("--side", type=int, default=256, help="image side in pixels")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="measure the compiled copy, too")
+    parser.add_argument("--compile", action="store_true", help="also measure the compiled copy")
     parser.add_argument("--compvis", type=Path, metavar="FOLDER", help="a clone of CompVis' repository")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args(arguments)
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for name in options.networks:
         vae = network(name).to(options.device)
-        compvis = options.compvis is not None and vae.config.norm_num_groups == 32  # the only number it knows
+        compvis = options.compvis is not None and vae.config.norm_num_groups == 32  # CompVis has no other number
         report[name] = measure(vae, options.side, options.rounds, compvis, options.compile)
     write(report, options.out)
 

@@ -1,6 +1,6 @@
-"""One picture of all results. Run: python -m benchmarks.picture
+"""Draw all results as one picture. Run: python -m benchmarks.picture
 
-It is drawn from the JSON files beside it, which the other benchmarks write: `make bench` runs them first.
+It reads the JSON files in this folder, which the other benchmarks write. `make bench` runs those first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OURS, OTHER = PALETTE[0], PALETTE[1]
 
 
 def spread(axis: Any, rows: Mapping[str, Sequence[float]], title: str, label: str) -> None:
-    """Bars from 1, the peer, to each ratio, with a line from its smallest to its largest value."""
+    """Draw a bar for each ratio, a line from its minimum to its maximum, and the peer as a line at 1."""
     places = range(len(rows))[::-1]
     middle = [row[0] for row in rows.values()]
     ends = [[value - low for value, low, _ in rows.values()], [high - value for value, _, high in rows.values()]]
@@ -33,7 +33,7 @@ def spread(axis: Any, rows: Mapping[str, Sequence[float]], title: str, label: st
 
 
 def bars(axis: Any, groups: Mapping[str, Mapping[str, float]], title: str, label: str) -> None:
-    """Bars side by side for each name, a colour and a hatching for each group."""
+    """Draw grouped bars: for each name a bar of every group, which has its own colour and hatching."""
     names = [*next(iter(groups.values()))]
     height = 0.8 / len(groups)
     for number, (group, values) in enumerate(groups.items()):
@@ -43,12 +43,12 @@ def bars(axis: Any, groups: Mapping[str, Mapping[str, float]], title: str, label
             axis.annotate(f"{values[name]:g}", (values[name], place), (4, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(names))[::-1], [name.replace(", ", ",\n", 1) for name in names], fontsize=8)
     axis.set(title=title, xlabel=label, xlim=(0, 1.2 * max(max(values.values()) for values in groups.values())))
-    if len(groups) > 1:  # below: above, it would hide a bar
+    if len(groups) > 1:  # below the axis, where it hides no bar
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=len(groups))
 
 
 def inference(axes: Sequence[Any], report: Mapping[str, Any]) -> None:
-    """Speed of encoding and decoding, one panel for each, of the first network."""
+    """Draw the speed of encoding and of decoding with the first network."""
     name = next(name for name in report if isinstance(report[name], Mapping))
     for axis, half in zip(axes, ("encode", "decode"), strict=True):
         title = f"{half}, {name}, {report['side']} × {report['side']}"
@@ -113,7 +113,7 @@ def notebooks(axis: Any, measured: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def draw(reports: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Mapping[str, float]]) -> bytes:
-    """The picture's bytes."""
+    """Return the picture as PNG bytes."""
     fig, axes = figure(3, 3, size=(13, 11))
     inference(axes[0, :2], reports["inference"])
     train_step(axes[0, 2], reports["train_step"])

@@ -1,8 +1,8 @@
-"""Decoding in tiles against decoding whole: peak memory, time, seams. Run: python -m benchmarks.tiled_decode
+"""Tiled decoding against decoding the whole latent: memory, time, seams. Run: python -m benchmarks.tiled_decode
 
-The network is Stable Diffusion's at full width with random weights, which cost what trained ones cost. Memory is
-measured in a fresh process for each row, over what the process holds before it decodes, with the output taken off. Time
-is measured in one process, the ways taking turns; the ratio is the median over the rounds.
+The network is Stable Diffusion's at full width. Its weights are random, which changes neither time nor memory. Memory
+is measured in a new process for each row: the peak, less the memory before decoding and the output. Time is measured in
+one process, in which the ways take turns. A ratio is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def latent(side: int) -> torch.Tensor:
 
 @torch.no_grad()
 def peak_memory(way: str, side: int) -> int:
-    """Bytes at the peak of one decode over those before it, without the output."""
+    """Measure the peak memory of decoding, less the memory before it and the output, in bytes."""
     vae, z = model(way), latent(side)
     before = begin_peak()
     image = vae.decode(z).sample
@@ -61,7 +61,7 @@ def times_and_seams(side: int, rounds: int) -> tuple[dict[str, list[float]], dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=512, help="of the image, in pixels")
+    parser.add_argument("--side", type=int, default=512, help="image side in pixels")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))

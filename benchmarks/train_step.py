@@ -1,16 +1,18 @@
-"""The whole training step against the same losses taken as CompVis takes them. Run: python -m benchmarks.train_step
+"""Our training step against the same step written as in CompVis' code. Run: python -m benchmarks.train_step
 
-Both make one step of the autoencoder (L1, LPIPS, KL, adversarial with the adaptive weight, summed over an image) and
-one of the discriminator on every batch, from the same weights. That they do the same mathematics is asserted first: the
-adaptive weight and both networks' gradients agree. Time is measured in one process, the ways taking turns; a ratio is
-the median over the rounds. Memory is measured in a fresh process for each way, over networks and data, as the most that
-two steps take: gradients, AdamW's averages and activations. VGG16 is untrained, which costs what the trained one costs.
+On every batch, both ways make one step of the autoencoder (L1, LPIPS, KL, adversarial loss with the adaptive weight,
+summed over an image) and one step of the discriminator, from the same weights. First it is asserted that both compute
+the same: the adaptive weight and the gradients of both networks agree. Time is measured in one process, in which the
+ways take turns. A ratio is the median over the rounds. Memory is measured in a new process for each way: the peak of
+two steps, less the memory of networks and data before them. This leaves gradients, AdamW's averages and activations.
+VGG16 is untrained, which changes neither time nor memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import begin_peak, machine, measured_elsewhere, memory, ratios, times, write
-from klvae_edu.config import PRESETS, AutoencoderKLConfig
+from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.discriminator import NLayerDiscriminator
 from klvae_edu.environment import restart_with_process_settings
 from klvae_edu.training import steps
@@ -37,23 +39,22 @@ from klvae_edu.training.setup import Training, set_up, start_accelerator
 from klvae_edu.training.steps import discriminator_step, generator_step
 
 OURS, CONSTANT, PEER = "ours", "ours, constant weight", "as CompVis"
-AGREEMENT = 1e-6  # relative, in float64; the two LPIPS guard against a length of 0 differently, by some 1e-8
+AGREEMENT = 1e-6  # relative, in float64; the two LPIPS avoid a division by 0 differently, which makes about 1e-8
 DISC_WEIGHT, KL_WEIGHT = 0.5, 1e-6
-
-PRESETS["small"] = AutoencoderKLConfig(block_out_channels=(32, 64, 128, 128))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained on: a preset's network, batches of square images."""
+    """A network and its batches of square images."""
 
-    preset: str
+    network: AutoencoderKLConfig
     batch: int
     side: int  # pixels
 
-    def config(self) -> TrainingConfig:
+    def config(self, weights: str | None = None) -> TrainingConfig:
+        """Make the options of a training run that starts with the model in the folder `weights`."""
         return TrainingConfig(
-            preset=self.preset,
+            init=weights,
             size=self.side,
             batch_size=self.batch,
             lr=1e-5,
@@ -72,18 +73,26 @@ class Setting:
         )
 
     def images(self) -> Tensor:
-        """Noise (B, 3, H, W) in [-1, 1]: what is in the images costs nothing."""
+        """Make uniform noise (B, 3, H, W) in [-1, 1]. Time and memory do not depend on the contents of images."""
         return torch.rand(self.batch, 3, self.side, self.side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-SETTINGS = {"small": Setting("small", 16, 64), "sd-v1": Setting("sd-v1", 2, 64), "tiny": Setting("tiny", 2, 32)}
+SETTINGS = {
+    "small": Setting(AutoencoderKLConfig(block_out_channels=(32, 64, 128, 128)), 16, 64),
+    "sd-v1": Setting(AutoencoderKLConfig.from_preset("sd-v1"), 2, 64),
+    "tiny": Setting(AutoencoderKLConfig.from_preset("tiny"), 2, 32),
+}
 
 
 class Ours:
-    """The package's own step."""
+    """The training step of this package."""
 
-    def __init__(self, config: TrainingConfig) -> None:
-        self.training: Training = set_up(config, start_accelerator(config))
+    def __init__(self, setting: Setting) -> None:
+        with tempfile.TemporaryDirectory() as weights:
+            torch.manual_seed(0)
+            AutoencoderKL(setting.network).save_pretrained(weights)
+            config = setting.config(weights)
+            self.training: Training = set_up(config, start_accelerator(config))
 
     def step(self, images: Tensor) -> None:
         self.training.begin_step()
@@ -92,19 +101,20 @@ class Ours:
 
 
 class Peer:
-    """CompVis' step around diffusers' autoencoder and `lpips`: one training step for each optimiser, from the start.
+    """CompVis' step with diffusers' autoencoder and `lpips`: a forward pass of the autoencoder for each optimiser.
 
-    Lightning calls `training_step` twice on a batch, and each time the autoencoder runs anew: the second time with
-    updated weights, another posterior sample, and no graph, since the autoencoder is frozen then. What would only make
-    this slower is left out: the log-variance that stays at 0, the logging, gradients kept during the forward pass.
+    Lightning calls `training_step` twice on a batch, and the autoencoder runs both times. The second time it has
+    updated weights, another posterior sample, and no graph, because it is frozen. Parts that would only slow this down
+    are left out: the log-variance, which stays at 0, the logging, and gradients that are kept during the forward pass.
 
     Source: CompVis latent-diffusion, `ldm/models/autoencoder.py` and `ldm/modules/losses/contperceptual.py`.
     """
 
-    def __init__(self, config: TrainingConfig) -> None:
-        self.vae = diffusers.AutoencoderKL(**PRESETS[config.preset].to_dict())
+    def __init__(self, setting: Setting) -> None:
+        config = setting.config()
+        self.vae = diffusers.AutoencoderKL(**setting.network.to_dict())
         self.discriminator = NLayerDiscriminator()
-        with warnings.catch_warnings(action="ignore"):  # it calls torchvision in an old way
+        with warnings.catch_warnings(action="ignore"):  # it calls torchvision with deprecated arguments
             self.lpips = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False)
         self.optimizer, self.disc_optimizer = (
             torch.optim.AdamW(network.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)
@@ -112,10 +122,10 @@ class Peer:
         )
 
     def load(self, training: Training) -> None:
-        """Take over all weights."""
+        """Copy all weights from our networks."""
         self.vae.load_state_dict(training.vae.state_dict())
         self.discriminator.load_state_dict(training.patchgan.state_dict())
-        # `lpips` cuts the trunk into five slices, whose layers keep torchvision's numbers.
+        # `lpips` splits the trunk into five slices; their layers keep torchvision's numbers.
         ours = {name.removeprefix("trunk."): value for name, value in training.perceptual.state_dict().items()}
         for name, value in self.lpips.net.state_dict().items():
             value.copy_(ours[name.split(".", 1)[1]])
@@ -131,7 +141,7 @@ class Peer:
         return self.vae.decode(posterior.sample()).sample, posterior
 
     def generator_step(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The adaptive weight, and the reconstructions (B, 3, H, W)."""
+        """Train the autoencoder. Returns the adaptive weight and the reconstructions (B, 3, H, W)."""
         self.optimizer.zero_grad()
         self.discriminator.requires_grad_(False)
         reconstructions, posterior = self.forward(images)
@@ -162,13 +172,13 @@ class Peer:
 
 
 def check_agreement(ours: Ours, peer: Peer, images: Tensor) -> dict[str, float]:
-    """One step of each from the same weights, which do not move: how far the two are apart, relatively.
+    """Make one step of each way from the same weights, and return the relative differences. Weights stay as they are.
 
-    In float64: in float32 the reconstructions differ by rounding, and where that turns the sign of one pixel's error,
-    the gradient of L1 moves by half a percent.
+    This is done in float64. In float32 the reconstructions differ by rounding; where rounding changes the sign of one
+    pixel's error, the gradient of L1 changes by half a percent.
 
     Raises:
-        AssertionError: further than `AGREEMENT`, or the adaptive weight is clamped, which would hide a difference.
+        AssertionError: a difference is `AGREEMENT` or more, or the adaptive weight is clamped, which hides differences.
     """
     training, images = ours.training, images.double()
     peer.load(training)
@@ -187,7 +197,7 @@ def check_agreement(ours: Ours, peer: Peer, images: Tensor) -> dict[str, float]:
         torch.manual_seed(0)
         weight, reconstructions = peer.generator_step(images)
         peer.discriminator_step(images, reconstructions)
-        assert not scalars["clamped"], "the adaptive weight is clamped: its agreement would say nothing"
+        assert not scalars["clamped"], "the adaptive weight is clamped, so its agreement proves nothing"
         found = {
             "adaptive weight": abs(DISC_WEIGHT * weight.item() / scalars["adversarial_weight"] - 1),
             "gradient": difference(training.vae, peer.vae),
@@ -199,9 +209,9 @@ def check_agreement(ours: Ours, peer: Peer, images: Tensor) -> dict[str, float]:
 
 
 def difference(network: nn.Module, other: nn.Module) -> float:
-    """‖∇ - ∇'‖ / ‖∇'‖ over all weights, by name.
+    """Return ‖∇ - ∇'‖ / ‖∇'‖ over all weights, matched by name.
 
-    Not weight by weight: a bias before a norm with one channel per group has a gradient of nothing but rounding.
+    Single weights are not compared: the gradient of a bias before a norm with one channel per group is only rounding.
     """
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
     others = {name: parameter.grad for name, parameter in other.named_parameters()}
@@ -211,11 +221,11 @@ def difference(network: nn.Module, other: nn.Module) -> float:
 
 
 def parts(ours: Ours, images: Tensor, rounds: int) -> dict[str, float]:
-    """Seconds of each part of our step: the median over the rounds."""
+    """Measure the seconds of each part of our step: the median over the rounds."""
     training, seconds, mark = ours.training, {}, 0.0
 
     def lap(name: str) -> None:
-        """All since the last lap belongs to `name`."""
+        """Count the time since the last lap as `name`."""
         nonlocal mark
         now = time.perf_counter()
         seconds.setdefault(name, []).append(now - mark)
@@ -248,7 +258,7 @@ def parts(ours: Ours, images: Tensor, rounds: int) -> dict[str, float]:
             patch.object(training.accelerator, "backward", timed_backward),
         ):
             _, reconstructions = generator_step(training, images)
-        lap("optimiser, the gradient's length, scalars")
+        lap("optimiser, gradient norm, scalars")
         discriminator_step(training, images, reconstructions)
         lap("discriminator's step")
     hook.remove()
@@ -256,9 +266,9 @@ def parts(ours: Ours, images: Tensor, rounds: int) -> dict[str, float]:
 
 
 def peak_memory(way: str, setting: Setting) -> int:
-    """Bytes at the peak of two steps over those before them."""
+    """Measure the peak memory of two steps, less the memory before them, in bytes."""
     images = setting.images()
-    stepper = {OURS: Ours, PEER: Peer}[way](setting.config())
+    stepper = {OURS: Ours, PEER: Peer}[way](setting)
     before = begin_peak()
     for _ in range(2):
         stepper.step(images)
@@ -271,7 +281,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         way: measured_elsewhere("benchmarks.train_step", "--memory-of", way, "--settings", name) / 2**20
         for way in (OURS, PEER)
     }
-    images, ours, peer = setting.images(), Ours(setting.config()), Peer(setting.config())
+    images, ours, peer = setting.images(), Ours(setting), Peer(setting)
     agreement = check_agreement(ours, peer, images)
     constant = Ours.__new__(Ours)  # the same networks and optimisers
     constant.training = replace(ours.training, config=replace(ours.training.config, adaptive=False))
@@ -279,7 +289,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     seconds = times({way: partial(step, images) for way, step in steps_of.items()}, rounds)
     of_parts = parts(ours, images, rounds)
     return {
-        "network": f"{setting.preset}, batch {setting.batch}, {setting.side} pixels, float32",
+        "network": f"{name}, batch {setting.batch}, {setting.side} pixels, float32",
         "relative differences": agreement,
         "seconds": {way: round(median(values), 3) for way, values in seconds.items()},
         "time over ours": ratios(seconds, OURS),

@@ -1,4 +1,4 @@
-"""`python -m klvae_edu` is `klvae`, for launchers such as `torchrun -m` and for shells that do not find the script."""
+"""Run `klvae` as `python -m klvae_edu`, for launchers such as `torchrun -m` and where `klvae` is not on the PATH."""
 
 from klvae_edu.cli import run
 

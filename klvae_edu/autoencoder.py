@@ -1,11 +1,11 @@
 """`AutoencoderKL`: the autoencoder of Stable Diffusion, equal to diffusers' class on the same weights.
 
 An image (B, 3, H, W) in [-1, 1] becomes the posterior of a latent (B, 4, H/8, W/8), and a latent becomes an image. The
-network is `klvae_edu.network.Autoencoder`. This class checks and pads inputs and scales latents; slices, tiles and
-upcast come from `klvae_edu.performance.settings`, files from `klvae_edu.weights.mixin`.
+network is `klvae_edu.network.Autoencoder`. This class checks and pads inputs and scales latents. Slices, tiles and
+upcast are in `klvae_edu.performance.settings`, files in `klvae_edu.weights.mixin`.
 
 Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models" (the LDM paper), section
-3.1; CompVis latent-diffusion, `ldm/models/autoencoder.py`. Names and state-dict keys are those of diffusers.
+3.1; CompVis latent-diffusion, `ldm/models/autoencoder.py`. Names and state-dict keys are the same as in diffusers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         **fields: single fields of the configuration by name, as in diffusers: `AutoencoderKL(latent_channels=16)`.
 
     Raises:
-        ValueError: a configuration that cannot be built, or an unknown field (the nearest name is offered).
+        ValueError: an invalid configuration, or an unknown field (the message offers the most similar name).
 
     Built in notebook 05, section 4.
 
@@ -72,7 +72,7 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         With a `seed` the weights are the same every time, and PyTorch's global random state is left unchanged.
 
         Raises:
-            ValueError: no preset of that name; the message lists them.
+            ValueError: unknown preset; the message lists the presets.
         """
         config = AutoencoderKLConfig.from_preset(name)
         if seed is None:
@@ -83,19 +83,19 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
 
     @property
     def downsample_factor(self) -> int:
-        """f, the image side over the latent side (8 for Stable Diffusion)."""
+        """f = image side / latent side (8 for Stable Diffusion)."""
         return self.config.downsample_factor
 
     # ---- Images to latents and back ----------------------------------------------------------------------------------
-    # encode and decode have diffusers' interface, not the bare network's: the overrides that mypy is told to allow.
+    # encode and decode have the interface of diffusers, not of the bare network. Hence `type: ignore[override]`.
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:  # type: ignore[override]
         """Encode images into the posterior over latents.
 
         Args:
-            x: (B, 3, H, W), values in [-1, 1]. Sides that f does not divide are padded by reflection on the right and
-                at the bottom; the first time, a warning says so.
-            return_dict: accepted because diffusers' pipelines pass it; the output is a named tuple and serves both.
+            x: (B, 3, H, W), values in [-1, 1]. Sides that are not multiples of f are padded by reflection on the
+                right and at the bottom, with a warning the first time.
+            return_dict: accepted because diffusers' pipelines pass it; the output is a named tuple in both cases.
 
         Returns:
             `.latent_dist`, of shape (B, latent_channels, ⌈H/f⌉, ⌈W/f⌉).
@@ -129,7 +129,7 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
     ) -> DecoderOutput:
-        """Reconstruct images (B, 3, H, W), through the posterior's mode or, on request, a sample of it: the same shape.
+        """Reconstruct images (B, 3, H, W) from the posterior's mode, or from a sample: the same shape.
 
         Raises:
             ValueError: as `encode`.
@@ -140,18 +140,18 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         return DecoderOutput(self.decode(z).sample[..., :height, :width])
 
     def tiled_encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
-        """Do as `encode`, in tiles (see `klvae_edu.performance.tiling`) whether `enable_tiling` was called or not."""
+        """Encode in tiles (see `klvae_edu.performance.tiling`), whether or not `enable_tiling` was called."""
         x = self._checked_and_padded(x)
         moments = self.run_bounded(super().encode, x, tiling=True, units=(self.downsample_factor, 1))
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput:
-        """Do as `decode`, in tiles whether `enable_tiling` was called or not."""
+        """Decode in tiles, whether or not `enable_tiling` was called."""
         check_tensor("a latent", z, self.config.latent_channels, self.dtype, at_least=1)
         return DecoderOutput(self.run_bounded(super().decode, z, tiling=True, units=(1, self.downsample_factor)))
 
     def _checked_and_padded(self, x: Tensor) -> Tensor:
-        """Check an image (B, 3, H, W) and pad it to multiples of f; the first time, warn that it was padded."""
+        """Check images (B, 3, H, W) and pad them to multiples of f, with a warning the first time."""
         factor = self.downsample_factor
         check_tensor("an image", x, self.config.in_channels, self.dtype, at_least=factor)
         padded = pad_to_multiple(x, factor)
@@ -186,7 +186,7 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
     def scale_latents(self, z: Tensor) -> Tensor:
         """Scale latents to a standard deviation of about 1: (z - shift) · scale, of the same shape.
 
-        With a mean and a standard deviation of each channel it is (z - mean) · scale / std.
+        If the configuration has a mean and a standard deviation of each channel: (z - mean) · scale / std.
 
         Raises:
             ValueError: the configuration has no scaling factor.

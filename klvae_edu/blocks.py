@@ -1,4 +1,4 @@
-"""The blocks of which encoder and decoder are made: ResNet, attention, down- and upsampling, levels, mid block.
+"""Blocks of the encoder and the decoder: ResNet, attention, down- and upsampling, levels, mid block.
 
 All feature maps are (B, C, H, W). Every GroupNorm has eps = 1e-6, not PyTorch's 1e-5; every convolution and linear
 layer has a bias. Names and state-dict keys are diffusers'.
@@ -24,9 +24,9 @@ QUERY_CHUNK = 1024  # queries at a time in chunked attention: their weights take
 
 
 class CheckpointedBlock(nn.Module):
-    """A block that gradient checkpointing recomputes in the backward pass, keeping its input only.
+    """Block that gradient checkpointing recomputes in the backward pass: only its input is kept.
 
-    These are the small blocks, so that recomputing one of them needs little memory.
+    Only small blocks are recomputed, so that recomputing one of them needs little memory.
 
     Attributes:
         gradient_checkpointing: set by `AutoencoderKL.enable_gradient_checkpointing`.
@@ -36,7 +36,7 @@ class CheckpointedBlock(nn.Module):
 
 
 def run(block: nn.Module, x: Tensor) -> Tensor:
-    """Compute `block(x)`, under gradient checkpointing where the block asks for it."""
+    """Compute `block(x)`, with gradient checkpointing if it is enabled for the block."""
     if isinstance(block, CheckpointedBlock) and block.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(block, x, use_reentrant=False)
     return block(x)
@@ -51,7 +51,7 @@ def checkpointed_blocks(module: nn.Module) -> list[CheckpointedBlock]:
 
 
 class ResnetBlock2D(CheckpointedBlock):
-    """Two times norm, activation, 3x3 convolution; then the input is added: (B, in, H, W) -> (B, out, H, W).
+    """Residual block, two times norm, activation, 3x3 convolution: (B, in, H, W) -> (B, out, H, W).
 
     Built in notebook 03, section 6.
     """
@@ -63,21 +63,21 @@ class ResnetBlock2D(CheckpointedBlock):
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=NORM_EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nonlinearity: nn.Module = getattr(nn, ACTIVATIONS[act_fn])()
-        # The shortcut has to bring the input to the output's channels; where they are equal it does nothing.
+        # A 1x1 convolution in the shortcut if the number of channels changes.
         self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         # Residual branch.
         hidden = self.conv1(self.nonlinearity(self.norm1(x)))  # (B, in, H, W) -> (B, out, H, W)
         hidden = self.conv2(self.nonlinearity(self.norm2(hidden)))  # (B, out, H, W)
-        # Shortcut, (B, in, H, W) -> (B, out, H, W), and sum. Nothing is divided by √2.
+        # Shortcut, (B, in, H, W) -> (B, out, H, W), and sum. The sum is not divided by √2.
         return self.conv_shortcut(x) + hidden
 
 
 class Downsample2D(CheckpointedBlock):
-    """Halve the sides by a 3x3 convolution of stride 2: (B, C, H, W) -> (B, C, H // 2, W // 2).
+    """Halve the sides with a 3x3 convolution of stride 2: (B, C, H, W) -> (B, C, H // 2, W // 2).
 
-    Zeros are padded on the right and at the bottom only. Padding on all sides gives the same shape and other numbers.
+    Zeros are padded on the right and at the bottom only. Padding on all sides gives the same shape, but other numbers.
 
     Built in notebook 04, section 1.
     """
@@ -108,13 +108,13 @@ class Upsample2D(CheckpointedBlock):
 
 
 # ---- Attention -------------------------------------------------------------------------------------------------------
-# Three ways to compute one head, equal up to rounding, with different costs. Queries, keys and values are (B, N, C) for
-# N = H·W tokens; the result is (B, N, C): for every query the average of the values, weighted by
+# Three ways to compute one head. They are equal up to rounding, but differ in time and memory. Queries, keys and values
+# are (B, N, C) for N = H·W tokens. The result is (B, N, C): for every query the average of the values, weighted by
 # softmax(scale · query · key) over the keys. Built in notebook 04, section 4.
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Compute attention by PyTorch's fused kernels, which do not store the (N, N) weights: (B, N, C)."""
+    """Compute attention with PyTorch's fused kernels, which do not store the (N, N) weights: (B, N, C)."""
     query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))  # (B, 1, N, C): one head
     return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)  # (B, N, C)
 
@@ -127,7 +127,7 @@ def eager(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 def chunked(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Compute attention by its definition, QUERY_CHUNK queries at a time: (B, N, C). Exact: queries are independent."""
-    return torch.cat([eager(some, key, value, scale) for some in torch.split(query, QUERY_CHUNK, dim=1)], dim=1)
+    return torch.cat([eager(part, key, value, scale) for part in torch.split(query, QUERY_CHUNK, dim=1)], dim=1)
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
@@ -140,7 +140,7 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
 class Attention(CheckpointedBlock):
     """Self-attention over all pixels of a feature map, with one head of C channels: (B, C, H, W) -> (B, C, H, W).
 
-    Its cost grows with (H·W)², so it stands only where the feature map is smallest.
+    Its cost grows with (H·W)², so it is used only on the smallest feature maps.
 
     Attributes:
         backend: "sdpa", "eager" or "chunked", a key of `BACKENDS`.
@@ -173,7 +173,7 @@ class Attention(CheckpointedBlock):
 
 
 class ResnetLevel(nn.Module):
-    """ResNet blocks in a row, in subclasses each followed by attention: (B, in, H, W) -> (B, out, H, W).
+    """Sequence of ResNet blocks, in some subclasses each followed by attention: (B, in, H, W) -> (B, out, H, W).
 
     The first block changes the number of channels.
     """
@@ -196,7 +196,7 @@ class ResnetLevel(nn.Module):
 
 
 class DownEncoderBlock2D(ResnetLevel):
-    """One level of the encoder: ResNet blocks, then, except in the last level, half the sides.
+    """One level of the encoder: ResNet blocks, then downsampling by 2 (except in the last level).
 
     (B, in, H, W) -> (B, out, H / 2, W / 2), or (B, out, H, W) without downsampling. Used in notebook 05, section 2.
     """
@@ -221,7 +221,7 @@ class AttnDownEncoderBlock2D(DownEncoderBlock2D):
 
 
 class UpDecoderBlock2D(ResnetLevel):
-    """One level of the decoder: ResNet blocks, then, except in the last level, twice the sides.
+    """One level of the decoder: ResNet blocks, then upsampling by 2 (except in the last level).
 
     (B, in, H, W) -> (B, out, 2H, 2W), or (B, out, H, W) without upsampling. Used in notebook 05, section 3.
     """
@@ -258,7 +258,7 @@ class UNetMidBlock2D(nn.Module):
         self.resnets = resnets  # registered after the attention, as in diffusers
 
     def forward(self, x: Tensor) -> Tensor:
-        x = run(self.resnets[0], x)  # (B, C, h, w), and so after each
+        x = run(self.resnets[0], x)  # (B, C, h, w), the same after every block
         x = run(self.attentions[0], x)
         x = run(self.resnets[1], x)
         return x

@@ -1,6 +1,6 @@
-"""The command line `klvae`: it parses the options, runs a command of `klvae_edu.commands` and reports errors.
+"""Command line `klvae`: parse the options, run a command of `klvae_edu.commands`, report errors.
 
-Exit codes: 0 success, 1 some image or check failed, 2 wrong use or an error, 130 interrupted.
+Exit codes: 0 success, 1 some image or check failed, 2 wrong usage or an error, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ DESCRIPTION = "klvae_edu: the autoencoder of Stable Diffusion, from a course. Ea
 
 
 def run() -> None:
-    """The entry point of the console script."""
+    """Run the console script: print warnings in one line, set up the process, exit with the code of `main`."""
     warnings.formatwarning = lambda message, *where, **more: f"klvae: {message}\n"
-    if sys.argv[1:2] and sys.argv[1] in COMPUTE:
+    if sys.argv[1:2] and sys.argv[1] in COMPUTING_COMMANDS:
         restart_with_process_settings()
     sys.exit(main())
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return the exit code. An error that a user can mend is one line on stderr, no traceback."""
+    """Run one command and return its exit code. An error that the user can fix is one line on stderr, no traceback."""
     import tyro
 
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] == ["train"]:
             return run_train(train_config(argv[1:]))
-        kinds: dict[str, Callable[..., object]] = {name: kind for name, (kind, _) in COMMANDS.items()}
-        options = tyro.extras.subcommand_cli_from_dict(kinds, args=argv, prog="klvae", description=DESCRIPTION)
+        types: dict[str, Callable[..., object]] = {name: options for name, (options, _) in COMMANDS.items()}
+        options = tyro.extras.subcommand_cli_from_dict(types, args=argv, prog="klvae", description=DESCRIPTION)
         return dict(COMMANDS.values())[type(options)](options)
     except KeyboardInterrupt:
         print("klvae: interrupted", file=sys.stderr)
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-# For each command the options, which become its flags and its help, and the function that runs it.
+# Command -> (dataclass of its options, which become flags and help; function that runs it).
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (TrainingConfig, run_train),
     "reconstruct": (ReconstructOptions, run_reconstruct),
@@ -60,4 +60,4 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "grade": (GradeOptions, run_grade),
     "doctor": (DoctorOptions, run_doctor),
 }
-COMPUTE = ("train", "reconstruct", "encode", "evaluate")
+COMPUTING_COMMANDS = ("train", "reconstruct", "encode", "evaluate")

@@ -1,6 +1,6 @@
-"""The configuration of the autoencoder: one frozen dataclass, and the named presets.
+"""Configuration of the autoencoder: one frozen dataclass, and the named presets.
 
-The fields are those of diffusers' `AutoencoderKL`, so that its `config.json` files are ours too. Stable Diffusion's
+The fields have the names of diffusers' `AutoencoderKL`, so that its `config.json` files can be read. Stable Diffusion's
 widths come from CompVis' `models/first_stage_models/kl-f8/config.yaml` (`ch: 128`, `ch_mult: [1, 2, 4, 4]`).
 """
 
@@ -9,52 +9,48 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-# Classes in `klvae_edu.blocks`, without and with attention, and in `torch.nn`.
+# Class names in `klvae_edu.blocks`: without attention, with attention.
 DOWN_BLOCK_TYPES = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP_BLOCK_TYPES = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+# `act_fn` -> class name in `torch.nn`.
 ACTIVATIONS = {"silu": "SiLU", "swish": "SiLU", "mish": "Mish", "gelu": "GELU", "relu": "ReLU"}
 
 
 @dataclass(frozen=True)
 class AutoencoderKLConfig:
-    """Everything that decides what an `AutoencoderKL` computes. The defaults are Stable Diffusion v1's.
+    """Configuration of an `AutoencoderKL`. The defaults are Stable Diffusion v1's.
 
     Raises:
-        ValueError: a field that cannot be built, named together with the value it got.
+        ValueError: a field has an impossible value; the message names the field and the value.
     """
 
-    in_channels: int = 3  # of the image: RGB
-    out_channels: int = 3  # of the reconstruction
-    down_block_types: tuple[str, ...] | None = None  # one per level; None: plain blocks, as many as there are widths
-    up_block_types: tuple[str, ...] | None = None  # likewise, in the decoder's order (smallest map first)
-    block_out_channels: tuple[int, ...] = (
-        128,
-        256,
-        512,
-        512,
-    )  # width per level, largest map first; n levels: f = 2^(n-1)
+    in_channels: int = 3  # channels of the image (RGB)
+    out_channels: int = 3  # channels of the reconstruction
+    down_block_types: tuple[str, ...] | None = None  # encoder, one per level; None: no attention in any level
+    up_block_types: tuple[str, ...] | None = None  # decoder, one per level, smallest feature map first; None: likewise
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)  # width per level, largest map first; f = 2^(levels - 1)
     layers_per_block: int = 2  # ResNet blocks per level of the encoder; the decoder has one more
-    act_fn: str = "silu"  # inside the ResNet blocks (the two output stages always use SiLU)
-    latent_channels: int = 4  # channels of z; the encoder puts out twice as many: mean and log-variance
+    act_fn: str = "silu"  # activation of the ResNet blocks (the two output layers always use SiLU)
+    latent_channels: int = 4  # channels of z; the encoder returns twice as many: mean and log-variance
     norm_num_groups: int = 32  # groups of every GroupNorm; must divide every width
-    sample_size: int = 512  # image side the model was made for, in pixels: a hint for tile sizes, no limit
-    scaling_factor: float | None = 0.18215  # latents are multiplied by it for diffusion; None: not known yet
+    sample_size: int = 512  # image side in pixels that the model was trained for; not a limit
+    scaling_factor: float | None = 0.18215  # factor of the latents for diffusion; None: unknown
     shift_factor: float | None = None  # subtracted before scaling (Stable Diffusion 3, Flux)
     latents_mean: tuple[float, ...] | None = None  # per-channel mean, an alternative to the shift
-    latents_std: tuple[float, ...] | None = None  # per-channel standard deviation, goes with latents_mean
-    force_upcast: bool = True  # activations overflow in float16: what would be half is computed in float32
+    latents_std: tuple[float, ...] | None = None  # per-channel standard deviation, given together with latents_mean
+    force_upcast: bool = True  # compute in float32 where float16 would overflow
     use_quant_conv: bool = True  # 1x1 convolution after the encoder
     use_post_quant_conv: bool = True  # 1x1 convolution before the decoder
-    mid_block_add_attention: bool = True  # one attention block at the smallest map of each half
+    mid_block_add_attention: bool = True  # attention in the mid block of encoder and decoder
 
     def __post_init__(self) -> None:
         for name in ("block_out_channels", "down_block_types", "up_block_types", "latents_mean", "latents_std"):
             value = getattr(self, name)
-            if isinstance(value, list):  # what JSON has for a tuple
+            if isinstance(value, list):  # JSON has lists only
                 object.__setattr__(self, name, tuple(value))
         self._check_counts()
         levels = len(self.block_out_channels)
@@ -121,23 +117,23 @@ class AutoencoderKLConfig:
             raise ValueError("shift_factor and latents_mean: expected at most one of them, got both")
         for name in ("latents_mean", "latents_std"):
             value = getattr(self, name)
-            right = isinstance(value, tuple) and len(value) == self.latent_channels and all(map(_is_finite, value))
-            if value is not None and not right:
+            valid = isinstance(value, tuple) and len(value) == self.latent_channels and all(map(_is_finite, value))
+            if value is not None and not valid:
                 raise ValueError(f"{name}: expected {self.latent_channels} numbers (latent_channels), got {value!r}")
         if self.latents_std is not None and not all(std > 0 for std in self.latents_std):
             raise ValueError(f"latents_std: expected positive numbers, got {self.latents_std}")
 
     @property
     def downsample_factor(self) -> int:
-        """f, the image side over the latent side: every level but the last halves the map."""
+        """f = image side / latent side. Every level except the last halves the sides."""
         return 1 << (len(self.block_out_channels) - 1)
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> AutoencoderKLConfig:
-        """The preset `name`, with single fields changed by keyword.
+        """Return the preset `name`, with single fields changed by keyword.
 
         Raises:
-            ValueError: no preset of that name (the message lists them), or no such field.
+            ValueError: unknown preset (the message lists the presets), or unknown field.
         """
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}; the presets are {', '.join(PRESETS)}")
@@ -146,9 +142,10 @@ class AutoencoderKLConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderKLConfig:
-        """Read a diffusers `config.json`. A field it leaves out has diffusers' default, which is not always ours.
+        """Build the configuration from the fields of a diffusers `config.json`.
 
-        Fields this package does not know are named in a warning; those with a leading underscore are diffusers' notes.
+        Missing fields get diffusers' defaults; some of them differ from the defaults of this class. Unknown fields are
+        ignored with a warning that names them. Names with a leading underscore are ignored without a warning.
         """
         known = {field.name for field in fields(cls)}
         values = {name: value for name, value in values.items() if not name.startswith("_")}
@@ -158,7 +155,7 @@ class AutoencoderKLConfig:
         return cls(**(_DIFFUSERS_DEFAULTS | {name: value for name, value in values.items() if name in known}))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field by its name, as `config.json` holds it (tuples become lists there)."""
+        """Return all fields by name, as in `config.json` (JSON writes tuples as lists)."""
         return asdict(self)
 
 
@@ -166,17 +163,21 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_field_names(names: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` for the first name that is no configuration field; it offers the nearest one."""
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Ask for the name in `known` that is most similar to a mistyped `name`; empty when none is similar."""
+    return "".join(f"did you mean {near!r}?" for near in difflib.get_close_matches(name, [*known], n=1))
+
+
+def check_field_names(names: Iterable[str]) -> None:
+    """Raise a `ValueError` for the first name that is not a configuration field, with the most similar field."""
     known = [field.name for field in fields(AutoencoderKLConfig)]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(known)}"
+            hint = suggestion(name, known) or f"the fields are {', '.join(known)}"
             raise ValueError(f"AutoencoderKL has no configuration field {name!r}; {hint}")
 
 
-_DIFFUSERS_DEFAULTS: dict[str, Any] = {  # of AutoencoderKL.__init__ in diffusers, where they differ from ours
+_DIFFUSERS_DEFAULTS: dict[str, Any] = {  # defaults of diffusers' AutoencoderKL that differ from this class
     "down_block_types": ("DownEncoderBlock2D",),
     "up_block_types": ("UpDecoderBlock2D",),
     "block_out_channels": (64,),
@@ -185,7 +186,7 @@ _DIFFUSERS_DEFAULTS: dict[str, Any] = {  # of AutoencoderKL.__init__ in diffuser
 }
 
 _SD_V1 = AutoencoderKLConfig()
-_SIXTEEN_CHANNELS: dict[str, Any] = {
+_SD3_NETWORK: dict[str, Any] = {
     "latent_channels": 16,
     "use_quant_conv": False,
     "use_post_quant_conv": False,
@@ -193,8 +194,11 @@ _SIXTEEN_CHANNELS: dict[str, Any] = {
 }
 
 
-def _paper(widths: tuple[int, ...], latent_channels: int, attention_levels: int = 0) -> AutoencoderKLConfig:
-    """One of the LDM paper's own models: 256x256, attention in as many of the smallest levels; no published scale."""
+def _ldm_paper_config(widths: tuple[int, ...], latent_channels: int, attention_levels: int = 0) -> AutoencoderKLConfig:
+    """Build the configuration of a model of the LDM paper: 256x256 pixels, no published scaling factor.
+
+    The last `attention_levels` levels, with the smallest feature maps, have attention.
+    """
     plain = len(widths) - attention_levels
     return AutoencoderKLConfig(
         block_out_channels=widths,
@@ -209,18 +213,18 @@ def _paper(widths: tuple[int, ...], latent_channels: int, attention_levels: int 
 PRESETS: dict[str, AutoencoderKLConfig] = {
     # Stable Diffusion 1.x and 2.x: 83,653,863 parameters.
     "sd-v1": _SD_V1,
-    # Stable Diffusion XL: the same network with other weights, and with another scale.
+    # Stable Diffusion XL: the same network with other weights and another scaling factor.
     "sdxl": replace(_SD_V1, sample_size=1024, scaling_factor=0.13025),
-    # Stable Diffusion 3 and Flux: 16 latent channels, no 1x1 convolutions around the latent, a shift before the scale.
-    "sd3": replace(_SD_V1, **_SIXTEEN_CHANNELS, scaling_factor=1.5305, shift_factor=0.0609),
-    "flux": replace(_SD_V1, **_SIXTEEN_CHANNELS, scaling_factor=0.3611, shift_factor=0.1159),
-    # The LDM paper's models: CompVis latent-diffusion, `configs/autoencoder/autoencoder_kl_*.yaml`. Only KL-f8 was used
-    # with a published scale: it is Stable Diffusion's network.
-    "kl-f4": _paper((128, 256, 512), latent_channels=3),
+    # Stable Diffusion 3 and Flux: 16 latent channels, no 1x1 convolutions at the latent, a shift before scaling.
+    "sd3": replace(_SD_V1, **_SD3_NETWORK, scaling_factor=1.5305, shift_factor=0.0609),
+    "flux": replace(_SD_V1, **_SD3_NETWORK, scaling_factor=0.3611, shift_factor=0.1159),
+    # Models of the LDM paper: CompVis latent-diffusion, `configs/autoencoder/autoencoder_kl_*.yaml`. Only KL-f8 has a
+    # published scaling factor, because it is Stable Diffusion's network.
+    "kl-f4": _ldm_paper_config((128, 256, 512), latent_channels=3),
     "kl-f8": replace(_SD_V1, sample_size=256),
-    "kl-f16": _paper((128, 128, 256, 256, 512), latent_channels=16, attention_levels=1),
-    "kl-f32": _paper((128, 128, 256, 256, 512, 512), latent_channels=64, attention_levels=2),
-    # f = 8 like the real one, small enough for a laptop: 1,250,759 parameters.
+    "kl-f16": _ldm_paper_config((128, 128, 256, 256, 512), latent_channels=16, attention_levels=1),
+    "kl-f32": _ldm_paper_config((128, 128, 256, 256, 512, 512), latent_channels=64, attention_levels=2),
+    # f = 8 as in Stable Diffusion, small enough for a laptop: 1,250,759 parameters.
     "mini": AutoencoderKLConfig(
         block_out_channels=(32, 64, 64, 64),
         layers_per_block=1,
@@ -228,8 +232,8 @@ PRESETS: dict[str, AutoencoderKLConfig] = {
         sample_size=256,
         scaling_factor=None,
     ),
-    # The bundled model: narrow where pixels are many, so that a slider's picture comes at once, and wide where
-    # they are few. 2,059,287 parameters.
+    # The bundled model: narrow on large feature maps, so that a slider in a notebook responds at once, and wide on
+    # small ones. 2,059,287 parameters.
     "kl-f8-mini": AutoencoderKLConfig(
         block_out_channels=(16, 32, 96, 96),
         layers_per_block=1,

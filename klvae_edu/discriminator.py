@@ -1,7 +1,7 @@
-"""PatchGAN: a small convolutional network that judges every 70x70 patch of an image by itself.
+"""PatchGAN: a small convolutional network that classifies overlapping patches of an image as real or reconstructed.
 
 Source: Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2.2 and
-appendix 6.1.2; taming-transformers, `taming/modules/discriminator/model.py`, whose weights load here as they are.
+appendix 6.1.2; taming-transformers, `taming/modules/discriminator/model.py`, whose weights load without conversion.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 KERNEL, PADDING = 4, 1  # of every convolution
-WIDEST = 8  # times num_filters
+MAX_WIDTH_FACTOR = 8  # the widest layer has 8 · num_filters channels
 
 
 class NLayerDiscriminator(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] -> logits (B, 1, h, w), one per patch: above zero where it looks real.
+    """Turn images (B, C, H, W) in [-1, 1] into logits (B, 1, h, w), one for each patch: positive means real.
 
-    With the defaults 256x256 pixels give 30x30 logits, 8 pixels apart, each of a 70x70 patch; 2,765,633 parameters.
-    The middle convolutions are followed by BatchNorm, hence have no bias. In training mode BatchNorm normalises by the
-    batch at hand; of several processes each normalises by its own part of the batch.
+    With the defaults, 256x256 pixels give 30x30 logits. Each logit sees a patch of 70x70 pixels, and neighbouring
+    patches are 8 pixels apart. There are 2,765,633 parameters.
+
+    In training mode BatchNorm normalises by the current batch. With several processes each process normalises by its
+    own part of the batch.
 
     Args:
-        in_channels: of the images.
-        num_filters: channels of the first convolution; the following ones have 2, 4, 8, 8, … times as many.
-        num_layers: convolutions with stride 2; two with stride 1 follow.
+        in_channels: channels of the images.
+        num_filters: channels of the first convolution. The following ones have 2, 4, 8, 8, … times as many.
+        num_layers: number of convolutions with stride 2. Two convolutions with stride 1 follow.
 
     Raises:
         ValueError: an argument below 1.
@@ -36,22 +38,26 @@ class NLayerDiscriminator(nn.Module):
             if value < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
         self.in_channels, self.num_layers = in_channels, num_layers
+        # Shapes in comments: the defaults on 256x256 pixels.
+        # (B, 3, 256, 256) -> (B, 64, 128, 128). No norm directly after the image.
         layers: list[nn.Module] = [nn.Conv2d(in_channels, num_filters, KERNEL, 2, PADDING), nn.LeakyReLU(0.2, True)]
         width = num_filters
+        # Halve the sides and double the channels, up to the maximum width. The last of these layers has stride 1:
+        # (B, 128, 64, 64), (B, 256, 32, 32), (B, 512, 31, 31).
         for number in range(1, num_layers + 1):
-            before, width = width, num_filters * min(2**number, WIDEST)
+            before, width = width, num_filters * min(2**number, MAX_WIDTH_FACTOR)
             stride = 2 if number < num_layers else 1
             layers += [
-                nn.Conv2d(before, width, KERNEL, stride, PADDING, bias=False),  # BatchNorm would take a bias away again
+                nn.Conv2d(before, width, KERNEL, stride, PADDING, bias=False),  # BatchNorm would subtract a bias again
                 nn.BatchNorm2d(width),
                 nn.LeakyReLU(0.2, True),
             ]
-        layers += [nn.Conv2d(width, 1, KERNEL, 1, PADDING)]
+        layers += [nn.Conv2d(width, 1, KERNEL, 1, PADDING)]  # (B, 1, 30, 30): the logits
         self.main = nn.Sequential(*layers)
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, 1, h, w).
+        """Compute logits (B, 1, h, w) of images (B, C, H, W).
 
         Raises:
             ValueError: another rank or number of channels, or an image too small for one logit.
@@ -67,24 +73,27 @@ class NLayerDiscriminator(nn.Module):
 
 
 def smallest_side(num_layers: int = 3) -> int:
-    """The smallest image, in pixels a side, for which there is a logit: 24 for the default."""
+    """Compute the smallest image side, in pixels, for which there is one logit: 24 for the default."""
     return 3 * 2**num_layers
 
 
 def receptive_field(num_layers: int = 3) -> int:
-    """The side in pixels of the patch that one logit sees: 70 for the default.
+    """Compute the side, in pixels, of the patch that one logit depends on: 70 for the default.
 
-    Walked back from one logit: a convolution with kernel k and stride s sees k + (n - 1)·s of what the n values after
-    it see. Built in notebook 07, section 2.
+    Go backward from one logit through the layers: n neighbouring outputs of a convolution with kernel k and stride s
+    depend on k + (n - 1)·s of its inputs. Built in notebook 07, section 2.
     """
     side = 1
-    for stride in [1, 1] + [2] * num_layers:
+    for stride in [1, 1] + [2] * num_layers:  # from the last layer to the first
         side = KERNEL + (side - 1) * stride
     return side
 
 
 def _initialise(module: nn.Module) -> None:
-    """pix2pix' initialisation: weights of mean 0 (BatchNorm's: 1) and standard deviation 0.02."""
+    """Apply pix2pix' initialisation: normal weights of mean 0 (BatchNorm: 1) and standard deviation 0.02.
+
+    BatchNorm's biases start at 0. Biases of convolutions keep PyTorch's initialisation.
+    """
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

@@ -1,6 +1,6 @@
 """Device, progress bars and process settings.
 
-Neither torch nor tqdm is imported before it is needed: `klvae doctor` works when one of them is missing.
+torch and tqdm are imported where they are used, so that `klvae doctor` works when one of them is missing.
 """
 
 from __future__ import annotations
@@ -14,42 +14,43 @@ if TYPE_CHECKING:
     import torch
 
 PROCESS_SETTINGS = {
-    "MALLOC_MMAP_THRESHOLD_": "2147483648",  # bytes; glibc takes larger blocks fresh from the kernel every time
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",  # bytes; glibc gives freed memory back above this
-    "GOMP_SPINCOUNT": "20000",  # how long a thread of libgomp spins at a barrier before it sleeps
+    "MALLOC_MMAP_THRESHOLD_": "2147483648",  # bytes; glibc requests larger blocks from the kernel every time
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",  # bytes; glibc returns freed memory above this to the kernel
+    "GOMP_SPINCOUNT": "20000",  # iterations that a libgomp thread spins at a barrier before it sleeps
 }
-"""Environment variables that speed up PyTorch on a CPU under Linux, for a process that starts with them.
+"""Environment variables that speed up PyTorch on a CPU under Linux. They must be set when the process starts.
 
-By default glibc returns every large activation to the kernel and asks for it again in the next layer (20,000 to 37,000
-page faults a training step of the preset `tiny`), and libgomp's threads spin at every barrier, which collapses as soon
-as another program wants one of the cores. Measured for that step on 2 shared cores: 823 to 1025 ms by default, 146 to
-153 ms with the three settings; on a quiet machine 167 to 172 ms by default. No result changes by a bit.
+By default glibc returns the memory of every large activation to the kernel and requests it again in the next layer:
+20,000 to 37,000 page faults in one training step of the preset `tiny`. By default the threads of libgomp spin at every
+barrier, which becomes very slow when another program uses one of the cores. One such training step on 2 shared cores
+took 823 to 1025 ms by default and 146 to 153 ms with the three settings; on an idle machine it took 167 to 172 ms by
+default. Results are the same bit for bit.
 
-`make` exports them for all that it starts, and the commands of `klvae` that compute start anew with them. The price:
-memory that was needed once stays with the process until it ends, so that peaks are measured without the settings.
+`make` exports the settings to all programs that it starts. The commands of `klvae` that compute restart themselves with
+them. A disadvantage: the process keeps freed memory until it ends. Peak memory is therefore measured without them.
 """
 
-_RESTARTED = "KLVAE_EDU_RESTARTED"  # the mark of a process that was already started anew: it never does so twice
+_RESTART_MARK = "KLVAE_EDU_RESTARTED"  # set in a restarted process, so that it does not restart again
 
 
 def restart_with_process_settings() -> None:
-    """Start this process anew, once, with those of `PROCESS_SETTINGS` that are not set; values set by hand stay.
+    """Restart this process once with the missing `PROCESS_SETTINGS`. Variables that are already set keep their values.
 
-    Only under Linux, where glibc and libgomp read them. The process id stays: launchers and Ctrl-C see no difference.
+    Does nothing on other systems than Linux. The process keeps its id, so launchers and Ctrl-C work as before.
     """
     missing = {name: value for name, value in PROCESS_SETTINGS.items() if name not in os.environ}
-    if not missing or sys.platform != "linux" or _RESTARTED in os.environ:
+    if not missing or sys.platform != "linux" or _RESTART_MARK in os.environ:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing, _RESTARTED: "1"})
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing, _RESTART_MARK: "1"})
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device to compute on: the one named, or the best there is (CUDA, then Apple's MPS, then the CPU).
+    """Return the device `name`, or the first available one of CUDA, Apple's MPS and the CPU.
 
     Raises:
-        ValueError: the device named is not there; the message lists those that are.
+        ValueError: the device is not available; the message lists the available ones.
     """
     import torch
 
@@ -66,9 +67,9 @@ def pick_device(name: str | None = None) -> torch.device:
 def progress(
     iterable: Iterable[Any] | None = None, *, desc: str | None = None, total: int | None = None, **tqdm_kwargs: Any
 ) -> Any:
-    """A progress bar (`tqdm.auto`): a widget in a notebook, text in a terminal, silent when KLVAE_EDU_QUIET is set.
+    """Return a progress bar of `tqdm.auto`: a widget in a notebook, text in a terminal.
 
-    tqdm's own TQDM_DISABLE does not silence the widget, hence our own switch.
+    It is disabled when the environment variable KLVAE_EDU_QUIET is set (tqdm's TQDM_DISABLE does not hide the widget).
     """
     from tqdm.auto import tqdm
 

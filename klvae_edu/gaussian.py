@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 class DiagonalGaussianDistribution:
-    """A batch of Gaussians with diagonal covariance, read off the encoder's output.
+    """A batch of Gaussians with diagonal covariance, built from the encoder's output.
 
     Args:
         parameters: (B, 2C, …), usually (B, 2C, H, W): the mean in the first C channels, the log-variance in the last C.
-        deterministic: take the variance as zero, so that every sample is the mean and the KL is 0.
+        deterministic: set the variance to zero, so that every sample is the mean and the KL is 0.
 
     Attributes:
         mean: (B, C, …).
-        logvar: (B, C, …), clamped to [-30, 20]: beyond that `exp` would leave nothing or overflow.
+        logvar: (B, C, …), clamped to [-30, 20], so that `exp` neither underflows nor overflows.
         std, var: (B, C, …), exp(logvar / 2) and exp(logvar).
 
     Raises:
@@ -44,23 +44,23 @@ class DiagonalGaussianDistribution:
             self.var = torch.exp(self.logvar)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw mean + std · ε with ε ~ N(0, I): (B, C, …), with gradient to mean and log-variance.
+        """Draw mean + std · ε with ε ~ N(0, I): (B, C, …). Gradients reach the mean and the log-variance.
 
-        A generator of another device is fine: ε is drawn there and moved, so that a CPU seed gives one ε everywhere.
+        `generator` may be on another device: ε is drawn there and moved. A CPU seed gives the same ε on every device.
         """
         device = self.mean.device if generator is None else generator.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
         return self.mean + self.std * noise.to(self.mean.device)
 
     def mode(self) -> Tensor:
-        """The most likely value, which for a Gaussian is its mean: (B, C, …)."""
+        """Return the most likely value, the mean of the Gaussian: (B, C, …)."""
         return self.mean
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
-        """KL(self ‖ other) in nats, summed over all but the batch: (B,). Without `other`, against N(0, I).
+        """Compute KL(self ‖ other) in nats, summed over all dimensions except the batch: (B,). Default: N(0, I).
 
         Raises:
-            ValueError: `other` has another shape (broadcasting would hide it).
+            ValueError: `other` has another shape; it is not broadcast.
         """
         if self.deterministic:
             return self.mean.new_zeros(self.mean.shape[0])
@@ -75,9 +75,9 @@ class DiagonalGaussianDistribution:
         return 0.5 * each.flatten(1).sum(1)
 
     def nll(self, sample: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:
-        """-log q(sample) in nats, summed over `dims`: (B,) for a sample of shape (B, C, H, W).
+        """Compute -log q(sample) in nats, summed over `dims`: (B,) for a sample of shape (B, C, H, W).
 
-        The sample may be any that broadcasts with the mean: (S, B, C, H, W), say, S samples for each image.
+        `sample` may have any shape that broadcasts with the mean, such as (S, B, C, H, W): S samples for each image.
         """
         if self.deterministic:
             return self.mean.new_zeros(self.mean.shape[0])

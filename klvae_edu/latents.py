@@ -1,7 +1,7 @@
-"""What can be done to latents: measure them, show them, edit them, mix them. Pure functions of tensors.
+"""Measure, display, edit and interpolate latents: pure functions of tensors.
 
-A latent z is (B, C, h, w) and in its own units, as the encoder gives it: not multiplied by the scaling factor. No
-function changes the tensor that it is given.
+A latent z is (B, C, h, w), with the values of the encoder: it is not multiplied by the scaling factor. No function
+modifies its arguments.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 
-STRAIGHT = 1e-3  # sine of an angle below which an arc and its chord agree to 1e-7
+LERP_THRESHOLD = 1e-3  # `slerp` is `lerp` for angles with a smaller sine: arc and chord agree to 1e-7 there
 
-# ---- Measured --------------------------------------------------------------------------------------------------------
+# ---- Statistics ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Mean and standard deviation of latents; the deviations are those of a sample, with n - 1.
+    """Mean and standard deviation of latents; variances are divided by n - 1.
 
     Attributes:
-        mean, std: (C,), float64, of each channel.
-        overall_mean, overall_std: of all values together: the spread of the channels' means is a part of it.
+        mean, std: (C,) float64, one value for each channel.
+        overall_mean, overall_std: of all values together. Different means of the channels increase `overall_std`.
     """
 
     mean: Tensor
@@ -36,24 +36,30 @@ class LatentStatistics:
 
     @property
     def scaling_factor(self) -> float:
-        """1 / standard deviation of all values (Rombach et al. 2022, appendix G). ValueError where all are the same."""
+        """Compute 1 / `overall_std` (Rombach et al. 2022, appendix G).
+
+        Raises:
+            ValueError: all values are the same.
+        """
         if self.overall_std == 0:
-            raise ValueError("scaling_factor: all latent values are the same, so there is no spread to divide by")
+            raise ValueError("scaling_factor: all latent values are equal: there is no spread to divide by")
         return 1 / self.overall_std
 
 
 def statistics(batches: Iterable[Tensor]) -> LatentStatistics:
-    """Mean and standard deviation of all latents in `batches`, each (B, C, h, w), seen once and not kept.
+    """Compute mean and standard deviation of all latents in `batches`, each (B, C, h, w), in one pass.
 
-    Two groups of n and m values whose means lie δ apart make one, whose sum of squared deviations is the sum of theirs
-    plus δ²·nm / (n + m). Sums of z² would need no such formula, and lose their digits when the mean is large.
+    No batch is stored. For two groups of n and m values, with a difference δ of their means, the sum of squared
+    deviations of all values is the sum of both plus δ²·nm / (n + m). A plain sum of z² would be simpler, but it loses
+    precision when the mean is large.
 
     Source: Chan, Golub & LeVeque 1983, "Algorithms for Computing the Sample Variance". Built in notebook 10, section 1.
 
     Raises:
         ValueError: a batch that is not (B, C, h, w), another number of channels, or fewer than two values a channel.
     """
-    count, mean, squares = 0, torch.zeros(()), torch.zeros(())  # of each channel: squared deviations from its mean
+    # For each channel: number of values, mean, sum of squared deviations from the mean.
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for batch in batches:
         if batch.ndim != 4 or (count and batch.shape[1] != len(mean)):
             channels = len(mean) if count else "C"
@@ -68,39 +74,41 @@ def statistics(batches: Iterable[Tensor]) -> LatentStatistics:
         mean, count = mean + distance * new / total, total
     if count < 2:
         raise ValueError(f"statistics: expected two values a channel or more, got {count}")
+    # Combine the channels by the same formula: all have `count` values.
     overall_mean = mean.mean()
     overall_squares = squares.sum() + count * (mean - overall_mean).square().sum()
     overall_std = (overall_squares / (len(mean) * count - 1)).sqrt()
     return LatentStatistics(mean, (squares / (count - 1)).sqrt(), overall_mean.item(), overall_std.item())
 
 
-# ---- Shown -----------------------------------------------------------------------------------------------------------
+# ---- Display ---------------------------------------------------------------------------------------------------------
 
 
 def channel_pictures(z: Tensor, like: Tensor | None = None) -> Tensor:
-    """Each channel as a grey picture: (B, C, h, w) -> (B, C, 1, h, w) in [-1, 1].
+    """Turn each channel into a grey image: (B, C, h, w) -> (B, C, 1, h, w) in [-1, 1].
 
-    The channel's mean over its picture is middle grey; three standard deviations above it are white, below it black.
-    With `like` (B, C, h, w) it is that latent's mean and deviation, so that pictures of its edits can be compared.
+    The spatial mean of the channel becomes middle grey. Three standard deviations above it are white, and three below
+    it are black. With `like` (B, C, h, w), mean and standard deviation are those of `like`: use it to compare edited
+    latents with the original.
 
     Built in notebook 10, section 1.
     """
     like = z if like is None else like
     _check_latents("channel_pictures", z, like)
     mean, std = like.mean((2, 3), keepdim=True), like.std((2, 3), keepdim=True, correction=0)
-    # A constant channel has no deviation: it is middle grey, and what differs from it is black or white.
+    # The standard deviation of a constant channel is 0: its mean is middle grey, any other value is black or white.
     return ((z - mean) / (3 * std).clamp_min(1e-12)).clamp(-1, 1).unsqueeze(2)
 
 
 def fit_preview(latents: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
-    """The linear map from a latent pixel to a colour with the least squared error: weight (C, 3) and bias (3,).
+    """Fit a linear map from latent pixels to colours by least squares: weight (C, 3) and bias (3,).
 
     Args:
         latents: (B, C, h, w).
         colours: (B, 3, h, w) in [-1, 1]: the images, averaged over the f×f pixels of each latent pixel.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not match.
 
     Built in notebook 10, section 2.
     """
@@ -108,6 +116,7 @@ def fit_preview(latents: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
     if latents.ndim != 4 or colours.shape != shape:
         shapes = f"{tuple(latents.shape)} and {tuple(colours.shape)}"
         raise ValueError(f"fit_preview: expected latents (B, C, h, w) and colours (B, 3, h, w), got {shapes}")
+    # (B·h·w, C) and (B·h·w, 3)
     values, targets = (x.detach().cpu().double().movedim(1, -1).flatten(0, 2) for x in (latents, colours))
     with_one = torch.cat([values, torch.ones(len(values), 1, dtype=values.dtype)], dim=1)
     solution = torch.linalg.lstsq(with_one, targets).solution.to(latents.device, latents.dtype)
@@ -115,21 +124,21 @@ def fit_preview(latents: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def preview(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A small picture without the decoder, by the map of `fit_preview`: (B, C, h, w) -> (B, 3, h, w), clamped."""
+    """Compute a small image without the decoder, by the map of `fit_preview`: (B, 3, h, w), clamped to [-1, 1]."""
     return (torch.einsum("bchw,cd->bdhw", z, weight) + bias[:, None, None]).clamp(-1, 1)
 
 
-# ---- Edited ----------------------------------------------------------------------------------------------------------
+# ---- Editing ---------------------------------------------------------------------------------------------------------
 
 
 def edit_channel(z: Tensor, channel: int, shift: float = 0.0, scale: float = 1.0, mute: bool = False) -> Tensor:
-    """`z` with one channel scaled about its mean, then shifted; muted, it is that mean everywhere (scale 0).
+    """Copy `z` with one channel scaled about its mean, then shifted. `mute` is the same as scale 0.
 
-    The mean is the one over the channel's picture, for each latent of the batch by itself: a scale changes the contrast
-    of the channel and leaves its level alone.
+    The mean is the spatial mean of the channel, for each latent of the batch separately. So `scale` changes the
+    contrast of the channel, but not its mean.
 
     Raises:
-        ValueError: no such channel.
+        ValueError: `z` is not (B, C, h, w), or has no such channel.
 
     Built in notebook 10, section 2.
     """
@@ -142,7 +151,9 @@ def edit_channel(z: Tensor, channel: int, shift: float = 0.0, scale: float = 1.0
 
 
 def with_temperature(posterior: DiagonalGaussianDistribution, temperature: float, noise: Tensor) -> Tensor:
-    """mean + temperature · std · noise: at 0 the mode, at 1 a sample of the posterior if the noise is from N(0, I).
+    """Compute mean + temperature · std · noise: (B, C, h, w).
+
+    Temperature 0 gives the mode. Temperature 1 gives a sample of the posterior, if the noise is from N(0, I).
 
     Raises:
         ValueError: noise of another shape (broadcasting would hide it).
@@ -156,10 +167,10 @@ def with_temperature(posterior: DiagonalGaussianDistribution, temperature: float
 
 
 def poke(z: Tensor, row: int, column: int, amount: float, channel: int) -> Tensor:
-    """`z` with `amount` added to one value: the latent pixel (row, column) of one channel.
+    """Copy `z` and add `amount` to one value: the latent pixel (row, column) of one channel.
 
     Raises:
-        ValueError: there is no such value.
+        ValueError: `z` is not (B, C, h, w), or an index is out of range.
 
     Built in notebook 10, section 4.
     """
@@ -172,16 +183,16 @@ def poke(z: Tensor, row: int, column: int, amount: float, channel: int) -> Tenso
 
 
 def quantise(z: Tensor, bits: int, low: float | Tensor, high: float | Tensor) -> Tensor:
-    """Each value of `z` moved to the nearest of 2**bits levels, which are evenly spaced from `low` to `high`.
+    """Round each value of `z` to the nearest of 2**bits levels, evenly spaced from `low` to `high`.
 
-    Both ends are levels: the step is (high - low) / (2**bits - 1). Values outside are moved to the ends.
+    Both ends are levels, so the step is (high - low) / (2**bits - 1). Values outside the range are clamped to it.
 
     Args:
         bits: 1 or more.
         low, high: numbers, or tensors that broadcast with z, such as (C, 1, 1).
 
     Raises:
-        ValueError: less than one bit, or a range without width.
+        ValueError: `bits` is not a whole number or less than 1, or `low` is not less than `high`.
 
     Built in notebook 10, section 6.
     """
@@ -192,11 +203,11 @@ def quantise(z: Tensor, bits: int, low: float | Tensor, high: float | Tensor) ->
     return low + step * ((z.clamp(low, high) - low) / step).round()
 
 
-# ---- Mixed and drawn -------------------------------------------------------------------------------------------------
+# ---- Interpolation and sampling --------------------------------------------------------------------------------------
 
 
 def lerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """(1 - t)·a + t·b, along the straight line: a at t = 0, b at t = 1.
+    """Interpolate linearly, (1 - t)·a + t·b: `a` at t = 0, `b` at t = 1.
 
     Raises:
         ValueError: `a` and `b` differ in shape (broadcasting would hide it).
@@ -206,40 +217,42 @@ def lerp(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """From `a` to `b` along an arc: sin((1 - t)Ω) / sin Ω · a + sin(tΩ) / sin Ω · b, with Ω the angle between them.
+    """Interpolate along an arc: sin((1 - t)Ω) / sin Ω · a + sin(tΩ) / sin Ω · b, where Ω is the angle between a and b.
 
-    Each pair of the batch has its own Ω, over all its values. Where both are equally long, so is everything between
-    them. Nearly parallel (or opposite) pairs, for which the quotient is 0 / 0, go along the straight line.
+    Each pair of the batch is one pair of vectors with its own Ω. If both have the same norm, all values of t give this
+    norm. For nearly parallel or opposite vectors the quotient is 0 / 0; they are interpolated linearly.
 
     Raises:
-        ValueError: `a` and `b` differ in shape, or have no dimension beside the batch.
+        ValueError: `a` and `b` differ in shape, or have only the batch dimension.
 
     Source: Shoemake 1985, "Animating Rotation with Quaternion Curves". Built in notebook 10, section 5.
     """
     _check_pair("slerp", a, b)
     if a.ndim < 2:
         raise ValueError(f"slerp: expected (B, …), for an angle of each pair in a batch; got shape {tuple(a.shape)}")
-    u, v = F.normalize(a.flatten(1)), F.normalize(b.flatten(1))
-    # Kahan's formula: arccos(u·v) would lose half of the digits of a small angle.
+    u, v = F.normalize(a.flatten(1)), F.normalize(b.flatten(1))  # (B, values), unit vectors
+    # Kahan's formula. For small angles arccos(u·v) would lose half of the digits.
     angle = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
-    angle = angle.view(-1, *(1,) * (a.ndim - 1))
+    angle = angle.view(-1, *(1,) * (a.ndim - 1))  # (B, 1, …)
     arc = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / angle.sin()
-    return torch.where(angle.sin() < STRAIGHT, lerp(a, b, t), arc)
+    return torch.where(angle.sin() < LERP_THRESHOLD, lerp(a, b, t), arc)
 
 
 def prior_sample(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-    """A draw from N(0, I), the prior of the KL term, in the latent's own units: a tensor of `shape`, float32.
+    """Draw a latent of `shape` from N(0, I), the prior of the KL term: float32, not multiplied by the scaling factor.
 
-    It lies on the generator's device, so that a CPU seed gives one draw everywhere. Built in notebook 10, section 7.
+    The result is on the generator's device, so that a seed on the CPU gives the same sample on every machine. Built in
+    notebook 10, section 7.
     """
     device = "cpu" if generator is None else generator.device
     return torch.randn(tuple(shape), generator=generator, device=device)
 
 
-# ---- Doors -----------------------------------------------------------------------------------------------------------
+# ---- Checks ----------------------------------------------------------------------------------------------------------
 
 
 def _check_latents(function: str, *latents: Tensor) -> None:
+    """Raise a `ValueError` unless all `latents` have one shape (B, C, h, w)."""
     shapes = [tuple(z.shape) for z in latents]
     if len({*shapes}) > 1 or len(shapes[0]) != 4:
         got = " and ".join(map(str, shapes))
@@ -248,7 +261,7 @@ def _check_latents(function: str, *latents: Tensor) -> None:
 
 def _check_pair(function: str, a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
-        raise ValueError(f"{function}: expected two of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(f"{function}: expected two latents of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
 
 
 def _check_index(name: str, index: int, size: int) -> None:

@@ -1,12 +1,15 @@
-"""What the autoencoder and its discriminator are trained on: pure functions of tensors, scalars by name.
+"""Training losses of the autoencoder and its discriminator: pure functions of tensors.
 
-Two reductions are in use in the field, and a weight means something else under each. CompVis sums over an image's
-values and averages over the batch ("sum"). Here "mean" divides that whole total by C·H·W: the same minimum and the same
-weights, with a loss per pixel value that can be compared between image sizes. A third habit averages each term over its
-own values; `own_mean_weights` and `sum_weights` turn weights of the one kind into the other.
+Three conventions for the reduction are in use:
 
-Source: CompVis latent-diffusion, `ldm/modules/losses/contperceptual.py`. Its log-variance of the pixels is left out: no
-optimiser was ever given it, so it stayed at 0, where it changes nothing.
+* "sum", the convention of CompVis: sum over the values of an image, then average over the batch.
+* "mean": the same total divided by C·H·W. Minimum, `kl_weight` and `perceptual_weight` stay the same. The loss is per
+  pixel value, so it can be compared between image sizes.
+* Each term is averaged over its own values. This needs other weights: `own_mean_weights` and `sum_weights` convert
+  between this convention and "sum".
+
+Source: CompVis latent-diffusion, `ldm/modules/losses/contperceptual.py`. Its log-variance of the pixels is left out. No
+optimiser updates it there, so it stays at its initial value 0, where it changes nothing.
 """
 
 from __future__ import annotations
@@ -25,11 +28,13 @@ Reduction = Literal["sum", "mean"]
 PixelLoss = Literal["l1", "l2"]
 DiscriminatorLoss = Literal["hinge", "vanilla"]
 
-ADAPTIVE_LIMIT = 1e4  # CompVis' clamp, in a loss summed over the image
+ADAPTIVE_LIMIT = 1e4  # upper clamp of the adaptive weight under "sum", as in CompVis
+
+# ---- Reconstruction and KL -------------------------------------------------------------------------------------------
 
 
 def pixel_loss(reconstruction: Tensor, target: Tensor, kind: PixelLoss = "l1", reduction: Reduction = "sum") -> Tensor:
-    """|x̂ - x| ("l1") or (x̂ - x)² ("l2"), for images (B, C, H, W): a scalar.
+    """Compute |x̂ - x| ("l1") or (x̂ - x)² ("l2") for images (B, C, H, W): a scalar.
 
     Raises:
         ValueError: the shapes differ (broadcasting would hide it), or `kind` or `reduction` is unknown.
@@ -40,25 +45,25 @@ def pixel_loss(reconstruction: Tensor, target: Tensor, kind: PixelLoss = "l1", r
         )
     difference = reconstruction - target
     if kind == "l1":
-        each = difference.abs()
+        each = difference.abs()  # (B, C, H, W)
     elif kind == "l2":
-        each = difference.pow(2)
+        each = difference.pow(2)  # (B, C, H, W)
     else:
         raise ValueError(f"kind: expected 'l1' or 'l2', got {kind!r}")
-    return _reduce(each.flatten(1).sum(1), target, reduction)
+    return _reduce(each.flatten(1).sum(1), target, reduction)  # (B,) -> scalar
 
 
 def kl_loss(posterior: DiagonalGaussianDistribution, target: Tensor, reduction: Reduction = "sum") -> Tensor:
-    """KL(posterior ‖ N(0, I)) in nats, for the posterior of the images `target` (B, C, H, W): a scalar.
+    """Compute KL(posterior ‖ N(0, I)) in nats, for the posterior of the images `target` (B, C, H, W): a scalar.
 
-    "mean" divides by the values of an *image*, not of a latent, as it does for the pixel term.
+    "mean" divides by the number of values of an *image*, not of a latent, as for the pixel term.
 
     Raises:
         ValueError: the two batches differ in size, or `reduction` is unknown.
     """
     if len(posterior.mean) != len(target):
         raise ValueError(f"expected the posterior of {len(target)} images, got one of {len(posterior.mean)}")
-    return _reduce(posterior.kl(), target, reduction)
+    return _reduce(posterior.kl(), target, reduction)  # (B,) -> scalar
 
 
 def vae_loss(
@@ -70,12 +75,12 @@ def vae_loss(
     kl_weight: float = 1e-6,
     reduction: Reduction = "sum",
 ) -> dict[str, Tensor]:
-    """The training loss of the autoencoder, without the perceptual and adversarial terms.
+    """Compute the autoencoder's training loss without the perceptual and adversarial terms.
 
     Args:
         reconstruction, target: (B, C, H, W) in [-1, 1].
         posterior: of `target`.
-        kl_weight: of the KL term; 1e-6 in the LDM paper's KL-f8. It means the same under both reductions.
+        kl_weight: weight of the KL term; 1e-6 in the LDM paper's KL-f8. It means the same under both reductions.
 
     Returns:
         Scalars by name: "loss" = "pixel" + kl_weight · "kl".
@@ -98,13 +103,13 @@ def reconstruction_loss(
     perceptual_weight: float = 1.0,
     reduction: Reduction = "sum",
 ) -> dict[str, Tensor]:
-    """The pixel loss and the perceptual one.
+    """Compute the pixel loss plus the weighted perceptual loss.
 
-    CompVis adds an image's perceptual distance to each of its pixel values; summed, it counts C·H·W times.
+    CompVis adds the perceptual distance of an image to each of its pixel values. In the sum it counts C·H·W times.
 
     Args:
         reconstruction, target: (B, C, H, W) in [-1, 1].
-        distance: of each pair, (B,), as `perceptual.LPIPS` gives it; None leaves the term out.
+        distance: (B,), the perceptual distance of each pair, as from `perceptual.LPIPS`. None leaves the term out.
 
     Returns:
         Scalars by name: "nll" = "pixel" + perceptual_weight · "perceptual", all under `reduction`.
@@ -119,12 +124,18 @@ def reconstruction_loss(
         return {"nll": terms["pixel"], **terms}
     if distance.shape != target.shape[:1]:
         raise ValueError(f"expected a distance for each of {len(target)} images, got {tuple(distance.shape)}")
-    terms["perceptual"] = _reduce(distance * target[0].numel(), target, reduction)
+    terms["perceptual"] = _reduce(distance * target[0].numel(), target, reduction)  # (B,) -> scalar
     return {"nll": terms["pixel"] + perceptual_weight * terms["perceptual"], **terms}
 
 
+# ---- Adversarial training --------------------------------------------------------------------------------------------
+
+
 def adversarial_loss(logits_fake: Tensor) -> Tensor:
-    """What the generator is trained on, -mean D(x̂), for both kinds of discriminator: a scalar.
+    """Compute the generator's loss -mean D(x̂), the same for both kinds of discriminator loss: a scalar.
+
+    Args:
+        logits_fake: the discriminator's logits D(x̂) of the reconstructions, (B, 1, h, w).
 
     Built in notebook 07, section 3.
     """
@@ -134,10 +145,11 @@ def adversarial_loss(logits_fake: Tensor) -> Tensor:
 def discriminator_loss(
     logits_real: Tensor, logits_fake: Tensor, kind: DiscriminatorLoss = "hinge"
 ) -> dict[str, Tensor]:
-    """How badly the discriminator tells images from reconstructions.
+    """Compute the discriminator's loss from its logits of images, D(x), and of reconstructions, D(x̂).
 
-    "hinge": ½ (mean max(0, 1 - D(x)) + mean max(0, 1 + D(x̂))); "vanilla": the cross-entropy of the logits,
-    ½ (mean softplus(-D(x)) + mean softplus(D(x̂))). Undecided (all logits 0) these are 1 and log 2.
+    "hinge": ½ (mean max(0, 1 - D(x)) + mean max(0, 1 + D(x̂))).
+    "vanilla": the cross-entropy of the logits, ½ (mean softplus(-D(x)) + mean softplus(D(x̂))).
+    If all logits are 0, the hinge loss is 1 and the vanilla loss is log 2.
 
     Returns:
         Scalars by name: "disc_loss", and the mean logits "logits_real", "logits_fake".
@@ -157,10 +169,19 @@ def discriminator_loss(
 
 
 def last_layer_gradients(reconstruction: Tensor, weight: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of losses at `reconstruction` -> gradients of the same losses at `weight` of the layer it comes from.
+    """Turn gradients of losses at `reconstruction` into gradients of the same losses at `weight` of the last layer.
 
-    That layer is a convolution, linear in its weight: one weight gradient for each loss, and no second pass through
-    what the losses are made of. The graph of `reconstruction` stays for the backward pass to come.
+    The last layer is a convolution, which is linear in its weight. One backward pass through this layer is enough for
+    each loss: LPIPS and the discriminator are not differentiated again. The graph of `reconstruction` is kept for the
+    backward pass of the training step.
+
+    Args:
+        reconstruction: (B, C, H, W), the output of the last layer.
+        weight: the weight of that layer, (C, in, k, k).
+        gradients: one for each loss, each (B, C, H, W).
+
+    Returns:
+        One gradient for each loss, each with the shape of `weight`.
 
     Built in notebook 07, section 5.
     """
@@ -168,10 +189,11 @@ def last_layer_gradients(reconstruction: Tensor, weight: Tensor, gradients: Sequ
 
 
 def adaptive_weight(nll_gradient: Tensor, adversarial_gradient: Tensor, limit: float = ADAPTIVE_LIMIT) -> Tensor:
-    """min(‖∇nll‖ / (‖∇adversarial‖ + 1e-4), limit): with it both losses pull equally hard at the last layer. A scalar.
+    """Compute min(‖∇nll‖ / (‖∇adversarial‖ + 1e-4), limit): a scalar without gradient.
 
-    Both gradients are with respect to the weight of the decoder's last layer. The limit is for a loss under "sum";
-    under "mean" the same clamp is `limit / (C·H·W)`.
+    Both gradients are with respect to the weight of the decoder's last layer. Unless the clamp acts, the weighted
+    adversarial gradient has the norm of the nll gradient there. The default limit is for a loss under "sum"; under
+    "mean" the same clamp is `limit / (C·H·W)`.
 
     Source: Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", eq. 7; the clamp is CompVis'.
     Built in notebook 07, section 5.
@@ -182,11 +204,16 @@ def adaptive_weight(nll_gradient: Tensor, adversarial_gradient: Tensor, limit: f
 def generator_loss(
     terms: Mapping[str, Tensor], *, kl_weight: float = 1e-6, adversarial_weight: float | Tensor = 0.0
 ) -> dict[str, Tensor]:
-    """The autoencoder's total: "loss" = "nll" + kl_weight · "kl" + adversarial_weight · "adversarial".
+    """Compute the autoencoder's total loss: "loss" = "nll" + kl_weight · "kl" + adversarial_weight · "adversarial".
 
     Args:
-        terms: "nll" of `reconstruction_loss` and "kl" of `kl_loss` under one reduction; "adversarial" may be missing.
-        adversarial_weight: CompVis' is 0.5 · `adaptive_weight`, and 0 before the discriminator's start.
+        terms: "nll" of `reconstruction_loss` and "kl" of `kl_loss`, both under the same reduction, and optionally
+            "adversarial" of `adversarial_loss`.
+        adversarial_weight: in CompVis 0.5 · `adaptive_weight`, and 0 before the discriminator starts. Under "mean" a
+            fixed weight has to be divided by C·H·W; `adaptive_weight` comes out smaller by this factor.
+
+    Returns:
+        Scalars by name: "loss" and all `terms`.
 
     Built in notebook 08, section 2.
     """
@@ -196,19 +223,23 @@ def generator_loss(
     return {"loss": loss, **terms}
 
 
+# ---- Conversion of weights -------------------------------------------------------------------------------------------
+
+
 def own_mean_weights(
     image: Sequence[int], latent: Sequence[int], *, kl_weight: float, adversarial_weight: float = 0.0
 ) -> dict[str, float]:
-    """CompVis' weights, for a loss in which every term is the mean over its own values instead of a sum.
+    """Convert weights for "sum", as CompVis has them, into weights for means of each term over its own values.
 
-    mean |x̂ - x| + perceptual_weight · LPIPS + kl_weight' · (KL per latent value) + adversarial_weight' · (-mean D(x̂))
-    is then CompVis' total over C·H·W, term by term; the perceptual weight is the same in both.
+    With the converted weights, mean |x̂ - x| + perceptual_weight · LPIPS + kl_weight' · (KL per latent value)
+    + adversarial_weight' · (-mean D(x̂)) equals CompVis' total divided by C·H·W, term by term. The perceptual weight is
+    the same in both.
 
     Args:
         image, latent: their shapes (C, H, W) and (c, h, w).
 
     Returns:
-        "kl_weight": times c·h·w / (C·H·W); 1e-6 becomes 2.1e-8 for KL-f8. "adversarial_weight": over C·H·W.
+        "kl_weight": times c·h·w / (C·H·W); 1e-6 becomes 2.1e-8 for KL-f8. "adversarial_weight": divided by C·H·W.
 
     Built in notebook 06, section 5.
     """
@@ -219,7 +250,7 @@ def own_mean_weights(
 def sum_weights(
     image: Sequence[int], latent: Sequence[int], *, kl_weight: float, adversarial_weight: float = 0.0
 ) -> dict[str, float]:
-    """The way back: weights of means over each term's own values -> the weights that the functions here take.
+    """Invert `own_mean_weights`: convert weights for means over each term's own values into weights for "sum".
 
     Built in notebook 06, section 5.
     """
@@ -228,7 +259,7 @@ def sum_weights(
 
 
 def _reduce(per_image: Tensor, target: Tensor, reduction: Reduction) -> Tensor:
-    """The mean over the batch of per-image sums (B,), divided by C·H·W for "mean"."""
+    """Average per-image sums (B,) over the batch; for "mean" also divide by C·H·W of `target`."""
     if reduction == "sum":
         return per_image.mean()
     if reduction == "mean":

@@ -1,7 +1,7 @@
-"""The autoencoder itself: an encoder, a decoder, and a 1x1 convolution on either side of the latent.
+"""The network of the autoencoder: an encoder, a decoder, and a 1x1 convolution on each side of the latent.
 
-`Autoencoder` holds arithmetic only. `klvae_edu.autoencoder.AutoencoderKL` adds what people need around it: checked and
-padded inputs, tiles, float16, files. Names and state-dict keys are diffusers'.
+`Autoencoder` contains the layers only. `klvae_edu.autoencoder.AutoencoderKL` adds the checks and padding of inputs,
+tiles, float16 and files. Names and state-dict keys are diffusers'.
 
 Shapes below are for images (B, 3, H, W) and downsample factor f; KL-f8 has f = 8 and 4 latent channels.
 
@@ -18,7 +18,7 @@ from klvae_edu.config import AutoencoderKLConfig
 
 
 class Autoencoder(nn.Module):
-    """The network without anything around it: image -> moments of the posterior, latent -> image.
+    """The bare network: image -> moments of the posterior, latent -> image.
 
     Built in notebook 05, section 4.
     """
@@ -29,16 +29,16 @@ class Autoencoder(nn.Module):
         latent = config.latent_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        # Both mix the channels of one latent pixel. SD3 and Flux leave them out.
+        # Both mix the channels of each latent pixel. SD3 and Flux do not have them.
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.use_quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else nn.Identity()
 
     def encode(self, x: Tensor) -> Tensor:
-        """Image (B, in, H, W) -> moments: mean and log-variance, stacked, (B, 2 · latent, H/f, W/f)."""
+        """Encode images (B, in, H, W) into moments: mean and log-variance, stacked, (B, 2 · latent, H/f, W/f)."""
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latent (B, latent, h, w) -> image (B, out, f·h, f·w)."""
+        """Decode latents (B, latent, h, w) into images (B, out, f·h, f·w)."""
         return self.decoder(self.post_quant_conv(z))
 
 

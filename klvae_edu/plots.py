@@ -1,7 +1,7 @@
-"""Pictures: image grids with honest pixels, plain axes, and `show`, which gives every figure its alt text.
+"""Figures: image grids that are scaled by whole factors only, axes in one style, and display with alt text.
 
-The figures here are made without pyplot, so that nothing stays open, no backend is chosen, and the reader's own
-matplotlib settings are left alone. A figure from `plt.subplots()` can be shown with `show` as well.
+The figures are made without pyplot. So no figure stays open, no backend is selected, and the user's matplotlib settings
+are not changed. `show` also accepts a figure from `plt.subplots()`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 
-# Okabe & Ito 2008: eight colours that stay apart for colour-blind readers. The yellow is last: it is faint on white.
+# Okabe & Ito 2008: eight colours that colour-blind readers can distinguish. Yellow is last: it is pale on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 
 DPI = 100
@@ -41,19 +41,19 @@ _STYLE: Any = {
     "axes.titlesize": 11,
 }
 _JPEG_QUALITY = 85
-_SMALLEST_CELL = 128  # pixels: smaller images are magnified up to about this side
-_GAP, _LINE, _CHARACTER = 8, 18, 8  # pixels: between images, a line of text, a character's width
+_MIN_CELL_SIDE = 128  # pixels: smaller images are magnified up to about this side
+_GAP, _LINE_HEIGHT, _CHARACTER_WIDTH = 8, 18, 8  # pixels: between images, of a line of text, of a character
 
 
 def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.5)) -> tuple[Figure, Any]:
-    """An empty figure and its axes, in the course's style.
+    """Create an empty figure with axes, in the style of the course.
 
     Args:
-        rows, columns: of axes.
+        rows, columns: numbers of rows and columns of axes.
         size: width and height in inches, at 100 dots per inch.
 
     Returns:
-        (figure, axes): one `Axes`, or an array of them, as from `plt.subplots`.
+        The figure and its axes: one `Axes`, or an array of them, as from `plt.subplots`.
     """
     with matplotlib.rc_context(_STYLE):
         fig = Figure(figsize=size, layout="constrained")
@@ -63,18 +63,18 @@ def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.
 def show(fig: Figure, alt: str, format: Literal["png", "jpeg"] = "png") -> None:
     """Display `fig` as one image output with alt text, and close it.
 
-    The same figure gives the same bytes each time. Outside IPython there is nowhere to display it: it is only closed.
+    The same figure always gives the same bytes. Outside IPython the figure is closed without being displayed.
 
     Args:
         fig: any matplotlib figure.
-        alt: what the picture shows, in a sentence, for readers who do not see it. It goes into the output's metadata.
+        alt: a sentence that describes the picture for readers who cannot see it. It is stored in the output's metadata.
         format: "jpeg" makes image grids several times smaller; text and lines are sharper in "png".
 
     Raises:
-        ValueError: no alt text, or an unknown format.
+        ValueError: `alt` is empty, or `format` is unknown.
     """
     if not alt.strip():
-        raise ValueError("alt: expected a sentence that says what the picture shows, got an empty text")
+        raise ValueError("alt: expected a sentence that describes the picture, got an empty text")
     if format not in ("png", "jpeg"):
         raise ValueError(f"format: expected 'png' or 'jpeg', got {format!r}")
     if _in_ipython():
@@ -82,12 +82,12 @@ def show(fig: Figure, alt: str, format: Literal["png", "jpeg"] = "png") -> None:
 
         mime = f"image/{format}"
         display({mime: render(fig, format)}, raw=True, metadata={mime: {"alt": alt}})  # type: ignore[no-untyped-call]
-    if "matplotlib.pyplot" in sys.modules:  # otherwise no figure is pyplot's, and there is nothing to close
+    if "matplotlib.pyplot" in sys.modules:  # only then the figure can be one of pyplot's
         sys.modules["matplotlib.pyplot"].close(fig)
 
 
 def render(fig: Figure, format: Literal["png", "jpeg"] = "png") -> bytes:
-    """The picture's bytes: the same each time, without the notes on date and software that would change them."""
+    """Encode `fig` as PNG or JPEG. The same figure always gives the same bytes: no date or software is stored."""
     options: dict[str, Any] = {"metadata": {"Software": None}}
     if format == "jpeg":
         options = {"pil_kwargs": {"quality": _JPEG_QUALITY}}
@@ -98,7 +98,9 @@ def render(fig: Figure, format: Literal["png", "jpeg"] = "png") -> bytes:
 
 
 def to_image(tensor: Tensor) -> Pixels:
-    """(3, H, W) or (1, H, W) in [-1, 1] -> (H, W, 3) uint8. Values outside are clipped, NaN is black.
+    """Convert an image (3, H, W) or (1, H, W) in [-1, 1] to (H, W, 3) uint8.
+
+    Values outside the range are clamped. NaN becomes black.
 
     Raises:
         ValueError: another shape, or not floating-point.
@@ -114,7 +116,7 @@ def to_image(tensor: Tensor) -> Pixels:
 
 
 def figure_to_image(fig: Figure) -> Pixels:
-    """Render `fig` into pixels, (H, W, 3) uint8: a frame for an `Explorer`."""
+    """Render `fig` to pixels, (H, W, 3) uint8, such as a frame for an `Explorer`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with matplotlib.rc_context(_STYLE):
@@ -130,19 +132,19 @@ def image_grid(
     column_titles: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
 ) -> Figure:
-    """Rows of images, each pixel a square of k×k screen pixels (k a whole number): nothing is smoothed or shrunk.
+    """Draw rows of images. Each pixel becomes a square of k×k screen pixels, k a whole number: no image is resampled.
 
     Args:
-        rows: each a sequence of images or a batch (B, 3, H, W). An image is (3, H, W) or (1, H, W) in [-1, 1], or
-            (H, W, 3) uint8. Sizes may differ: a smaller image is magnified as far as it fits its cell.
-        row_labels: one for each row, at its left.
+        rows: each row is a sequence of images or a batch (B, 3, H, W). An image is (3, H, W) or (1, H, W) in [-1, 1],
+            or (H, W, 3) uint8. Sizes may differ: each image is magnified by the largest k that fits into its cell.
+        row_labels: one for each row, on its left.
         column_titles: one for each column, above it.
-        captions: rows of texts, one for each image, below it; keep them short.
+        captions: one row of short texts for each row of images; each text is drawn below its image.
 
     Raises:
-        ValueError: no images, or labels whose number does not match.
+        ValueError: no images, an image of another kind, or a wrong number of labels.
     """
-    pixels = [[_pixels(image) for image in row] for row in rows]
+    pixels = [[_to_pixels(image) for image in row] for row in rows]
     if not pixels or not all(pixels):
         raise ValueError("expected at least one row of at least one image, got an empty one")
     columns = max(len(row) for row in pixels)
@@ -150,13 +152,14 @@ def image_grid(
     _check_count("column_titles", column_titles, columns)
     _check_count("captions", captions, len(pixels))
 
-    magnified = max(1, _SMALLEST_CELL // max(max(image.shape[:2]) for row in pixels for image in row))
+    # The layout, in pixels: every cell has the size of the largest image, magnified.
+    magnified = max(1, _MIN_CELL_SIDE // max(max(image.shape[:2]) for row in pixels for image in row))
     height = magnified * max(image.shape[0] for row in pixels for image in row)
     width = magnified * max(image.shape[1] for row in pixels for image in row)
     longest = max(map(len, [*column_titles, *(text for row in captions for text in row)]), default=0)
-    pitch = max(width, _CHARACTER * longest) + _GAP
-    left = _CHARACTER * max(map(len, row_labels), default=0)
-    above, below = (_LINE if texts else 0 for texts in (column_titles, captions))
+    pitch = max(width, _CHARACTER_WIDTH * longest) + _GAP
+    left = _CHARACTER_WIDTH * max(map(len, row_labels), default=0)
+    above, below = (_LINE_HEIGHT if texts else 0 for texts in (column_titles, captions))
     full_width = left + columns * pitch + _GAP
     full_height = above + len(pixels) * (height + below + _GAP) + _GAP
 
@@ -181,19 +184,20 @@ def image_grid(
 
 
 def side_by_side(images: Mapping[str, Tensor | Pixels]) -> Figure:
-    """One row of images, each with its name above it."""
+    """Draw one row of images, each with its name above it."""
     return image_grid([list(images.values())], column_titles=list(images))
 
 
 def _place(fig: Figure, image: Pixels, x: float, y: float, scale: int) -> None:
-    """Draw `image` with its centre near (x, y), in pixels from the top left, each of its pixels scale×scale."""
+    """Draw `image`, magnified by `scale`, with its centre near (x, y): pixels from the top left."""
     image = image.repeat(scale, axis=0).repeat(scale, axis=1)
     full_height = round(fig.get_figheight() * DPI)
     left, top = round(x - image.shape[1] / 2), round(y - image.shape[0] / 2)
     fig.figimage(image, left, full_height - top - image.shape[0], origin="upper")
 
 
-def _pixels(image: Tensor | Pixels) -> Pixels:
+def _to_pixels(image: Tensor | Pixels) -> Pixels:
+    """Convert an image to (H, W, 3) uint8. Raises `ValueError` for another shape or type."""
     if isinstance(image, Tensor):
         return to_image(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -203,6 +207,7 @@ def _pixels(image: Tensor | Pixels) -> Pixels:
 
 
 def _check_count(name: str, texts: Sequence[Any], expected: int) -> None:
+    """Raise a `ValueError` unless there are no `texts` or `expected` ones."""
     if texts and len(texts) != expected:
         raise ValueError(f"{name}: expected {expected}, got {len(texts)}")
 

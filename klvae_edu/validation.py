@@ -10,10 +10,10 @@ from torch import Tensor
 def check_tensor(what: str, x: object, channels: int, dtype: torch.dtype, at_least: int) -> None:
     """Raise a `ValueError` unless `x` is (B, channels, H, W) in `dtype`, with H and W at least `at_least`.
 
-    Under autocast float32, float16 and bfloat16 are interchangeable, as for autocast itself.
+    Under autocast, any of float32, float16 and bfloat16 is accepted in place of another, because autocast converts.
 
     Args:
-        what: the noun for the message, such as "an image".
+        what: name of `x` in the error message, such as "an image".
     """
     expected = f"expected {what} of shape (B, {channels}, H, W) in {dtype}, H and W at least {at_least}"
     if not isinstance(x, Tensor):
@@ -30,7 +30,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad (B, C, H, W) by reflection on the right and at the bottom, until `multiple` divides both sides.
 
     Raises:
-        ValueError: not (B, C, H, W), or a side smaller than `multiple`, which reflection cannot fill.
+        ValueError: not (B, C, H, W), or a side smaller than `multiple`: reflection has too few pixels.
     """
     if x.ndim != 4 or min(x.shape[-2:]) < multiple:
         expected = f"(B, C, H, W) with H and W of {multiple} pixels or more"

@@ -1,4 +1,4 @@
-"""Every test runs without a network, on one thread, without progress bars and windows: set before torch is imported."""
+"""Settings of every test, made before torch is imported: no network, one thread, no progress bars, no windows."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""`AutoencoderKL`: the table of parameters, shapes, padding, and what it says to wrong input."""
+"""`AutoencoderKL`: the table of parameters, shapes, padding, and errors for wrong input."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_row_of_the_parameter_table(sd_v1: AutoencoderKL, name: str, param
 
 
 def test_the_shape_walk_of_stable_diffusion_v1(sd_v1: AutoencoderKL) -> None:
-    """256² -> 32² -> 256², level by level, on the meta device: shapes without arithmetic."""
+    """Check the shape after every level, 256² -> 32² -> 256², on the meta device."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in sd_v1.named_modules():
         if name.count(".") <= 2:
@@ -98,7 +98,7 @@ def test_the_shape_walk_of_stable_diffusion_v1(sd_v1: AutoencoderKL) -> None:
     assert shapes["decoder.conv_out"] == (1, 3, 256, 256)
 
 
-def test_the_small_presets_have_the_parameters_that_are_written_beside_them() -> None:
+def test_the_small_presets_have_the_documented_number_of_parameters() -> None:
     assert AutoencoderKL.from_preset("mini").num_parameters() == 1_250_759
     assert AutoencoderKL.from_preset("mini").downsample_factor == 8
     assert AutoencoderKL.from_preset("tiny").downsample_factor == 4
@@ -130,7 +130,7 @@ def test_odd_sizes_are_padded_by_reflection_and_forward_returns_the_size_it_got(
         assert torch.equal(posterior.mean, mini.encode(padded).latent_dist.mean)
 
 
-def test_padding_is_said_once() -> None:
+def test_padding_is_warned_about_once() -> None:
     model = AutoencoderKL.from_preset("tiny", seed=0)
     with pytest.warns(UserWarning, match="9x10 to 12x12"):
         model.encode(torch.zeros(1, 3, 9, 10))
@@ -254,7 +254,7 @@ def test_latents_are_scaled_for_diffusion_and_back(fields: dict, scaled) -> None
 
 
 def test_without_a_scaling_factor_the_error_says_how_to_compute_it(tiny: AutoencoderKL) -> None:
-    """And what it says works."""
+    """The code in the message works."""
     x = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
     with pytest.raises(ValueError, match=r"dataclasses\.replace\(vae\.config, scaling_factor=s\)") as error:
         tiny.encode_for_diffusion(x)
@@ -266,7 +266,7 @@ def test_without_a_scaling_factor_the_error_says_how_to_compute_it(tiny: Autoenc
         torch.manual_seed(0)
         for statement in str(error.value).split("`")[1::2]:
             exec(statement, names)
-        torch.manual_seed(0)  # the same draw from the posterior again
+        torch.manual_seed(0)  # draw the same sample of the posterior again
         assert names["vae"].encode_for_diffusion(x).std().item() == pytest.approx(1.0, abs=1e-4)
 
 
@@ -299,7 +299,7 @@ def test_grad_of_one_latent_value_with_respect_to_the_image(tiny: AutoencoderKL)
 
 @pytest.mark.parametrize("half", ["encode", "decode"])
 def test_each_half_is_one_graph_for_the_compiler(half: str) -> None:
-    """`fullgraph=True` fails at the first piece of Python that cannot be compiled."""
+    """`fullgraph=True` fails at any Python code that cannot be compiled."""
     vae = AutoencoderKL(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4).eval()
     x = torch.rand(1, *((3, 16, 16) if half == "encode" else (4, 8, 8)))
 

@@ -1,4 +1,4 @@
-"""Baselines: patch-PCA and bicubic agree with numpy and hand-computed values, JPEG keeps to its bytes."""
+"""Baselines: patch-PCA and bicubic agree with numpy and hand-computed values, JPEG files stay below their limit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def images(batch: int = 4, height: int = 16, width: int = 24, seed: int = 0) -> 
 
 
 def patches_by_hand(batch: Tensor, size: int) -> np.ndarray:
-    """(B, C, H, W) to (patches, C·p·p), by slicing."""
+    """Cut (B, C, H, W) into (patches, C·p·p) by slicing."""
     rows, columns = batch.shape[2] // size, batch.shape[3] // size
     return np.stack(
         [
@@ -100,7 +100,7 @@ def test_the_result_has_the_dtype_of_the_images() -> None:
     assert pca.reconstruct(images().double()).dtype == torch.float64
 
 
-def test_patch_pca_says_what_is_missing() -> None:
+def test_patch_pca_errors_say_what_is_missing() -> None:
     with pytest.raises(ValueError, match=r"call fit\(images\) before reconstruct"):
         PatchPCA(4, 4).reconstruct(images())
     with pytest.raises(ValueError, match=r"4 pixels or more, got \(4, 3, 3, 16\)"):
@@ -109,7 +109,7 @@ def test_patch_pca_says_what_is_missing() -> None:
         PatchPCA(4, 4).fit(images(1, 4, 4))
     with pytest.raises(ValueError, match=r"images with 3 channels, got \(2, 1, 8, 8\)"):
         PatchPCA(4, 4).fit(images(batch=16)).reconstruct(torch.zeros(2, 1, 8, 8))
-    with pytest.raises(ValueError, match=r"expected images \(B, C, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected images of shape \(B, C, H, W\)"):
         PatchPCA(4, 4).fit(images()[0])
 
 
@@ -128,7 +128,7 @@ def test_bicubic_first_averages_areas() -> None:
 
 
 def test_bicubic_of_a_step_is_keys_kernel_worked_out_by_hand() -> None:
-    """Halved: 0 0 0 1 1 1. Pixel 5 of 12 lies at 2.25, 0.75 and 1.75 from the first ones; PyTorch has a = -0.75."""
+    """Downsampled: 0 0 0 1 1 1. Pixel 5 of 12 is at 2.25, the first ones 0.75 and 1.75 away. PyTorch has a = -0.75."""
     step = torch.tensor([0.0] * 6 + [1.0] * 6).expand(1, 1, 12, 12)
 
     def kernel(x: float, a: float = -0.75) -> float:
@@ -184,8 +184,8 @@ def test_more_bytes_are_used_and_lose_less() -> None:
     assert quality == sorted(quality) and quality[-1] > quality[0] + 4
 
 
-def test_where_nothing_fits_the_smallest_file_is_taken_and_its_bytes_told() -> None:
-    """A header alone has some 600 bytes."""
+def test_if_no_quality_fits_the_smallest_file_is_returned_with_its_size() -> None:
+    """A header alone has about 600 bytes."""
     got, used = jpeg(crops(32), 256)
     assert (used > 256).all() and (used < 1000).all()
     assert torch.equal(got, jpeg(crops(32), 1)[0])
@@ -197,13 +197,13 @@ def test_the_bytes_of_all_images_are_counted() -> None:
     used = torch.cat([jpeg(batch, 900)[1] for batch in batches])
     for batch in batches:
         assert torch.equal(baseline(batch), jpeg(batch, 900)[0])
-    assert baseline.report() == f"{used.double().mean():.0f} bytes on average, headers and all"
+    assert baseline.report() == f"{used.double().mean():.0f} bytes on average, including headers"
     strict = JpegWithin(1)
     strict(crops(32))
-    assert strict.report().endswith("headers and all; 2 of 2 did not fit")
+    assert strict.report().endswith("including headers; 2 of 2 did not fit")
 
 
-def test_with_bytes_to_spare_the_quality_is_95_and_no_image_depends_on_another() -> None:
+def test_with_a_large_limit_the_quality_is_95_and_no_image_depends_on_another() -> None:
     batch = crops(64)
     together, used = jpeg(batch, 10**6)
     alone = [jpeg(image[None], 10**6) for image in batch]

@@ -1,4 +1,4 @@
-"""The blocks: shapes, and the details that are easy to get wrong. Their numbers are compared in tests/parity."""
+"""Blocks: shapes, and details that are easy to get wrong. Their numbers are compared in tests/parity."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_every_backend_gives_the_definitions_numbers_and_gradients(
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor made."""
+    """Record the number of elements of the largest tensor that is created."""
 
     elements = 0
 

@@ -1,4 +1,4 @@
-"""The command line: its entry point, `klvae train`, exit codes, and errors in one line."""
+"""Command line: entry point, `klvae train`, exit codes, and errors in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from klvae_edu.training.recipes import YOUR_IMAGES, about, load_recipe, recipe_n
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was printed to stderr: one line that begins with the program's name."""
+    """Read stderr, which must be one line that begins with the program's name."""
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("klvae: ")
     return line.removeprefix("klvae: ")
@@ -43,20 +43,20 @@ def test_an_unknown_command_or_a_value_out_of_range_is_wrong_use(capsys: pytest.
         assert word in capsys.readouterr().err
 
 
-def test_the_console_trains_then_goes_on_then_reconstructs(tmp_path: Path) -> None:
-    """The real thing, in processes of its own."""
+def test_the_console_trains_resumes_and_reconstructs(tmp_path: Path) -> None:
+    """Run the commands in separate processes."""
     save_image(photographs("held-out")["chelsea"][:, 100:145, 100:161], tmp_path / "cat.png")
 
     def klvae(*arguments: str) -> str:
         command = [sys.executable, "-m", "klvae_edu", *arguments]
-        env = {**os.environ, **PROCESS_SETTINGS}  # it need not start anew
+        env = {**os.environ, **PROCESS_SETTINGS}  # no restart is needed
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     options = ["--size", "16", "--batch-size", "2", "--steps", "3", "--held-out", "4", "--device", "cpu"]
     printed = klvae("train", "--data", "photos", *options)
-    assert "Step 3 of 3" in printed and "Mean PSNR on 4 held-out crops of 16x16 pixels" in printed
+    assert "Step 3 of 3" in printed and "Mean PSNR on 4 validation crops of 16x16 pixels" in printed
     assert re.search(r"\d+\.\d\d dB  model\n", printed) and "dB  patch-PCA" in printed and "dB  bicubic" in printed
     assert "klvae reconstruct PHOTO --model run/model" in printed
     klvae("train", "--data", "dead-leaves", *options, "--init", "run/model", "--out", "run-2")
@@ -90,7 +90,7 @@ def test_a_run_is_not_written_among_the_images_it_is_trained_on(
     (tmp_path / "images" / "a.png").touch()
     assert main(["train", "--data", data, "--out", out]) == 2
     assert "out: expected a folder outside of the images" in (error := error_of(capsys))
-    assert f"; {out} is inside of {folder}. Name another one with --out" in error
+    assert f"; {out} is inside of {folder}. Name another folder with --out" in error
     assert [path.name for path in tmp_path.rglob("*")] == ["images", "a.png"]
 
 
@@ -182,14 +182,14 @@ def test_only_commands_that_compute_start_anew_with_the_process_settings(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the settings are for glibc and libgomp")
 def test_the_trainer_runs_with_the_process_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are read from the memory of the process itself, as its libraries read them."""
+    """The settings are read from the memory of the process, as its libraries read them."""
     code = (
         "import klvae_edu.training.trainer as trainer\n"
         "trainer.train = lambda config: print(open('/proc/self/environ').read()) or exit(0)\n"
         "import klvae_edu.cli\n"
         "klvae_edu.cli.run()\n"
     )
-    for name in (*PROCESS_SETTINGS, environment._RESTARTED):
+    for name in (*PROCESS_SETTINGS, environment._RESTART_MARK):
         monkeypatch.delenv(name, raising=False)
     done = subprocess.run([sys.executable, "-c", code, "train"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""docs/coming-from.md: every line of its tables runs and means what the table says, and no name is missing."""
+"""docs/coming-from.md: every line of its tables runs and does what the table says, and no name is missing."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _rows() -> list[Row]:
 ROWS = _rows()
 
 IN_TILES = "vae.enable_tiling(size=16, overlap=8)"
-BEFOREHAND = {  # run before the row, where it would change nothing in a new model
+PREPARATION = {  # run before rows that would change nothing in a new model
     "vae.disable_gradient_checkpointing()": "vae.enable_gradient_checkpointing()",
     "vae.disable_slicing()": "vae.enable_slicing()",
     "vae.disable_tiling()": IN_TILES,
@@ -95,7 +95,7 @@ BEFOREHAND = {  # run before the row, where it would change nothing in a new mod
 
 
 def run(code: str, names: dict[str, Any]) -> Any:
-    """Execute lines of Python; the value of the last one, where it is an expression."""
+    """Execute lines of Python; return the value of the last one if it is an expression, else None."""
     body = ast.parse(code).body
     last = ast.Expression(body.pop().value) if isinstance(body[-1], ast.Expr) else None
     exec(compile(ast.Module(body, []), "the row", "exec"), names)
@@ -104,7 +104,7 @@ def run(code: str, names: dict[str, Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def theirs() -> diffusers.AutoencoderKL:
-    """diffusers' model with the weights of the page's `vae`, which is the same one every time."""
+    """diffusers' model with the weights of the page's `vae`, which are always the same."""
     names: dict[str, Any] = {}
     run(NAMES_BLOCK, names)
     return twin(names["vae"])
@@ -112,7 +112,7 @@ def theirs() -> diffusers.AutoencoderKL:
 
 @pytest.fixture
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the page's first lines define."""
+    """The names that the page's first lines define."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     names: dict[str, Any] = {}
     run(NAMES_BLOCK, names)
@@ -138,7 +138,7 @@ def works_as_in_diffusers(vae: AutoencoderKL) -> bool:
     return close(ours.parameters, theirs.parameters) and close(*images)
 
 
-# ---- What each row must show -----------------------------------------------------------------------------------------
+# ---- Checks of the rows ----------------------------------------------------------------------------------------------
 
 CHECKS: dict[str, Callable[[SimpleNamespace], bool | None]] = {}
 
@@ -146,8 +146,8 @@ CHECKS: dict[str, Callable[[SimpleNamespace], bool | None]] = {}
 def check(*rows: str) -> Callable[[Callable[[SimpleNamespace], None]], None]:
     """Register a check for the rows with these first cells.
 
-    It gets the names of the page as the row left them, `out` (the value of its last line), `before` (the model as it
-    was) and `theirs` (diffusers' model with the same weights).
+    It gets the page's names after the row has run, `out` (the value of the row's last line), `before` (the model before
+    the row) and `theirs` (diffusers' model with the same weights).
     """
 
     def register(function: Callable[[SimpleNamespace], None]) -> None:
@@ -159,7 +159,7 @@ def check(*rows: str) -> Callable[[Callable[[SimpleNamespace], None]], None]:
 
 
 def _built_with(**fields: Any) -> Callable[[SimpleNamespace], bool]:
-    """The row makes a model with these fields, and the model computes what diffusers' does."""
+    """Check that the row makes a model with these fields, which computes the same as diffusers'."""
     return lambda n: all(getattr(n.out.config, k) == v for k, v in fields.items()) and works_as_in_diffusers(n.out)
 
 
@@ -216,7 +216,7 @@ def _(n):
     found = {name: getattr(n.out.config, name) for name in plain}
     assert found in [plain | {name: types} for name, types in ATTENTION_BELOW.items()]
     assert works_as_in_diffusers(n.out)
-    later = diffusers.AutoencoderKL(  # is built, and fails when it runs
+    later = diffusers.AutoencoderKL(  # can be built, but not run
         block_out_channels=(32, 64),
         down_block_types=("DownEncoderBlock2D",),
         up_block_types=("UpDecoderBlock2D",),
@@ -298,11 +298,11 @@ def _(n):
 def _(n):
     assert torch.equal(n.out.get_parameters(), n.vector) and n.out.config == n.vae.config
     with safe_open(n.folder / "vae.safetensors", framework="pt") as file:
-        assert "encoder.down.0.block.0.norm1.weight" in file.keys()  # noqa: SIM118  # it is no dictionary
+        assert "encoder.down.0.block.0.norm1.weight" in file.keys()  # noqa: SIM118  # the file is no dictionary
 
 
 def _block_runs(times: int) -> Callable[[SimpleNamespace], None]:
-    """A block runs so many times for one backward pass, which gives the same gradients."""
+    """Check that a block runs `times` times in a forward and backward pass, and that the gradients are the same."""
 
     def function(n: SimpleNamespace) -> None:
         calls: list[int] = []
@@ -385,7 +385,7 @@ CHECKS |= {
 
 
 def decoded_parts(model: nn.Module, z: Tensor) -> list[torch.Size]:
-    """The shapes that reach the decoder."""
+    """List the shapes of the decoder's inputs."""
     shapes: list[torch.Size] = []
     with model.decoder.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape)):
         model.decode(z)
@@ -512,7 +512,7 @@ def _(n):
     "CustomDiffusionAttnProcessor2_0()"
 )
 def _(n):
-    assert list(inspect.signature(n.out.forward).parameters) == ["x"]  # no text to attend to
+    assert list(inspect.signature(n.out.forward).parameters) == ["x"]  # there is no text input
 
 
 @check("LoRAAttnProcessor(), LoRAAttnProcessor2_0(), LoRAXFormersAttnProcessor(), LoRAAttnAddedKVProcessor()")
@@ -563,7 +563,7 @@ def _(n):
     generator = torch.Generator().manual_seed(0)
     assert torch.equal(n.out, theirs.sample(torch.Generator().manual_seed(0)))
     assert torch.equal(n.out, n.posterior.sample(generator))
-    assert not torch.equal(n.out, n.posterior.sample(generator))  # it has moved on
+    assert not torch.equal(n.out, n.posterior.sample(generator))  # the generator has advanced
     assert n.posterior.sample().shape == n.out.shape
 
 
@@ -676,7 +676,7 @@ import torch
 names = {{}}
 exec({opening!r}, names)
 rank = int(os.environ["RANK"])
-names["image"] = names["image"][rank : rank + 1]  # each process has an image of its own
+names["image"] = names["image"][rank : rank + 1]  # each process has its own image
 alone = copy.deepcopy(names["vae"])
 
 
@@ -696,7 +696,7 @@ torch.distributed.destroy_process_group()
 
 
 def in_two_processes(row: Row, folder: Path) -> list[dict[str, Tensor]]:
-    """The gradients of a loss after the row, in each process, and those of its own image alone."""
+    """Return each process's gradients of a loss after the row, and the gradients of its own image alone."""
     script = folder / "process.py"
     script.write_text(PROCESS.format(opening=NAMES_BLOCK, row=row.ours), encoding="utf-8")
     with socket.socket() as free:
@@ -819,7 +819,7 @@ def _(n):
     squared, divergence = F.mse_loss(n.reconstruction, n.image), n.posterior.kl().sum()
     assert close(n.out, (n.image[0].numel() * squared + 1e-6 * divergence / 2))
     heavier = n.image.numel()  # B·C·H·W
-    assert close(  # theirs, as a multiple of ours with a weight as many times as large
+    assert close(  # theirs is ours with a scaled weight, divided by the number of values
         squared + 1e-6 * divergence,
         n.vae_loss(n.reconstruction, n.image, n.posterior, pixel="l2", kl_weight=1e-6 * heavier)["loss"]
         / n.image[0].numel(),
@@ -892,7 +892,7 @@ def _(n):
 @check("LoadState(stream)", "IModelSerializer: Serialize(), Deserialize(data)", "ICheckpointableModel")
 def _(n):
     assert torch.equal(n.vae.get_parameters(), n.vector)
-    assert n.stream.tell() in (0, len(n.stream.getvalue()))  # nothing is left unread
+    assert n.stream.tell() in (0, len(n.stream.getvalue()))  # the stream was read to its end
     other = AutoencoderKL.from_preset("tiny", seed=1)
     other.load_state(io.BytesIO(n.stream.getvalue()))
     assert torch.equal(other.get_parameters(), n.vector) and other.config.scaling_factor == 0.18215
@@ -959,13 +959,13 @@ def _(n):
 @check("IFeatureImportance<T>: GetFeatureImportance()")
 def _(n):
     assert list(n.out) == list(n.vae.state_dict()) and all(value >= 0 for value in n.out.values())
-    assert len(set(n.out.values())) > len(n.out) // 2  # not the same for all
+    assert len(set(n.out.values())) > len(n.out) // 2  # the values differ
 
 
 @check("IGradientComputable<T, Tensor<T>, Tensor<T>>: ComputeGradients(input, target)")
 def _(n):
     assert n.out.shape == n.vector.shape
-    along, vae = n.out / n.out.norm(), n.before.double()  # against finite differences, in the gradient's own direction
+    along, vae = n.out / n.out.norm(), n.before.double()  # finite differences in the gradient's direction
     losses = []
     for step in (1e-4, -1e-4):
         vae.set_parameters(n.vector.double() + step * along.double())
@@ -993,18 +993,18 @@ def _(n):
 
 
 def cannot_compile() -> bool:
-    """No C++ compiler or no Python.h, which inductor's kernels include. Automatic tests always count as having both."""
+    """Tell whether the C++ compiler or Python.h, which inductor needs, is missing. In CI both must be present."""
     compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl"))
     header = Path(sysconfig.get_path("include"), "Python.h").is_file()
     return not (compiler and header) and "CI" not in os.environ
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.theirs for row in ROWS])
-def test_the_row_runs_and_means_what_it_says(row, names, theirs, tmp_path):
+def test_the_row_runs_and_does_what_the_table_says(row, names, theirs, tmp_path):
     if "torch.compile(vae.decode)(" in row.ours and cannot_compile():
         pytest.skip("no C++ compiler; the row is compiled without one in the next test")
     before = copy.deepcopy(names["vae"])
-    run(BEFOREHAND.get(row.theirs, "None"), names)
+    run(PREPARATION.get(row.theirs, "None"), names)
     torch.manual_seed(0)
     out = in_two_processes(row, tmp_path) if row.theirs == PMAP else run(row.ours, names)
     names = {name: value for name, value in names.items() if not name.startswith("__")}
@@ -1026,7 +1026,7 @@ def test_every_row_has_its_check_and_every_check_its_row():
 
 ARGUMENTS = """in_channels out_channels down_block_types up_block_types block_out_channels layers_per_block act_fn
     latent_channels norm_num_groups sample_size scaling_factor"""
-REFERENCES = {  # every name on each project's page, as it stands there
+REFERENCES = {  # every name on the page of each project
     "diffusers: AutoencoderKL": f"""AutoencoderKL {ARGUMENTS} force_upcast
         ModelMixin from_pretrained FromOriginalVAEMixin from_single_file url
         disable_slicing disable_tiling enable_slicing enable_tiling use_tiling
@@ -1066,7 +1066,7 @@ def test_no_name_of_a_reference_is_missing(source):
 
 @pytest.fixture(scope="module")
 def pipeline_folder(theirs, tmp_path_factory) -> Path:
-    """A whole pipeline as diffusers saves it: the only small one that makes images without a text encoder."""
+    """A saved diffusers pipeline: DiT is the only small one that needs no text encoder."""
     diffusers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     transformer = DiTTransformer2DModel(
@@ -1111,14 +1111,14 @@ def test_a_saved_pipeline_lacks_it_until_diffusers_has_the_weights(names, pipeli
 
     run(PIPELINE_BLOCK, names)
     names["pipe"].save_pretrained(folder / "without")
-    run(SAVING_BLOCK, names)  # too late
+    run(SAVING_BLOCK, names)  # the pipeline is already saved
     for saved in (folder / "without", folder / "pipeline"):
         assert json.loads((saved / "model_index.json").read_text())["vae"] == [None, None]
     assert not (folder / "without" / "vae").exists()
 
 
 def test_what_offloads_diffusers_models_reaches_it_in_encode_and_decode(names, theirs):
-    """accelerate moves a model in a hook on `forward`, which pipelines do not call."""
+    """accelerate moves a model in a hook on `forward`, but pipelines call `encode` and `decode`."""
     called = []
 
     class Hook(ModelHook):

@@ -1,4 +1,4 @@
-"""`AutoencoderKLConfig`: what can be built, what cannot, and how a diffusers config.json is read."""
+"""`AutoencoderKLConfig`: valid and invalid fields, presets, and diffusers' config.json."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_the_published_family(
 
 
 def test_the_papers_models_have_attention_where_the_map_is_16_pixels_or_smaller() -> None:
-    """At the 256 pixels they were made for: one level of KL-f16, two of KL-f32, at the same sizes in both halves."""
+    """At 256 pixels: one level of KL-f16 and two of KL-f32, with the same sizes in encoder and decoder."""
     for preset, levels in (("kl-f4", 0), ("kl-f8", 0), ("kl-f16", 1), ("kl-f32", 2)):
         config = AutoencoderKLConfig.from_preset(preset)
         down = [block.startswith("Attn") for block in config.down_block_types]

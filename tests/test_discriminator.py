@@ -1,4 +1,4 @@
-"""PatchGAN: its size, what each logit sees, how it starts, and what it refuses."""
+"""PatchGAN: number of parameters, receptive field, initialisation, invalid arguments."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_256_pixels_give_30_by_30_logits(standard: NLayerDiscriminator) -> None:
 
 @pytest.mark.parametrize(("num_layers", "side"), [(1, 16), (2, 34), (3, 70), (4, 142)])
 def test_a_logit_sees_just_its_receptive_field(num_layers: int, side: int) -> None:
-    """Pixels with any influence on one logit in the middle; in eval mode, as batch norm mixes a whole batch."""
+    """Count the pixels that influence one logit in the middle; in eval mode, because BatchNorm mixes the batch."""
     network = small(num_layers).double().eval()
     images = torch.zeros(1, 3, 256, 256, dtype=torch.float64, requires_grad=True)
     logits = network(images)
@@ -116,7 +116,7 @@ def test_the_default_needs_24_pixels_and_sees_70() -> None:
 
 @pytest.mark.parametrize(("value", "logit"), [(1.0, 1.0), (-1.0, -0.2 * 0.2)])
 def test_negative_values_pass_with_a_fifth_of_their_size(value: float, logit: float) -> None:
-    """Two convolutions that pass on one pixel each, with norms that do nothing; the last layer has no ReLU."""
+    """Use convolutions that copy one pixel, and norms that change nothing; no ReLU follows the last layer."""
     network = NLayerDiscriminator(in_channels=1, num_filters=1, num_layers=1).double().eval()
     with torch.no_grad():
         for layer in network.main:
@@ -133,7 +133,7 @@ def test_negative_values_pass_with_a_fifth_of_their_size(value: float, logit: fl
 
 
 def test_it_starts_with_pix2pix_weights(standard: NLayerDiscriminator) -> None:
-    """N(0, 0.02), norms N(1, 0.02) and 0; each mean and deviation within four of its own standard errors."""
+    """N(0, 0.02), norms N(1, 0.02) and 0; each mean and standard deviation within four of its standard errors."""
     for layer in standard.main:
         if not isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
             continue
@@ -145,7 +145,7 @@ def test_it_starts_with_pix2pix_weights(standard: NLayerDiscriminator) -> None:
             assert layer.bias.abs().max() == 0
 
 
-def test_a_seed_decides_how_it_starts(standard: NLayerDiscriminator) -> None:
+def test_a_seed_determines_the_initial_weights(standard: NLayerDiscriminator) -> None:
     torch.manual_seed(0)
     again = dict(NLayerDiscriminator().named_parameters())
     assert all(torch.equal(parameter, again[name]) for name, parameter in standard.named_parameters())
@@ -158,7 +158,7 @@ def test_images_of_any_number_of_channels_can_be_judged() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 4, 64, 64), (1, 3, 64), (1, 3, 1, 64, 64)])
-def test_another_shape_is_a_value_error_that_tells_both(standard: NLayerDiscriminator, shape: Any) -> None:
+def test_another_shape_is_a_value_error_that_names_both(standard: NLayerDiscriminator, shape: Any) -> None:
     with pytest.raises(ValueError, match=r"shape \(B, 3, H, W\), got \(" + ", ".join(map(str, shape)) + r"\)"):
         standard(torch.zeros(shape))
 

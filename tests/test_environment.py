@@ -81,7 +81,7 @@ print("settled", os.getpid(), *(os.environ[name] for name in PROCESS_SETTINGS))
 @pytest.mark.skipif(sys.platform != "linux", reason="the settings are for glibc and libgomp")
 def test_a_process_starts_anew_once_with_the_settings_it_lacks() -> None:
     env = {name: value for name, value in os.environ.items() if name not in PROCESS_SETTINGS}
-    env["GOMP_SPINCOUNT"] = "7"  # set by hand: it stays
+    env["GOMP_SPINCOUNT"] = "7"  # a value that is already set stays
     done = subprocess.run([sys.executable, "-c", RESTARTED], env=env, capture_output=True, text=True, check=True)
     lines = [line.split() for line in done.stdout.splitlines()]
     pid = lines[0][1]
@@ -90,28 +90,28 @@ def test_a_process_starts_anew_once_with_the_settings_it_lacks() -> None:
 
 @pytest.fixture
 def execve(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
-    """The environments of the processes that would have been started."""
+    """Record the environments of the processes that would be started."""
     started: list[dict[str, str]] = []
     monkeypatch.setattr(os, "execve", lambda path, arguments, env: started.append(env))
-    for name in (*PROCESS_SETTINGS, environment._RESTARTED):
+    for name in (*PROCESS_SETTINGS, environment._RESTART_MARK):
         monkeypatch.delenv(name, raising=False)
     return started
 
 
-def test_a_process_with_every_setting_goes_on(execve: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_with_every_setting_stays(execve: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in PROCESS_SETTINGS.items():
         monkeypatch.setenv(name, value)
     environment.restart_with_process_settings()
     assert execve == []
 
 
-def test_a_process_whose_settings_are_lost_does_not_start_anew_for_ever(
+def test_a_process_whose_settings_are_lost_restarts_only_once(
     execve: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     environment.restart_with_process_settings()
     assert len(execve) == 1
-    monkeypatch.setenv(environment._RESTARTED, execve[0][environment._RESTARTED])  # all that is left of it
+    monkeypatch.setenv(environment._RESTART_MARK, execve[0][environment._RESTART_MARK])  # the only setting that is left
     environment.restart_with_process_settings()
     assert len(execve) == 1
 

@@ -1,4 +1,4 @@
-"""Flow matching: the path and its velocity, what the best possible answer is, and what integrates to what."""
+"""Flow matching: the path and its velocity, the optimal velocity, integration, the network and its training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_shapes_that_would_broadcast_are_a_value_error(x0: tuple[int, ...], t: t
         straight_path(torch.zeros(x0), torch.zeros(2, 4, 8, 8), torch.zeros(t))
 
 
-# ---- The best possible answer ----------------------------------------------------------------------------------------
+# ---- The optimal velocity --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (2.0, 0.5), (-1.0, 3.0)])
@@ -65,7 +65,7 @@ def test_on_gaussians_the_closed_form_is_the_regression_of_the_velocity_on_the_p
     x_t, velocity = straight_path(x0, x1, t)
     residual = velocity - gaussian_velocity(x_t, t, mean, std)
     assert abs(residual.mean()) < 0.02 * (1 + std)
-    assert abs((residual * (x_t - x_t.mean())).mean()) < 0.03 * (1 + std**2)  # nothing linear is left to be said
+    assert abs((residual * (x_t - x_t.mean())).mean()) < 0.03 * (1 + std**2)  # no linear correlation is left
 
 
 def test_no_other_velocity_has_a_smaller_loss_than_the_closed_form() -> None:
@@ -77,7 +77,7 @@ def test_no_other_velocity_has_a_smaller_loss_than_the_closed_form() -> None:
     best = loss(lambda x, t: torch.zeros_like(x))
     for change in (lambda x, t: 0.1, lambda x, t: 0.1 * x, lambda x, t: 0.2 * t[:, None], lambda x, t: 0.1 * x.sin()):
         assert loss(change) > best + 1e-3
-    assert best > 0.1  # it is not 0: lines cross, and nobody can tell which of them one is on
+    assert best > 0.1  # not 0: lines cross, and x_t does not say which of them it is on
 
 
 @pytest.mark.parametrize("method", ["euler", "heun"])

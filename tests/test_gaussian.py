@@ -51,7 +51,7 @@ def test_kl_agrees_with_a_monte_carlo_estimate() -> None:
 def test_kl_is_never_negative_and_zero_only_against_itself(values: list[float], seed: int) -> None:
     posterior = DiagonalGaussianDistribution(torch.tensor([values], dtype=torch.float64))
     other = DiagonalGaussianDistribution(parameters(1, 4, seed=seed))
-    rounding = 1e-12  # of the four terms, which cancel at the prior
+    rounding = 1e-12  # rounding error of the four terms, which cancel at the prior
     assert posterior.kl().item() >= -rounding
     assert posterior.kl(other).item() >= -rounding
     assert posterior.kl(posterior).item() == pytest.approx(0.0, abs=1e-9)

@@ -1,4 +1,4 @@
-"""latents: statistics in passing, edits of single channels and values, and two ways between two latents."""
+"""Latents: statistics in one pass, edits of single channels and values, linear and spherical interpolation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_statistics_of_batches_are_those_of_all_latents_at_once() -> None:
 
 
 def test_statistics_of_four_numbers_by_hand() -> None:
-    # Channel 0 holds 1 and 3, channel 1 holds 10 and 20; their deviations with n - 1 = 1 are √2 and √50.
+    # Channel 0 holds 1 and 3, channel 1 holds 10 and 20; their standard deviations with n - 1 = 1 are √2 and √50.
     z = torch.tensor([[[[1.0, 3.0]], [[10.0, 20.0]]]])
     found = statistics([z])
     assert found.mean.tolist() == [2.0, 15.0]
@@ -56,13 +56,12 @@ def test_statistics_of_four_numbers_by_hand() -> None:
     assert found.scaling_factor == pytest.approx(math.sqrt(3 / 221))
 
 
-def test_the_scaling_factor_counts_the_spread_of_the_channels_means() -> None:
+def test_the_scaling_factor_includes_the_spread_of_the_channels_means() -> None:
     z = latent(2, 2, 50, 50) + torch.tensor([-3.0, 3.0])[:, None, None]
     found = statistics([z])
     assert found.scaling_factor == pytest.approx(1 / z.std().item())
-    assert (
-        found.scaling_factor < 0.5 < 1 / found.std.mean()
-    )  # the average of the channels' deviations is another number
+    # The mean of the channels' standard deviations would give another factor.
+    assert found.scaling_factor < 0.5 < 1 / found.std.mean()
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -109,7 +108,7 @@ def test_equal_values_have_no_scaling_factor() -> None:
 
 
 def test_a_channels_picture_is_grey_at_its_mean_and_white_three_deviations_above() -> None:
-    z = torch.tensor([[[[3.0, 5.0, 7.0, 5.0]], [[0.0, 0.0, 0.0, 0.0]]]])  # mean 5, deviation √2; and a constant
+    z = torch.tensor([[[[3.0, 5.0, 7.0, 5.0]], [[0.0, 0.0, 0.0, 0.0]]]])  # mean 5, std √2; a constant
     pictures = channel_pictures(z)
     assert pictures.shape == (1, 2, 1, 1, 4)
     expected = 2 / (3 * math.sqrt(2))
@@ -212,7 +211,7 @@ def test_a_poke_adds_to_one_value_of_each_latent() -> None:
         ({"row": -1}, "row: expected 0 to 5, got -1"),
     ],
 )
-def test_a_poke_beside_the_latent_is_a_value_error(setting: dict[str, int], message: str) -> None:
+def test_a_poke_outside_the_latent_is_a_value_error(setting: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         poke(latent(), **{"row": 0, "column": 0, "amount": 1.0, "channel": 0, **setting})
 
@@ -267,13 +266,13 @@ def test_an_arc_of_ninety_degrees_by_hand() -> None:
     torch.testing.assert_close(slerp(a, b, 1 / 3), torch.tensor([[math.cos(math.pi / 6), math.sin(math.pi / 6)]]))
 
 
-def test_the_angle_is_that_of_the_directions_not_of_the_lengths() -> None:
-    a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 10.0]])  # at right angles, whatever their lengths
+def test_the_angle_does_not_depend_on_the_norms() -> None:
+    a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 10.0]])  # at right angles, with different norms
     torch.testing.assert_close(slerp(a, b, 0.5), math.sqrt(0.5) * (a + b))
     torch.testing.assert_close(slerp(3 * a, 3 * b, 0.3), 3 * slerp(a, b, 0.3))
 
 
-def test_between_equal_lengths_an_arc_keeps_the_length_and_a_line_does_not() -> None:
+def test_between_equal_norms_an_arc_keeps_the_norm_and_a_line_does_not() -> None:
     a, b = latent(3, 4, 8, 8), latent(3, 4, 8, 8, seed=1)
     b = b * (a.flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1))[:, None, None, None]
     for t in (0.2, 0.5, 0.9):
@@ -295,8 +294,8 @@ def test_parallel_and_opposite_pairs_go_along_the_line(factor: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_change_from_arc_to_line_cannot_be_seen(dtype: torch.dtype) -> None:
-    for angle in (0.9 * latents.STRAIGHT, 1.1 * latents.STRAIGHT):
+def test_at_the_threshold_arc_and_line_agree(dtype: torch.dtype) -> None:
+    for angle in (0.9 * latents.LERP_THRESHOLD, 1.1 * latents.LERP_THRESHOLD):
         a = torch.tensor([[1.0, 0.0]], dtype=dtype)
         b = torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=dtype)
         expected = torch.tensor([[math.cos(0.3 * angle), math.sin(0.3 * angle)]], dtype=dtype)

@@ -1,4 +1,4 @@
-"""The losses against values worked out by hand, and what the two reductions have in common."""
+"""Losses: compare with values computed by hand, and the reductions with each other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from klvae_edu.losses import (
 
 
 def case() -> tuple[torch.Tensor, torch.Tensor, DiagonalGaussianDistribution]:
-    """Two images of 3x2x2 = 12 values, off by 1 and by 3; two latents of one value, KL ½ and 2 nats."""
+    """Return two images of 3x2x2 = 12 values with errors 1 and 3, and two latents of one value with KL ½ and 2 nats."""
     target = torch.zeros(2, 3, 2, 2)
     reconstruction = torch.stack([torch.full((3, 2, 2), 1.0), torch.full((3, 2, 2), -3.0)])
     parameters = torch.tensor([[1.0, 0.0], [2.0, 0.0]]).view(2, 2, 1, 1)  # KL = ½ μ²
@@ -100,7 +100,7 @@ def test_the_distance_of_an_image_counts_once_for_each_of_its_values() -> None:
     assert terms["nll"].item() == 24.0 + 2.0 * 6.0
 
 
-def test_the_mean_of_the_distances_has_the_same_weight_beside_the_mean_pixel_error() -> None:
+def test_under_mean_the_mean_distance_is_added_to_the_mean_pixel_error_with_the_same_weight() -> None:
     reconstruction, target, _ = case()
     distance = torch.tensor([0.25, 0.75])
     terms = reconstruction_loss(reconstruction, target, distance, pixel="l2", perceptual_weight=2.0, reduction="mean")
@@ -150,10 +150,10 @@ def test_the_adversarial_loss_is_minus_the_mean_logit() -> None:
     loss = adversarial_loss(logits)
     assert loss.item() == -0.625
     loss.backward()
-    assert logits.grad is not None and logits.grad.flatten().tolist() == [-0.25] * 4  # however sure it is already
+    assert logits.grad is not None and logits.grad.flatten().tolist() == [-0.25] * 4  # whatever the logit
 
 
-def test_the_hinge_counts_what_is_short_of_one_on_either_side() -> None:
+def test_the_hinge_loss_counts_margins_below_one_on_either_side() -> None:
     real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0, 2.0])
     terms = discriminator_loss(real, fake, "hinge")
     assert list(terms) == ["disc_loss", "logits_real", "logits_fake"]
@@ -162,7 +162,7 @@ def test_the_hinge_counts_what_is_short_of_one_on_either_side() -> None:
     assert terms["logits_fake"].item() == 0.0
 
 
-def test_the_hinge_leaves_alone_what_is_told_apart_well_enough() -> None:
+def test_the_hinge_has_no_gradient_for_logits_beyond_the_margin() -> None:
     real, fake = torch.tensor([2.0, 0.0], requires_grad=True), torch.tensor([-3.0, 0.0], requires_grad=True)
     discriminator_loss(real, fake)["disc_loss"].backward()
     assert real.grad is not None and real.grad.tolist() == [0.0, -0.25]
@@ -197,17 +197,17 @@ def test_a_gradient_at_the_output_becomes_one_at_the_last_weight() -> None:
     first, second = torch.tensor([1.0, 1.0, 1.0]).view(1, 1, 1, 3), torch.tensor([0.0, -1.0, 2.0]).view(1, 1, 1, 3)
     found = last_layer_gradients(reconstruction, weight, [first, second])
     assert [gradient.item() for gradient in found] == [6.0, 4.0]
-    assert weight.grad is None  # asked for, not left lying about
+    assert weight.grad is None  # returned, not accumulated
     reconstruction.sum().backward()  # the graph is still there
     assert weight.grad is not None and weight.grad.item() == 6.0
 
 
-def test_the_adaptive_weight_is_the_ratio_of_the_gradients_lengths() -> None:
+def test_the_adaptive_weight_is_the_ratio_of_the_gradients_norms() -> None:
     nll, adversarial = torch.tensor([3.0, 4.0], dtype=torch.float64), torch.tensor([[0.6], [0.8]], dtype=torch.float64)
     assert adaptive_weight(nll, adversarial).item() == pytest.approx(5 / 1.0001, rel=1e-14)
 
 
-def test_the_adaptive_weight_is_clamped_to_ten_thousand_unless_told_otherwise() -> None:
+def test_the_adaptive_weight_is_clamped_to_ten_thousand_by_default() -> None:
     assert ADAPTIVE_LIMIT == 1e4
     long, short = torch.tensor([2e4]), torch.tensor([1.0])
     assert adaptive_weight(long, short).item() == 1e4
@@ -220,7 +220,7 @@ def test_gradients_of_zero_give_a_finite_weight(nll: float, adversarial: float, 
     assert adaptive_weight(torch.full((4,), nll), torch.full((4,), adversarial)).item() == weight
 
 
-def test_the_adaptive_weight_is_a_number_and_nothing_to_differentiate() -> None:
+def test_the_adaptive_weight_has_no_gradient() -> None:
     gradient = torch.tensor([3.0, 4.0], requires_grad=True)
     assert not adaptive_weight(gradient, gradient).requires_grad
 
@@ -260,7 +260,7 @@ def test_weights_of_means_are_compvis_times_the_ratio_of_the_number_of_values() 
     assert weights["adversarial_weight"] == pytest.approx(0.5 / 196608)
 
 
-def test_weights_survive_the_way_there_and_back() -> None:
+def test_the_two_conversions_of_weights_are_inverse() -> None:
     shapes: Any = ((3, 48, 40), (4, 6, 5))
     weights = {"kl_weight": 3e-5, "adversarial_weight": 0.7}
     assert sum_weights(*shapes, **own_mean_weights(*shapes, **weights)) == pytest.approx(weights)
@@ -272,7 +272,7 @@ Terms = dict[str, torch.Tensor]
 
 
 def networks() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Two images, and leaves from which reconstruction, posterior, distance and logits can be made."""
+    """Draw two images, and leaf tensors for reconstruction, posterior and logits."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -283,7 +283,7 @@ def networks() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 
 def made_of(leaves: Terms) -> tuple[torch.Tensor, torch.Tensor, DiagonalGaussianDistribution, torch.Tensor]:
-    """What a loss is made of; distance and logits depend on the reconstruction too."""
+    """Compute the inputs of a loss; distance and logits depend on the reconstruction too."""
     reconstruction = leaves["reconstruction"]
     distance = reconstruction.sin().flatten(1).mean(1)
     return reconstruction, distance, DiagonalGaussianDistribution(leaves["moments"]), leaves["logits"] * distance.sum()
@@ -299,7 +299,7 @@ ALL_AND_EACH = [(1.0, 0.3, 0.7), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.3, 0.
 
 @pytest.mark.parametrize("pixel", ["l1", "l2"])
 @pytest.mark.parametrize(("perceptual", "kl", "adversarial"), ALL_AND_EACH)
-def test_all_three_conventions_pull_in_one_direction(
+def test_all_three_conventions_have_gradients_of_one_direction(
     pixel: Any, perceptual: float, kl: float, adversarial: float
 ) -> None:
     """The sum is C·H·W times the mean, and C·H·W times the means of the terms by themselves with converted weights."""

@@ -1,4 +1,4 @@
-"""Metrics: they agree with scikit-image, scipy and values worked out by hand, and say whose features they use."""
+"""Metrics: agreement with scikit-image, scipy and values computed by hand; names of the features."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 from klvae_edu.data import image_dataset
-from klvae_edu.metrics import INCEPTION, FrechetDistance, RandomFeatures, gradient_energy, psnr, ssim
+from klvae_edu.metrics import INCEPTION_FILE, FrechetDistance, RandomFeatures, gradient_energy, psnr, ssim
 
-RAMP = 0.204033  # the mean feature of a ramp from -1 to 1
+RAMP_FEATURE = 0.204033  # mean random feature of a ramp from -1 to 1
 
 
 def images(batch: int = 4, height: int = 16, width: int = 24, seed: int = 0) -> Tensor:
@@ -73,12 +73,12 @@ def test_psnr_refuses_a_single_image() -> None:
 
 
 def shown(batch: Tensor) -> np.ndarray:
-    """As the pixels of a display, from 0 to 255."""
+    """Convert to pixel values from 0 to 255."""
     return ((batch.clamp(-1, 1) + 1) * 127.5).numpy()
 
 
 def test_ssim_agrees_with_scikit_image_on_displayed_pixels_mirrored_at_the_border() -> None:
-    """scikit-image leaves 5 pixels out at each border: those that are added here."""
+    """scikit-image ignores 5 pixels at each border; the test adds them by reflection padding."""
     target = images(3, 24, 40, seed=0)
     reconstruction = target + 0.4 * images(3, 24, 40, seed=1)
     options: Any = {"channel_axis": 0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -151,7 +151,7 @@ def test_gradient_energy_says_what_it_expected(shape: tuple[int, ...]) -> None:
 
 
 class Pixels(nn.Module):
-    """Images of one pixel are their own features."""
+    """Use the mean colour of an image as its features."""
 
     num_features = 3
 
@@ -160,7 +160,7 @@ class Pixels(nn.Module):
 
 
 def points(count: int, seed: int) -> Tensor:
-    """Correlated points, as images (count, 3, 1, 1)."""
+    """Draw correlated points, as images (count, 3, 1, 1)."""
     generator = torch.Generator().manual_seed(seed)
     mixed = torch.randn(count, 3, generator=generator) @ torch.randn(3, 3, generator=generator)
     return (0.1 * mixed + 0.1 * seed).clamp(-1, 1)[..., None, None]
@@ -205,13 +205,13 @@ def test_in_batches_of_any_size_it_is_the_same_and_nothing_grows() -> None:
         assert len(kept) == 1
 
 
-def test_equal_crowds_have_the_distance_zero_and_pairs_do_not_matter() -> None:
+def test_equal_sets_have_the_distance_zero_and_pairs_do_not_matter() -> None:
     a = images(30, 16, 16)
     assert in_one_go(a, a, "random") == pytest.approx(0, abs=1e-6)
     assert in_one_go(a.flip(0), a, "random") == pytest.approx(0, abs=1e-6)
 
 
-def test_random_features_tell_blur_noise_and_another_brightness() -> None:
+def test_random_features_detect_blur_noise_and_another_brightness() -> None:
     a = torch.stack([*image_dataset("dead-leaves", 32, length=48)])
     blurred = [F.avg_pool2d(F.pad(a, (n,) * 4, "reflect"), 2 * n + 1, 1) for n in (1, 3)]
     noise = torch.randn(a.shape, generator=torch.Generator().manual_seed(0))
@@ -228,21 +228,21 @@ def test_random_features_are_the_same_every_time_and_not_trained() -> None:
     assert torch.equal(first(batch), second(batch)) and first(batch).shape == (2, RandomFeatures.num_features)
     assert not any(parameter.requires_grad for parameter in first.parameters())
     ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32)
-    assert first(ramp).mean().item() == pytest.approx(RAMP, rel=1e-4)
+    assert first(ramp).mean().item() == pytest.approx(RAMP_FEATURE, rel=1e-4)
 
 
 def test_a_distance_says_what_it_is_and_a_substitute_is_never_called_rfid() -> None:
     auto = FrechetDistance()
     assert auto.name == "Fréchet distance, random features"
-    assert "fixed random weights (Inception cannot be had: torch-fidelity is not installed)" in auto.source
-    assert FrechetDistance("random").source.endswith("(they were asked for)")
+    assert "fixed random weights (Inception is not available: torch-fidelity is not installed)" in auto.source
+    assert FrechetDistance("random").source.endswith("(as requested)")
     assert FrechetDistance(Pixels()).name == "Fréchet distance, Pixels"
 
 
 def test_the_frechet_distance_says_what_it_expected() -> None:
     with pytest.raises(ValueError, match="'auto', 'inception', 'random' or a network, got 'vgg'"):
         FrechetDistance("vgg")
-    with pytest.raises(ValueError, match="Inception network cannot be had: torch-fidelity is not installed"):
+    with pytest.raises(ValueError, match="Inception network is not available: torch-fidelity is not installed"):
         FrechetDistance("inception")
     with pytest.raises(ValueError, match="two images or more, got 0"):
         FrechetDistance("random").compute()
@@ -250,11 +250,11 @@ def test_the_frechet_distance_says_what_it_expected() -> None:
         FrechetDistance("random").update(images(1), images(2))
 
 
-# --- Inception: a stand-in for torch-fidelity, which is no dependency, and for its file of 96 MB
+# --- Inception: a stand-in for torch-fidelity, which is not a dependency, and for its weight file of 96 MB
 
 
 class StandIn(nn.Module):
-    """Takes what torch-fidelity's network takes, and gives 2048 features that count the pixels' values."""
+    """Accept the arguments of torch-fidelity's network, and compute 2048 features from the mean pixel value."""
 
     def __init__(self, name: str, features: list[str], weights: str) -> None:
         super().__init__()
@@ -269,15 +269,16 @@ class StandIn(nn.Module):
 
 @pytest.fixture
 def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torch-fidelity is installed; where its weights would lie is an empty folder."""
+    """Install a stand-in for torch-fidelity and an empty cache, online; return the path of the weights in it."""
     for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
         module: Any = ModuleType(name)
         module.__spec__ = ModuleSpec(name, None)
         module.FeatureExtractorInceptionV3 = StandIn
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     (tmp_path / "checkpoints").mkdir()
-    return tmp_path / "checkpoints" / INCEPTION
+    return tmp_path / "checkpoints" / INCEPTION_FILE
 
 
 def test_with_inceptions_weights_it_is_the_rfid_of_8_bit_pixels(inception: Path) -> None:
@@ -296,6 +297,7 @@ def test_offline_without_the_file_the_substitute_says_why(inception: Path, monke
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the network was asked")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(torch.hub, "download_url_to_file", never)
     distance = FrechetDistance()
     assert distance.name == "Fréchet distance, random features"
@@ -309,18 +311,16 @@ def test_the_file_is_downloaded_once_where_there_is_a_network(inception: Path, m
         asked.append((url, hash_prefix))
         torch.save({"scale": torch.tensor(1.0)}, path)
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     assert FrechetDistance().name == FrechetDistance().name == "rFID"
     ((url, prefix),) = asked
-    assert url.endswith(f"/{INCEPTION}") and prefix in INCEPTION
+    assert url.endswith(f"/{INCEPTION_FILE}") and prefix == "6726825d"
 
 
-def test_a_network_that_gives_nothing_is_told(inception: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_reported_with_its_reason(inception: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise URLError("no route")
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     distance = FrechetDistance()
     assert distance.name != "rFID" and "no route" in distance.source
@@ -340,7 +340,7 @@ def test_a_damaged_file_or_one_with_code_in_it_is_an_error_and_nothing_is_execut
 
 
 class Planted:
-    """Makes a file when it is unpickled."""
+    """Create a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

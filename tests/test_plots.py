@@ -1,4 +1,4 @@
-"""plots: honest pixels, alt text on every picture, and nothing of matplotlib's state touched."""
+"""Plots: image grids without resampling, alt text on every picture, matplotlib's global state unchanged."""
 
 from __future__ import annotations
 

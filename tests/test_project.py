@@ -1,5 +1,6 @@
-"""The project around the package: what is installed, built and handed out."""
+"""The project around the package: files, environment, wheel, Makefile, docstrings and layers."""
 
+import ast
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ COMMANDS = {"help", "lab", "fresh", "test", "lint", "notebooks", "measure", "ben
 
 
 def tracked():
-    """Every file of the tree that belongs to the project: what git has, or would take."""
+    """List the files of the project: those that git tracks, or would add."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
@@ -26,7 +27,7 @@ def tracked():
 
 class TestTree:
     @pytest.mark.parametrize("name", ["README.md", "LICENSE", "CITATION.cff", "CONTRIBUTING.md", "CHANGELOG.md"])
-    def test_says_what_it_is_and_how_it_may_be_used(self, name):
+    def test_has_its_usual_documents(self, name):
         assert (ROOT / name).read_text(encoding="utf-8").strip()
 
     def test_names_no_registry_and_no_path_of_a_machine(self):
@@ -72,7 +73,7 @@ class TestEnvironment:
             *groups["lint"],
         ]:
             wanted = Requirement(text)
-            if wanted.name != "setuptools":  # comes with the environment
+            if wanted.name != "setuptools":  # installed with the environment
                 assert wanted.specifier.contains(tested[canonicalize_name(wanted.name)]), text
 
     def test_the_bare_import_does_not_even_load_torch(self):
@@ -91,7 +92,7 @@ class TestEnvironment:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Built from a copy of the project's files, so that no left-over build folder gets in."""
+    """The wheel, built from a copy of the project's files, without an earlier build folder."""
     folder = tmp_path_factory.mktemp("wheel")
     for path in tracked():
         copy = folder / "tree" / path.relative_to(ROOT)
@@ -134,7 +135,7 @@ def pip(arguments):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-# A stand-in for python3: it notes what it is asked for. "-m venv FOLDER" gives another one, that has pip.
+# A stand-in for python3 that records its arguments. "-m venv FOLDER" makes another one.
 PYTHON = """\
 #!/bin/sh
 echo "$(basename "$0") $*" >> "$LOG"
@@ -151,14 +152,14 @@ esac
 class TestMakefile:
     @pytest.fixture
     def make(self, tmp_path):
-        """Run make in a clone with nothing in it, in a folder with a space, on a machine with a stand-in for Python."""
+        """Run make in an empty clone, in a folder with a space in its name, with a stand-in for Python."""
         folder = tmp_path / "a clone"
         (folder / "bin").mkdir(parents=True)
         shutil.copyfile(ROOT / "Makefile", folder / "Makefile")
         (folder / "bin" / "python3").write_text(PYTHON)
         (folder / "bin" / "python3").chmod(0o755)
         for tool in ("sh", "make", "echo", "basename", "test", "mkdir", "cp", "touch", "id", "awk", "sed", "mv"):
-            if found := shutil.which(tool):  # nothing else is on the path: neither uv nor another Python
+            if found := shutil.which(tool):  # nothing else is on the path, neither uv nor another Python
                 (folder / "bin" / tool).symlink_to(found)
         log = folder / "log"
 
@@ -186,7 +187,7 @@ class TestMakefile:
         assert "venv .venv" not in log
         assert "pip install" not in log
 
-    def test_an_installation_that_broke_off_is_taken_up_again(self, make):
+    def test_an_interrupted_installation_is_repeated(self, make):
         (make.folder / "no-network").touch()
         assert make("lint")[0].returncode != 0
         (make.folder / "no-network").unlink()
@@ -246,3 +247,53 @@ def test_the_readmes_picture_is_the_one_that_notebook_02_stores():
     from tools.readme_picture import contact_sheet
 
     assert (COURSE.notebooks / "images" / "kl_weights.png").read_bytes() == contact_sheet(COURSE)
+
+
+BANNED_OPENINGS = ("What ", "How ", "Whether ", "Which ", "The one ")
+
+
+def banned_docstrings(source: str) -> list[str]:
+    """List name and first words of each docstring that does not begin with a verb or the noun itself."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    texts = [(getattr(node, "name", "module"), ast.get_docstring(node) or "") for node in nodes]
+    return [f"{name}: {' '.join(text.split()[:4])}" for name, text in texts if text.startswith(BANNED_OPENINGS)]
+
+
+class TestDocstrings:
+    @pytest.mark.parametrize("folder", ["klvae_edu", "tools", "benchmarks", "tests"])
+    def test_begin_with_a_verb_or_a_noun(self, folder):
+        files = sorted((ROOT / folder).rglob("*.py"))
+        assert files
+        found = {path: banned_docstrings(path.read_text(encoding="utf-8")) for path in files}
+        assert [f"{path.relative_to(ROOT)}: {text}" for path in files for text in found[path]] == []
+
+    def test_with_another_opening_are_found(self):
+        module = '"""How it works."""\ndef f():\n    """Whether x."""\nclass A:\n    """Return what is."""\n'
+        assert banned_docstrings(module) == ["module: How it works.", "f: Whether x."]
+
+
+class TestLayers:
+    """The contract of import-linter, on a copy of the package."""
+
+    @pytest.fixture
+    def lint_imports(self, tmp_path):
+        for path in [ROOT / "pyproject.toml", *(ROOT / "klvae_edu").rglob("*.py")]:
+            copy = tmp_path / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+        command = [sys.executable, "-c", code, "--no-cache"]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        return lambda: subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    def test_are_kept(self, lint_imports):
+        result = lint_imports()
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    def test_an_upward_import_inside_a_function_breaks_the_contract(self, lint_imports, tmp_path):
+        with (tmp_path / "klvae_edu" / "blocks.py").open("a", encoding="utf-8") as file:
+            file.write("\n\ndef upward():\n    import klvae_edu.autoencoder\n")
+        result = lint_imports()
+        assert result.returncode == 1, result.stdout + result.stderr
+        assert "klvae_edu.blocks" in result.stdout

@@ -12,7 +12,7 @@ PARTS = {part[:2]: part for part in re.findall(r"^### (\d\d · .*?)(?=^##)", GUI
 
 
 def sections(name):
-    """The headings of a notebook's numbered sections, each with the exercises in it."""
+    """Return the headings of a notebook's numbered sections, each with its exercises."""
     found = {}
     for line in COURSE.source(name).read_text(encoding="utf-8").splitlines():
         if heading := re.match(r"# ## (\d+\. .*)", line):
@@ -23,7 +23,7 @@ def sections(name):
 
 
 def rows(number):
-    """The guide's table for a notebook: section, exercises, minutes."""
+    """Read the guide's table for a notebook: section -> (exercises, minutes)."""
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PARTS[number].splitlines() if line[:1] == "|"]
     return {section: (re.findall(r"[\d.]+", asked), int(minutes)) for section, asked, minutes in cells[2:]}
 
@@ -45,14 +45,14 @@ class TestEachNotebook:
         for asked, minutes in rows(name[:2]).values():
             assert minutes >= 5 + 5 * (sum(EXERCISES[id].minutes for id in asked) // 5)
 
-    def test_it_says_what_goes_wrong_in_exercises_that_there_are_and_what_to_discuss(self, name):
+    def test_it_names_mistakes_in_existing_exercises_and_questions_to_discuss(self, name):
         part = PARTS[name[:2]]
         assert "**Goes wrong.**" in part
         assert part.count("?", part.index("**Discuss.**")) >= 2
         assert set(re.findall(r"\b\d\d\.\d\b", part)) <= {id for id in EXERCISES if id.startswith(name[:2])}
 
 
-def test_what_it_says_of_the_commands_is_so():
+def test_the_limits_that_it_names_are_the_defaults_of_the_command():
     from dataclasses import fields
 
     from klvae_edu.commands.grade import GradeOptions

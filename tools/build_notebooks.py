@@ -1,9 +1,9 @@
 """Build the course's notebooks from their sources.
 
-notebooks/source/NN_name.py (jupytext's percent format) is the only place where a notebook is edited. From each this
-script writes notebooks/NN_name.ipynb, as the learner gets it, and notebooks/solutions/NN_name.ipynb, both executed.
-markers.py and macros.py say what may stand in a source. What has not changed is not executed again: when the code of
-every cell is the stored one's, only the text is replaced. The same sources give the same bytes, however often built.
+A notebook is edited only in its source, notebooks/source/NN_name.py (jupytext's percent format). From each source this
+script writes the learner's notebook, notebooks/NN_name.ipynb, and the solved one, notebooks/solutions/NN_name.ipynb.
+Both are executed. markers.py and macros.py describe the syntax of a source. A notebook whose code has not changed is
+not executed again: only its text is replaced. The same sources always give the same bytes.
 
     python -m tools.build_notebooks [NN ...] [--check | --execute] [--repo OWNER/NAME]
 """
@@ -28,19 +28,19 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from tools.course import COURSE, Course, CourseError
+from tools.course import COURSE, Course, CourseError, command
 from tools.macros import expand
 from tools.markers import select
 
 CELL_SECONDS = 600  # on a busy machine; nbval allows 120
-NO_ACCELERATOR_NO_NETWORK = {"KLVAE_EDU_QUIET": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+CPU_OFFLINE = {"KLVAE_EDU_QUIET": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
-# What is there already, torch above all, stays at its version. SOURCES: where the course is published, or nothing.
+# Installed packages, above all torch, keep their versions. SOURCES: the address of the published course, or nothing.
 ENVIRONMENT_CELL = """\
 # Run this cell first. It may be run again at any time.
 import importlib.util, platform, subprocess, sys, tempfile
@@ -82,14 +82,18 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def environment_cell(course: Course) -> str:
-    """The first code cell. While no repository is set, it installs from nowhere but a wheel beside the notebook."""
+    """Return the first code cell. Without a repository, it installs only from a wheel next to the notebook."""
     published = course.published()
     source = f'"git+https://github.com/{published[0]}@{published[1]}", ' if published else ""
     return ENVIRONMENT_CELL.replace("SOURCES", source)
 
 
 def parse(course: Course, name: str, solved: bool) -> NotebookNode:
-    """The notebook before its text is expanded and its code executed."""
+    """Read a notebook from its source. Macros are not expanded, and nothing is executed.
+
+    Raises:
+        CourseError: there is no source, a marker is misplaced, or the environment cell is not empty.
+    """
     source = course.source(name)
     if not source.exists():
         raise CourseError(f"{name} has no source {source.relative_to(course.root)}")
@@ -115,7 +119,7 @@ def parse(course: Course, name: str, solved: bool) -> NotebookNode:
 
 
 def render(course: Course, name: str, solved: bool) -> NotebookNode:
-    """The notebook with everything but its outputs."""
+    """Make the notebook, complete but for its outputs."""
     notebook = parse(course, name, solved)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -126,14 +130,14 @@ def render(course: Course, name: str, solved: bool) -> NotebookNode:
 def execute(notebook: NotebookNode, path: Path, threads: int) -> None:
     """Run every cell in a fresh kernel of this interpreter, in the folder of `path`.
 
-    What changes by itself, from run to run, is left out of the outputs.
+    Outputs that differ from run to run are removed.
 
     Raises:
         CourseError: a cell raised, took longer than `CELL_SECONDS`, or ended the kernel.
     """
-    environment = os.environ | NO_ACCELERATOR_NO_NETWORK | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | CPU_OFFLINE | {"OMP_NUM_THREADS": str(threads)}
     environment.pop("KLVAE_EDU_STRICT", None)
-    # Without folders to look in, "python3" is this interpreter, whatever kernels the machine has registered.
+    # Without kernel folders, "python3" is this interpreter, not a kernel that is registered on the machine.
     kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     path.parent.mkdir(parents=True, exist_ok=True)
     client = NotebookClient(
@@ -152,11 +156,11 @@ def execute(notebook: NotebookNode, path: Path, threads: int) -> None:
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in code_cells(notebook):
         for output in cell.outputs:
-            output.get("data", {}).pop(WIDGET_VIEW, None)  # names a live object of this very run
+            output.get("data", {}).pop(WIDGET_VIEW, None)  # refers to a widget of this run
 
 
 def reuse_outputs(notebook: NotebookNode, stored: NotebookNode) -> bool:
-    """Take over the stored outputs if they are the outputs of this code; the environment cell's code may differ."""
+    """Copy the stored outputs if the code is the same, and tell whether it is. The environment cell may differ."""
 
     def code(of: NotebookNode) -> list[str]:
         return ["environment" if is_environment(cell) else cell.source for cell in code_cells(of)]
@@ -170,7 +174,7 @@ def reuse_outputs(notebook: NotebookNode, stored: NotebookNode) -> bool:
 
 
 def stored_notebook(path: Path) -> NotebookNode | None:
-    """The notebook as it was built last; None where there is none, or git left it half merged."""
+    """Read a built notebook; None if it is missing or no notebook, such as a file with merge conflicts."""
     try:
         return nbformat.read(path, as_version=4)
     except (FileNotFoundError, ValueError):
@@ -178,7 +182,7 @@ def stored_notebook(path: Path) -> NotebookNode | None:
 
 
 def build(course: Course, name: str, solved: bool, execute_anyway: bool = False) -> str:
-    """Write one notebook; returns what was done: "unchanged", "text replaced" or "executed"."""
+    """Write one notebook, and return "unchanged", "text replaced" or "executed"."""
     notebook, path = render(course, name, solved), course.built(name, solved)
     stored = stored_notebook(path)
     done = "text replaced"
@@ -193,11 +197,11 @@ def build(course: Course, name: str, solved: bool, execute_anyway: bool = False)
 
 
 def difference(course: Course, name: str, solved: bool) -> str | None:
-    """Where the stored notebook is not what its source gives, or None. Executes nothing."""
+    """Describe the first difference between the stored notebook and its source, or return None. Executes nothing."""
     path = course.built(name, solved)
     stored = stored_notebook(path)
     if stored is None:
-        return "is missing, or no notebook"
+        return "is missing, or is no notebook"
     if [cell.execution_count for cell in code_cells(stored)] != [*range(1, len(code_cells(stored)) + 1)]:
         return "has cells that were not executed, or not in order"
     for cell in code_cells(stored):
@@ -210,32 +214,32 @@ def difference(course: Course, name: str, solved: bool) -> str | None:
 
 
 def typical_words(course: Course, name: str, solved: bool) -> int:
-    """The median length of a text cell. The course aims at 25 to 45."""
+    """Return the median number of words of a text cell. The course aims at 25 to 45."""
     notebook = nbformat.read(course.built(name, solved), as_version=4)
     return round(median([len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown"] or [0]))
 
 
 def retarget(course: Course, repo: str) -> None:
-    """Write the repository into pyproject.toml, the one place that badges and install lines come from.
+    """Write the repository into pyproject.toml, from which badges and install lines are made.
 
     Raises:
-        CourseError: `repo` is no OWNER/NAME, or pyproject.toml has no place for it.
+        CourseError: `repo` is no OWNER/NAME, or pyproject.toml has no [tool.klvae_edu] that begins with repo.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise CourseError(f"--repo wants OWNER/NAME, not {repo!r}")
+        raise CourseError(f"--repo: expected OWNER/NAME, got {repo!r}")
     project = course.root / "pyproject.toml"
     text, count = re.subn(
         r'(\[tool\.klvae_edu\]\nrepo = )"[^"\n]*"', rf'\1"{repo}"', project.read_text(encoding="utf-8")
     )
     if count != 1:
-        raise CourseError("pyproject.toml: no [tool.klvae_edu] that begins with repo")
+        raise CourseError("pyproject.toml: expected a section [tool.klvae_edu] that begins with repo, found none")
     project.write_text(text, encoding="utf-8", newline="\n")
 
 
 def run(options: argparse.Namespace, course: Course) -> int:
     if options.repo:
         retarget(course, options.repo)
-        options.names = []  # the badges of all notebooks agree
+        options.names = []  # the badge of every notebook changes
     names = [course.named(name) for name in options.names] or course.names()
     failed = 0
     for name in names:
@@ -253,19 +257,15 @@ def run(options: argparse.Namespace, course: Course) -> int:
     return 1 if failed else 0
 
 
+@command
 def main(arguments: list[str] | None = None, course: Course = COURSE) -> int:
     parser = argparse.ArgumentParser(description="Build the course's notebooks from notebooks/source.")
     parser.add_argument("names", nargs="*", metavar="NN", help="only these notebooks, such as 02")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="execute and write nothing; fail if anything is out of date")
-    what.add_argument("--execute", action="store_true", help="execute even what has not changed")
-    what.add_argument("--repo", metavar="OWNER/NAME", help="publish there: rewrites the setting, badges, install lines")
-    options = parser.parse_args(arguments)
-    try:
-        return run(options, course)
-    except CourseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    what.add_argument("--execute", action="store_true", help="execute unchanged notebooks, too")
+    what.add_argument("--repo", metavar="OWNER/NAME", help="set the repository, and rewrite badges and install lines")
+    return run(parser.parse_args(arguments), course)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,34 @@
-"""Where the course lies: its sources, the notebooks built from them, and where it is published."""
+"""Paths of the course's files, the repository in which it is published, and error handling for the tools."""
 
 from __future__ import annotations
 
+import functools
+import sys
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 
 class CourseError(Exception):
-    """A mistake in the course's files, or in what was asked for; the message is for the person at the keyboard."""
+    """An error in the course's files or in a tool's arguments. Its message is printed for the user."""
+
+
+def command(main: Callable[P, int | None]) -> Callable[P, int]:
+    """Decorate a tool's main function: a `CourseError` is printed, and the exit code is returned (None means 0)."""
+
+    @functools.wraps(main)
+    def run(*arguments: P.args, **options: P.kwargs) -> int:
+        try:
+            return main(*arguments, **options) or 0
+        except CourseError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -30,12 +50,16 @@ class Course:
         return self.notebooks / "source" / "measured.json"
 
     def names(self) -> list[str]:
-        """The notebooks in their order, such as "01_diagonal_gaussian"; one with neither source nor copy is none."""
+        """List the notebooks in order, such as "01_diagonal_gaussian": every name with a source or a built notebook."""
         files = [*self.notebooks.glob("source/[0-9][0-9]_*.py"), *self.notebooks.glob("[0-9][0-9]_*.ipynb")]
         return sorted({file.stem for file in files})
 
     def named(self, wanted: str) -> str:
-        """The notebook somebody means by "3", "03", "03_resnet_blocks" or "03_resnet_blocks.ipynb"."""
+        """Return the full name of the notebook "3", "03", "03_resnet_blocks" or "03_resnet_blocks.ipynb".
+
+        Raises:
+            CourseError: there is no such notebook. The message lists all of them.
+        """
         names = self.names()
         stem = Path(wanted).stem
         for name in names:
@@ -50,7 +74,7 @@ class Course:
         return text.split('__version__ = "')[1].split('"')[0]
 
     def published(self) -> tuple[str, str] | None:
-        """GitHub repository ("owner/name", from [tool.klvae_edu] in pyproject.toml) and the version's tag, if set."""
+        """Return the repository ("owner/name", from pyproject.toml) and the version's tag; None if not published."""
         project = tomllib.loads((self.root / "pyproject.toml").read_text(encoding="utf-8"))
         repo = project["tool"]["klvae_edu"]["repo"]
         return (repo, f"v{self.version}") if repo else None

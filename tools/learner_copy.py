@@ -1,10 +1,10 @@
-"""The learner's own copy of the course, in the folder work/ that git ignores.
+"""Update the learner's copy of the course, in the folder work/ that git ignores.
 
-Copies the notebooks, their solutions and figures. A notebook in which the learner has written is never overwritten;
-one in which nobody has written follows the course when it is updated. Outputs do not count as written.
+Notebooks, solutions and figures are copied. A notebook that the learner has edited is never overwritten. One that
+nobody has edited is replaced when the course has a newer one. Outputs do not count as edits.
 
     python -m tools.learner_copy              bring work/ up to date
-    python -m tools.learner_copy --fresh NN   a clean copy of one notebook, beside the learner's
+    python -m tools.learner_copy --fresh NN   write a clean copy of one notebook next to the learner's
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import shutil
 import sys
 from pathlib import Path
 
-from tools.course import COURSE, Course, CourseError
+from tools.course import COURSE, Course, CourseError, command
 
-RECORD = ".handed-out.json"  # what was handed out last: a fingerprint for each file
+RECORD = ".handed-out.json"  # a fingerprint of each file when it was handed out last
 
 
 def fingerprint(file: Path) -> str:
-    """Of a notebook what its cells say (outputs and metadata change by looking at it), of other files the bytes."""
+    """Hash a file: of a notebook the cells without outputs and metadata, of any other file the bytes."""
     content = file.read_bytes()
     if file.suffix == ".ipynb":
         try:
             cells = [[cell["cell_type"], "".join(cell["source"])] for cell in json.loads(content)["cells"]]
             content = json.dumps(cells).encode()
         except (ValueError, KeyError, TypeError):
-            pass  # not a notebook any more: the learner's business
+            pass  # the learner has made something else of it
     return hashlib.sha256(content).hexdigest()
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy so that an interruption leaves no half a file behind."""
+    """Copy atomically: an interruption leaves no partial file under the name of `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".part")
     shutil.copyfile(source, partial)
@@ -44,7 +44,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def course_files(course: Course) -> list[Path]:
-    """What is handed out, relative to the folder notebooks/."""
+    """List the files that are handed out, relative to the folder notebooks/."""
     files = [
         file for pattern in ("*.ipynb", "solutions/*.ipynb", "images/**/*") for file in course.notebooks.glob(pattern)
     ]
@@ -55,7 +55,7 @@ def read_record(work: Path) -> dict[str, str]:
     try:
         record = json.loads((work / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # then every file that differs from the course counts as the learner's
+        return {}  # every file that differs from the course counts as edited
     return record if isinstance(record, dict) else {}
 
 
@@ -64,7 +64,11 @@ def write_record(work: Path, record: dict[str, str]) -> None:
 
 
 def update(course: Course, work: Path) -> None:
-    """Hand out what is missing, refresh what is untouched, and say which newer notebooks there are."""
+    """Copy missing files, replace unedited ones, and print which edited ones have a newer version.
+
+    Raises:
+        CourseError: the course has no notebooks.
+    """
     files = course_files(course)
     if not files:
         raise CourseError(f"no notebooks in {course.notebooks}")
@@ -91,7 +95,11 @@ def offer(file: Path) -> str:
 
 
 def fresh(course: Course, work: Path, wanted: str) -> Path:
-    """A clean copy of one notebook beside the learner's own; returns its path."""
+    """Write a clean copy of one notebook next to the learner's own, and return its path.
+
+    Raises:
+        CourseError: there is no such notebook, or it has not been built.
+    """
     name = course.named(wanted)
     source, own = course.built(name, solved=False), work / f"{name}.ipynb"
     if not source.exists():
@@ -101,26 +109,22 @@ def fresh(course: Course, work: Path, wanted: str) -> Path:
     copy(source, target)
     record = read_record(work)
     if own.exists() and fingerprint(own) != record.get(own.name):
-        record[own.name] = fingerprint(source)  # the newer one has been taken: stop offering it
+        record[own.name] = fingerprint(source)  # the learner has the newer version: stop offering it
         write_record(work, record)
     return target
 
 
-def main(arguments: list[str] | None = None, course: Course = COURSE) -> int:
+@command
+def main(arguments: list[str] | None = None, course: Course = COURSE) -> None:
     parser = argparse.ArgumentParser(description="Bring the learner's copy of the course up to date.")
-    parser.add_argument("--fresh", metavar="NN", help="write a clean copy of this notebook beside the learner's own")
+    parser.add_argument("--fresh", metavar="NN", help="write a clean copy of this notebook next to the learner's own")
     parser.add_argument("--to", metavar="FOLDER", type=Path, default=course.root / "work", help="default: work")
     options = parser.parse_args(arguments)
-    try:
-        if options.fresh is None:
-            update(course, options.to)
-            print(f"Your copy of the course: {options.to}")
-        else:
-            print(f"A clean copy: {fresh(course, options.to, options.fresh)}")
-    except CourseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.fresh is None:
+        update(course, options.to)
+        print(f"Your copy of the course: {options.to}")
+    else:
+        print(f"A clean copy: {fresh(course, options.to, options.fresh)}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Macros in a notebook's text: what is written in one place and stands in many.
+"""Expand the macros in a notebook's text.
 
-{{badge}}           opens the notebook on Colab, as it was at this version; nothing while the course is not published
-{{budget}}          time and memory, as measured
-{{exercise 01.2}}   an exercise's heading, difficulty and minutes, from the catalogue
-{{solutions-link}}  leads to the solved notebook, and from there back
+{{badge}}           link to this version of the notebook on Colab; empty while the course is not published
+{{budget}}          measured time and memory
+{{exercise 01.2}}   heading, difficulty and minutes of an exercise, from the catalogue
+{{solutions-link}}  link to the solved notebook, or from there back to the learner's
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def budget(course: Course, name: str) -> str:
 
 
 def exercise(name: str, number: str) -> str:
-    from klvae_edu.exercises import EXERCISES  # here, so that a text without exercises builds without the package
+    from klvae_edu.exercises import EXERCISES  # text without exercises is built without the package
 
     if number not in EXERCISES or not number.startswith(name[:2]):
         known = ", ".join(key for key in EXERCISES if key.startswith(name[:2]))
@@ -44,17 +44,17 @@ def exercise(name: str, number: str) -> str:
     return f"### Exercise {number}: {it.title}\n\nDifficulty {it.difficulty} of 5 · about {it.minutes} minutes"
 
 
-def other_state(name: str, solved: bool) -> str:
+def solutions_link(name: str, solved: bool) -> str:
     if solved:
         return f"[the notebook without solutions](../{name}.ipynb)"
     return f"[the solved notebook](solutions/{name}.ipynb)"
 
 
 def expand(text: str, course: Course, name: str, solved: bool) -> str:
-    """A text cell with its macros filled in.
+    """Expand the macros of a text cell.
 
     Raises:
-        CourseError: an unknown macro; or a figure in a file of its own, which a notebook copied alone would lack.
+        CourseError: an unknown macro; or a figure in a separate file, which a notebook copied alone would lack.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -66,10 +66,10 @@ def expand(text: str, course: Course, name: str, solved: bool) -> str:
             case ["exercise", number]:
                 return exercise(name, number)
             case ["solutions-link"]:
-                return other_state(name, solved)
+                return solutions_link(name, solved)
         raise CourseError(f"{name}: unknown macro {match[0]}")
 
     if figure := re.search(r"""!\[[^\]]*\]\((?![a-z]+:)[^)]*\)|<img\b[^>]*src=["'](?![a-z]+:)[^>]*>""", text):
-        raise CourseError(f"{name}: {figure[0]} lies in another file: draw it in a code cell, which stores it")
-    text = re.sub(r"\{\{([^{}\\]*)\}\}", value, text)  # a backslash means LaTeX
-    return re.sub(r"\n{3,}", "\n\n", text)  # where a macro gave nothing
+        raise CourseError(f"{name}: {figure[0]} is a separate file: draw the figure in a code cell, which stores it")
+    text = re.sub(r"\{\{([^{}\\]*)\}\}", value, text)  # braces with a backslash are LaTeX
+    return re.sub(r"\n{3,}", "\n\n", text)  # an empty macro leaves blank lines

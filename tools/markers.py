@@ -1,4 +1,4 @@
-"""Exercises in a notebook's source: what stands between the markers is the solution or the skeleton, never both.
+"""Select the solution or the skeleton of each exercise in a notebook's source, by the markers around them.
 
     def reparameterize(mean, logvar, noise):
         # BEGIN SOLUTION
@@ -9,7 +9,7 @@
         #| return ...
         # END SOLUTION
 
-The source itself is the solved form. Without a SKELETON part, the learner's function raises NotImplementedError.
+The source itself is the solved notebook. Without a SKELETON part, the learner's function raises NotImplementedError.
 """
 
 import re
@@ -21,13 +21,13 @@ LIKE_A_MARKER = re.compile(r"#\s*(BEGIN\s+SOLUTION|END\s+SOLUTION|SKELETON)\b", 
 
 
 def select(text: str, solved: bool, file: str) -> str:
-    """The source with every exercise either solved or left to do, and no marker in it.
+    """Return the source with the solution or the skeleton of every exercise, without markers.
 
     Raises:
         CourseError: a marker is misspelt or out of place; the message names file and line.
     """
     kept: list[str] = []
-    part = indent = ""  # the part of an exercise that the line is in, "" outside of exercises
+    part = indent = ""  # the marker before this line inside an exercise, "" outside of exercises
     filled = False
 
     for number, line in enumerate([*text.splitlines(), "# %%"], 1):
@@ -56,7 +56,7 @@ def select(text: str, solved: bool, file: str) -> str:
             if not filled:
                 raise complain("the solution or the skeleton before this line is empty")
             if part == BEGIN and not indent:
-                raise complain(f'outside of a function the learner needs something to go on with: add "{SKELETON}"')
+                raise complain(f'outside of a function an exercise needs a skeleton: add "{SKELETON}"')
             if part == BEGIN and not solved:
                 kept.append(f"{indent}raise NotImplementedError")
             part = ""

@@ -1,8 +1,8 @@
 """Train the small autoencoder that notebook 08 starts from, and write it into klvae_edu/assets/narrow-start/.
 
-It has learnt the L2 and KL losses and has never met a discriminator: decent, and blurred.
+It is trained on the L2 and KL losses, without a discriminator, so its images are blurred.
 
-python -m tools.pretrain_start
+    python -m tools.pretrain_start
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.trainer import train
-from klvae_edu.training.validation import HeldOut
+from klvae_edu.training.validation import Validation
 from tools.course import COURSE
 
-START = COURSE.root / "klvae_edu" / "assets" / "narrow-start"
+MODEL = COURSE.root / "klvae_edu" / "assets" / "narrow-start"
 ARCHITECTURE = AutoencoderKLConfig(
     block_out_channels=(16, 32, 32),
     layers_per_block=1,
@@ -27,23 +27,23 @@ ARCHITECTURE = AutoencoderKLConfig(
     sample_size=32,
     scaling_factor=None,
 )
-RUN = TrainingConfig(steps=6000, held_out=64, sample_every=6000, save_every=6000, device="cpu")
+CONFIG = TrainingConfig(steps=6000, held_out=64, sample_every=6000, save_every=6000, device="cpu")
 README = """\
 # A small autoencoder, trained on L2 and KL only
 
 The weights that notebook 08 starts from: {parameters:,} parameters in float16, f = 4, 4 latent channels, for crops of
-32×32 pixels. It has never met a discriminator: what it gives back is decent, and blurred. It is a state to go on from,
-no model to use.
+32×32 pixels. They were trained without a discriminator, so reconstructions are blurred. They are a starting point for
+training, not a model for use.
 
     import torch
     from klvae_edu import AutoencoderKL
     vae = AutoencoderKL.from_pretrained("klvae_edu/assets/narrow-start", dtype=torch.float32)
 
 Made by `python -m tools.pretrain_start`: {steps:,} steps of {batch_size} crops of the seven training photographs inside
-scikit-image (LICENSES/sample-photographs.md), AdamW at {lr:g} falling along half a cosine, loss L2 + {kl_weight:g} · KL
+scikit-image (LICENSES/sample-photographs.md), AdamW with a cosine schedule from {lr:g}, loss L2 + {kl_weight:g} · KL
 as `klvae_edu.losses.vae_loss` defines it, no perceptual term, seed {seed}.
 
-On {held_out} held-out crops, of photographs that it was not trained on:
+On {held_out} validation crops, of photographs that it was not trained on:
 
 | | PSNR in dB |
 | --- | --- |
@@ -51,12 +51,12 @@ On {held_out} held-out crops, of photographs that it was not trained on:
 | patch-PCA, as many numbers | {pca:.1f} |
 | bicubic | {bicubic:.1f} |
 
-The differences of neighbouring pixels have {sharpness:.0f} % of the energy that they have in the crops themselves.
+Its gradient energy, the mean squared difference of neighbouring pixels, is {sharpness:.0f} % of the crops' own.
 """
 
 
 def sharpness(images: Tensor, of: Tensor) -> float:
-    """The energy of the differences of neighbouring pixels in `images` (B, C, H, W), over that in the images `of`."""
+    """Return the gradient energy of `images` (B, C, H, W) divided by the gradient energy of the images `of`."""
 
     def energy(x: Tensor) -> float:
         return float(x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean())
@@ -66,8 +66,8 @@ def sharpness(images: Tensor, of: Tensor) -> float:
 
 @torch.no_grad()
 def readme(vae: AutoencoderKL, config: TrainingConfig) -> str:
-    """What the folder's README says, measured on held-out crops."""
-    held_out = HeldOut(config, vae)
+    """Return the text of the folder's README, with figures measured on validation crops."""
+    held_out = Validation(config, vae)
     psnr = held_out.measure(vae)
     return README.format(
         **config.to_dict() | {"model": psnr["model"], "pca": psnr["patch-PCA"], "bicubic": psnr["bicubic"]},
@@ -77,7 +77,7 @@ def readme(vae: AutoencoderKL, config: TrainingConfig) -> str:
 
 
 def pretrain(config: TrainingConfig, folder: Path) -> None:
-    """Train a model of `ARCHITECTURE` as `config` says, and write it in float16, with its README, into `folder`."""
+    """Train a model of `ARCHITECTURE` with `config`; write it in float16, with its README, into `folder`."""
     with tempfile.TemporaryDirectory() as temporary:
         untrained, run = Path(temporary, "untrained"), Path(temporary, "run")
         torch.manual_seed(config.seed)
@@ -90,4 +90,4 @@ def pretrain(config: TrainingConfig, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # the same weights on every run of one machine
-    pretrain(RUN, START)
+    pretrain(CONFIG, MODEL)

@@ -1,11 +1,11 @@
-"""Questions for a class, in which every student gets numbers of their own; the package computes the answers.
+"""Write a sheet of questions for each student, with different numbers for each; the package computes the answers.
 
-The notebooks' exercises ask for code and are judged on tensors, so that results cannot be copied, but code can. These
-ask for a number, on paper or with three lines of Python: a quick test of who did the work.
+The notebooks' exercises ask for code, which students can copy. These questions ask for a number, found on paper or with
+three lines of Python: a quick test of who did the work.
 
     python questions.py SEED STUDENT [STUDENT ...] [--notebooks 01 02] [--to FOLDER]
 
-writes FOLDER/STUDENT.md for each student and FOLDER/answers.csv. The same seed and name give the same sheet.
+This writes FOLDER/STUDENT.md for each student and FOLDER/answers.csv. The same seed and name give the same sheet.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Numbers = dict[str, Any]
 @dataclass(frozen=True)
 class Question:
     notebook: str  # "NN"
-    text: str  # with {names} for the numbers
+    text: str  # with a {name} for each number
     draw: Callable[[random.Random], Numbers]
     answer: Callable[..., float]  # of the numbers, by name
 
 
 def posterior(mean: float, logvar: float) -> DiagonalGaussianDistribution:
-    """One latent value's, (1, 2, 1, 1)."""
+    """Return the posterior of one latent value: a mean and a log-variance, (1, 2, 1, 1)."""
     return DiagonalGaussianDistribution(torch.tensor([mean, logvar], dtype=torch.float64).view(1, 2, 1, 1))
 
 
@@ -147,7 +147,7 @@ QUESTIONS = (
     ),
     Question(
         "11",
-        "On the straight path from noise {noise} to data {data}, where is one at t = {t}?",
+        "On the straight path from noise {noise} to data {data}, what is the value at t = {t}?",
         lambda r: {"noise": r.randrange(-20, 21) / 10, "data": r.randrange(-40, 41) / 10, "t": r.randrange(1, 10) / 10},
         lambda noise, data, t: (1 - t) * noise + t * data,
     ),
@@ -169,7 +169,7 @@ QUESTIONS = (
 
 
 def sheet(seed: str, student: str, notebooks: list[str]) -> list[tuple[str, str]]:
-    """(question, answer) pairs for a student: the same for the same seed, name and notebooks."""
+    """Return (question, answer) pairs for a student. The same seed, name and notebooks give the same pairs."""
     pairs = []
     for number, question in enumerate(QUESTIONS):
         if question.notebook in notebooks:
@@ -181,7 +181,7 @@ def sheet(seed: str, student: str, notebooks: list[str]) -> list[tuple[str, str]
 def main(arguments: list[str] | None = None) -> None:
     known = sorted({question.notebook for question in QUESTIONS})
     parser = argparse.ArgumentParser(description="Write a sheet of questions for each student, and the answers.")
-    parser.add_argument("seed", help="of the class: another one gives other numbers")
+    parser.add_argument("seed", help="of the class: another seed gives other numbers")
     parser.add_argument("students", nargs="+", metavar="STUDENT")
     parser.add_argument("--notebooks", nargs="+", choices=known, default=known, metavar="NN")
     parser.add_argument("--to", type=Path, default=Path("questions"), metavar="FOLDER")

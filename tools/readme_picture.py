@@ -1,6 +1,8 @@
-"""Take the README's picture out of the built notebook 02: the stored contact sheet of its explorer.
+"""Write the picture of the README.
 
-python -m tools.readme_picture
+It is the contact sheet that the built notebook 02 stores for its explorer.
+
+    python -m tools.readme_picture
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from tools.course import COURSE, Course
 
 
 def contact_sheet(course: Course) -> bytes:
-    """The PNG that the built notebook stores for its `Explorer`."""
+    """Return the PNG that the built notebook 02 stores for its `Explorer`."""
     notebook = nbformat.read(course.built("02_kl_loss", solved=False), as_version=4)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     sheets = [

@@ -1,4 +1,4 @@
-"""The commands of `klvae`, a module each: its options, a dataclass, and `run_…(options)`, which gives the exit code.
+"""Commands of `klvae`: each module has a dataclass of options, and `run_…(options)`, which returns the exit code.
 
-These modules are imported at every start of the program, so what is heavy is imported where it is used.
+These modules are imported at every start of the program. Large packages are therefore imported where they are used.
 """

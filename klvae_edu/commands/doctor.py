@@ -1,4 +1,4 @@
-"""`klvae doctor`: check that everything the course needs is there."""
+"""Check the environment for everything that the course needs: `klvae doctor`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import NamedTuple
 
 from klvae_edu.environment import PROCESS_SETTINGS, pick_device
 
-MEMORY_NEEDED = 2 * 2**30  # bytes, of the notebook that takes most
+MEMORY_NEEDED = 2 * 2**30  # bytes, for the notebook that takes most memory
 DISK_NEEDED = 2**30  # bytes, for a training run's weights, log and pictures
 
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """Check the environment line by line, and say what to do about each failure."""
+    """Check the environment, and print a remedy for each failure."""
 
 
 def run_doctor(options: DoctorOptions) -> int:
-    """`klvae doctor`: 1 when a check fails that the package cannot work without."""
+    """Run `klvae doctor` and return the exit code: 1 when a required check fails."""
     failed = 0
     for check in doctor():
         mark = "ok" if check.ok else "FAIL" if check.required else "note"
@@ -34,7 +34,7 @@ def run_doctor(options: DoctorOptions) -> int:
         print(f"{mark:4}  {check.name:22}  {check.detail}")
         if not check.ok:
             print(f"      -> {check.remedy}")
-    print(f"\n{failed} required check(s) failed." if failed else "\nAll that is required is there.")
+    print(f"\n{failed} required check(s) failed." if failed else "\nAll required checks passed.")
     return 1 if failed else 0
 
 
@@ -43,13 +43,13 @@ class Check(NamedTuple):
 
     name: str
     ok: bool
-    detail: str  # what was found
-    remedy: str = ""  # what to do when it is not ok
-    required: bool = True  # False: the package works without it, and the remedy says what does not
+    detail: str  # result of the check
+    remedy: str = ""  # advice for a failed check
+    required: bool = True  # False: the package works without it; the remedy names what does not work
 
 
 def doctor() -> Iterator[Check]:
-    """Every check, one after the other: the machine first, then what is installed."""
+    """Run all checks, first of the machine, then of installed packages."""
     yield check_python()
     yield check_memory()
     yield check_disk()
@@ -62,45 +62,45 @@ def doctor() -> Iterator[Check]:
 
 
 def check_python() -> Check:
-    """Python 3.11 or later."""
+    """Check for Python 3.11 or later."""
     remedy = "Make a virtual environment with Python 3.11 or later and install the package there."
     return Check("python", sys.version_info >= (3, 11), f"{platform.python_version()} in {sys.prefix}", remedy)
 
 
 def check_memory() -> Check:
-    """Enough free memory for any one notebook."""
+    """Check for enough free memory to run any notebook."""
     try:
         psutil = importlib.import_module("psutil")
     except ImportError:
         return Check("memory", False, "not measured", "Install psutil, which accelerate needs.", required=False)
     free = psutil.virtual_memory().available
-    remedy = "Close other programs; notebooks may take 2 GiB and training more at large sizes."
+    remedy = "Close other programs. Notebooks may take 2 GiB, and training on large images takes more."
     return Check("memory", free >= MEMORY_NEEDED, f"{free / 2**30:.1f} GiB free", remedy)
 
 
 def check_disk(folder: Path | None = None) -> Check:
-    """Enough free disk space where results are written: the current folder."""
+    """Check for enough free disk space in the folder of results, the current folder."""
     folder = folder or Path.cwd()
     free = shutil.disk_usage(folder).free
     return Check(
-        "disk", free >= DISK_NEEDED, f"{free / 2**30:.1f} GiB free at {folder}", "Free 1 GiB, or work elsewhere."
+        "disk", free >= DISK_NEEDED, f"{free / 2**30:.1f} GiB free at {folder}", "Free 1 GiB, or use another disk."
     )
 
 
 def check_write_access(folder: Path | None = None) -> Check:
-    """A file can be written in the current folder."""
+    """Check that a file can be written in the current folder."""
     folder = folder or Path.cwd()
     try:
         with tempfile.TemporaryFile(dir=folder):
             return Check("write access", True, str(folder))
     except OSError as error:
         return Check(
-            "write access", False, f"{folder}: {error.strerror}", "Change to a folder of your own, or pass --out."
+            "write access", False, f"{folder}: {error.strerror}", "Change to a writable folder, or pass --out."
         )
 
 
 def check_process_settings() -> Check:
-    """Whether this process began with the settings for threads and allocator."""
+    """Check for the environment variables `PROCESS_SETTINGS` (threads and memory allocator)."""
     unset = [name for name in PROCESS_SETTINGS if name not in os.environ]
     if sys.platform != "linux":
         return Check("process settings", True, "not needed on this system")
@@ -108,24 +108,24 @@ def check_process_settings() -> Check:
         return Check("process settings", True, "all set")
     exports = " ".join(f"{name}={PROCESS_SETTINGS[name]}" for name in unset)
     remedy = (
-        "make lab, make test and the klvae commands that compute set them themselves. For programs of your own, "
-        f"Jupyter among them: export {exports}"
+        "make lab, make test and the klvae commands that compute set them automatically. For other programs, "
+        f"including Jupyter: export {exports}"
     )
     return Check("process settings", False, f"not set in this shell: {', '.join(unset)}", remedy, required=False)
 
 
 def check_torch() -> Check:
-    """PyTorch can be loaded; says for what it was built."""
+    """Check that PyTorch can be imported, and report its build."""
     try:
         import torch
-    except Exception as error:  # a missing library of the system raises OSError, a half-removed package anything
+    except Exception as error:  # OSError for a missing system library, any error for a damaged package
         return Check("torch loads", False, f"{type(error).__name__}: {error}", "pip install --force-reinstall torch")
     kind = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     return Check("torch loads", True, f"{torch.__version__}, {kind}, {torch.get_num_threads()} threads")
 
 
 def check_gpu() -> Check:
-    """A GPU, where there is one, computes. Without one all is well: the course is made for two CPU cores."""
+    """Check that a GPU, if available, computes. No GPU is needed: the course is made for two CPU cores."""
     try:
         import torch
 
@@ -133,28 +133,28 @@ def check_gpu() -> Check:
         if device.type == "cpu":
             return Check("gpu", True, "none, and none is needed: the course is made for 2 CPU cores", required=False)
         torch.ones(2, 2, device=device).matmul(torch.ones(2, 2, device=device)).sum().item()
-    except Exception as error:  # drivers fail in every way there is
-        remedy = "Update the driver or install the torch build that fits it; until then pass --device cpu."
+    except Exception as error:  # drivers raise errors of many types
+        remedy = "Update the driver or install a torch build that fits it. Until then pass --device cpu."
         return Check("gpu", False, f"does not compute: {error}", remedy, required=False)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "Apple GPU"
     return Check("gpu", True, name, required=False)
 
 
 def check_torchvision() -> Check:
-    """torchvision was built for the torch that is installed; a mixed pair fails with missing operators."""
+    """Check that torchvision fits the installed torch; a wrong pair fails with missing operators."""
     try:
         torch_version = metadata.version("torch")
         importlib.import_module("torchvision")
     except metadata.PackageNotFoundError as error:
         return Check("torchvision fits torch", False, f"{error.name} is not installed", "pip install torch torchvision")
-    except Exception as error:  # "operator torchvision::nms does not exist", or a library that is not found
+    except Exception as error:  # "operator torchvision::nms does not exist", or a missing library
         remedy = "Install the two together: pip install --upgrade torch torchvision"
         return Check("torchvision fits torch", False, f"{type(error).__name__}: {error}", remedy)
     return Check("torchvision fits torch", True, f"{metadata.version('torchvision')} with torch {torch_version}")
 
 
 def check_requirements() -> Iterator[Check]:
-    """One check per package that pyproject.toml asks for, its optional groups included."""
+    """Check every package that pyproject.toml requires, including its optional groups."""
     from packaging.requirements import Requirement
 
     try:
@@ -171,13 +171,17 @@ def check_requirements() -> Iterator[Check]:
 
 
 def check_package(name: str, versions: str, use: str = "") -> Check:
-    """The package `name` is installed in one of `versions`, such as ">=2.8"; `use` says who needs an optional one."""
+    """Check that package `name` is installed in one of `versions`, such as ">=2.8".
+
+    Args:
+        use: reason to install an optional package; empty for a required one.
+    """
     from packaging.specifiers import SpecifierSet
 
     remedy = f"pip install '{name}{versions}'" + (f" ({use})" if use else "")
     try:
         found = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Check(name, False, f"not installed, wanted {versions}", remedy, required=not use)
+        return Check(name, False, f"not installed, expected {versions}", remedy, required=not use)
     ok = SpecifierSet(versions).contains(found, prereleases=True)
-    return Check(name, ok, found if ok else f"{found}, wanted {versions}", remedy, required=not use)
+    return Check(name, ok, found if ok else f"{found}, expected {versions}", remedy, required=not use)

@@ -1,4 +1,4 @@
-"""`klvae encode`: images to latents, once and for all."""
+"""Encode images into a data set of latents: `klvae encode`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """Encode every image of a source, and keep the latents as a data set in Parquet files.
+    """Encode every image of a data source, and save the latents as a data set in Parquet files.
 
-    A run that was interrupted goes on where it was when the same command is given again.
+    An interrupted run is resumed when the same command is run again.
     """
 
     data: Positional[str]  # images: a folder, photos, sprites, dead-leaves, or a Hugging Face data set
-    out: Positional[Path]  # folder for the latents: a new one, or one that an interrupted run has begun
+    out: Positional[Path]  # folder for the latents: a new one, or the folder of an interrupted run
     model: str = "kl-f8-mini"  # a bundled model, a folder such as run/model, a file, or a Hub id
-    size: int = 256  # side of the images in pixels: the largest centred square of each is scaled to it
-    count: int | None = None  # number of images; None: all there are (sprites and dead-leaves have no end)
-    device: Literal["cuda", "mps", "cpu"] | None = None  # what to compute on; None: the best there is
+    size: int = 256  # side of the images in pixels; the largest centred square of each is resized to it
+    count: int | None = None  # number of images; None: all (sprites and dead-leaves are endless and need a number)
+    device: Literal["cuda", "mps", "cpu"] | None = None  # device to compute on; None: the fastest available
 
 
 def run_encode(options: EncodeOptions) -> int:
-    """`klvae encode`: 1 when some of the images could not be read; the others are encoded."""
+    """Run `klvae encode` and return the exit code: 1 when some images could not be read. The others are encoded."""
     from klvae_edu.commands.models import load_model
     from klvae_edu.data.all_images import AllImages
+    from klvae_edu.data.crops import unreadable_report
     from klvae_edu.data.latent_writer import encode_images
     from klvae_edu.data.sources import source_folders
 
@@ -37,11 +38,11 @@ def run_encode(options: EncodeOptions) -> int:
         if options.out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{options.out}: expected a folder outside of the images in {folder}")
     vae = load_model(options.model, options.device)
-    found = encode_images(vae, images, options.out, {"model": options.model, "source": options.data})
-    shape = "x".join(map(str, found["latent_shape"]))
-    print(f"{found['encoded']:,} latents of {shape} values -> {options.out}")
-    print(f"scaling factor of these latents: {found['statistics']['scaling_factor']:.3g}")
-    if found["left_out"]:
-        lines = [f"{len(found['left_out'])} images could not be read and are left out:", *found["left_out"]]
-        print("klvae: " + "\n  ".join(lines), file=sys.stderr)
-    return 1 if found["left_out"] else 0
+    result = encode_images(vae, images, options.out, {"model": options.model, "source": options.data})
+    shape = "x".join(map(str, result["latent_shape"]))
+    print(f"{result['encoded']:,} latents of {shape} values -> {options.out}")
+    print(f"scaling factor of these latents: {result['statistics']['scaling_factor']:.3g}")
+    left_out = result["left_out"]
+    if left_out:
+        print(f"klvae: {unreadable_report(left_out, len(left_out), ' and are left out')}", file=sys.stderr)
+    return 1 if left_out else 0

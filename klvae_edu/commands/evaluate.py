@@ -1,4 +1,4 @@
-"""`klvae evaluate`: trained autoencoders side by side, and beside what needs no network."""
+"""Compare trained autoencoders with each other and with baselines: `klvae evaluate`."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from klvae_edu.evaluation.compare import Evaluation, Method
     from klvae_edu.perceptual import LPIPS
 
-SMALLEST = 16  # pixels a side; SSIM's window takes 11, LPIPS' network 16
+MIN_SIZE = 16  # side in pixels; SSIM's window needs 11, LPIPS' network 16
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure trained autoencoders side by side, on images that they were not trained on."""
+    """Compare trained autoencoders with each other and with baselines, on images that they were not trained on."""
 
-    models: Positional[tuple[str, ...]]  # bundled ones (kl-f8-mini), folders such as run/model, files or Hub ids
+    models: Positional[tuple[str, ...]]  # bundled models (kl-f8-mini), folders such as run/model, files, or Hub ids
     data: str = "photos"  # images to evaluate on: photos, dead-leaves, sprites, a folder, or a Hugging Face data set
-    split: Literal["held-out", "all"] = "held-out"  # all: each image of a folder of which nothing was trained on, once
+    split: Literal["held-out", "all"] = "held-out"  # held-out images, or all images of a folder not trained on
     size: int = 256  # side of the images in pixels
-    crops: int | None = None  # number of images; None: 256 held-out crops, or all of the folder
-    fit: str = "photos"  # what patch-PCA is fitted to: training crops of these images
-    out: Path | None = None  # file for the values as JSON; it must not be there yet
-    device: Literal["cuda", "mps", "cpu"] | None = None  # what to compute on; None: the best there is
+    crops: int | None = None  # number of images; None: 256 held-out crops, or all images of the folder
+    fit: str = "photos"  # images whose training crops patch-PCA is fitted to
+    out: Path | None = None  # new JSON file for the results
+    device: Literal["cuda", "mps", "cpu"] | None = None  # device to compute on; None: the fastest available
 
 
 def run_evaluate(options: EvaluateOptions) -> int:
-    """`klvae evaluate`: 1 when some of the images could not be read; the others are evaluated on."""
+    """Run `klvae evaluate` and return the exit code: 1 when some images could not be read. The others are used."""
     from klvae_edu.baselines import JpegWithin
     from klvae_edu.commands.models import load_model
     from klvae_edu.evaluation.compare import evaluate
@@ -51,19 +51,19 @@ def run_evaluate(options: EvaluateOptions) -> int:
         if options.size % vae.downsample_factor:
             factor = vae.downsample_factor
             raise ValueError(f"size: expected a multiple of {factor}, the factor of {name}, got {options.size}")
-    lpips, without = trained_lpips(next(iter(vaes.values())).device)
+    lpips, reason = trained_lpips(next(iter(vaes.values())).device)
     baselines = _baselines(vaes, options.size, options.fit)
-    found = evaluate({**vaes, **baselines}, data, lpips=lpips)
-    found.notes += [without] if without else []
-    found.notes += [f"patch-PCA keeps as many numbers as the latent, and is fitted to training crops of {options.fit}."]
+    result = evaluate({**vaes, **baselines}, data, lpips=lpips)
+    result.notes += [reason] if reason else []
+    result.notes += [f"patch-PCA has as many numbers as the latent, and is fitted to training crops of {options.fit}."]
     jpegs = {name: method for name, method in baselines.items() if isinstance(method, JpegWithin)}
-    found.notes += [f"{name}, one for each number of the latent: {jpeg.report()}." for name, jpeg in jpegs.items()]
+    result.notes += [f"{name}, one for each number of the latent: {jpeg.report()}." for name, jpeg in jpegs.items()]
     differences = _differences(vaes)
-    print(found.table())
-    print("\n" + "\n".join(f"{a} minus {b}: PSNR {found.difference(a, b, 'PSNR'):+.2f} dB" for a, b in differences))
+    print(result.table())
+    print("\n" + "\n".join(f"{a} minus {b}: PSNR {result.difference(a, b, 'PSNR'):+.2f} dB" for a, b in differences))
     if options.out is not None:
         with options.out.open("x", encoding="utf-8") as file:
-            json.dump(_as_json(found, vaes, differences), file, indent=1, ensure_ascii=False)
+            json.dump(_as_json(result, vaes, differences), file, indent=1, ensure_ascii=False)
             file.write("\n")
         print(f"\nwritten: {options.out}")
     unreadable = data.report()
@@ -73,71 +73,72 @@ def run_evaluate(options: EvaluateOptions) -> int:
 
 
 def trained_lpips(device: torch.device) -> tuple[LPIPS | None, str]:
-    """LPIPS with the trained weights of VGG16, or None and the reason: untrained, it measures no quality."""
+    """Load LPIPS with trained weights of VGG16, or return None and the reason: untrained LPIPS measures no quality."""
     from klvae_edu.perceptual import LPIPS
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the table says it
+        warnings.simplefilter("ignore")  # the note below the table says it
         try:
             lpips = LPIPS()
         except ImportError as error:
             return None, f"LPIPS is left out: {error}."
     if not lpips.trained:
-        return None, "LPIPS is left out: the trained weights of its network, VGG16, cannot be had here."
+        return None, "LPIPS is left out: the trained weights of its network, VGG16, are not available."
     return lpips.to(device), ""
 
 
 def _check(options: EvaluateOptions) -> None:
-    """What can be said before anything is loaded."""
+    """Raise a `ValueError` for wrong options before any model is loaded."""
     if not options.models:
         raise ValueError("expected at least one model: klvae evaluate MODEL... --data SOURCE")
     if len({*options.models}) < len(options.models):
         raise ValueError(f"expected different models, got {' '.join(options.models)}")
-    if options.size < SMALLEST:
-        raise ValueError(f"size: expected {SMALLEST} pixels or more, got {options.size}")
+    if options.size < MIN_SIZE:
+        raise ValueError(f"size: expected {MIN_SIZE} pixels or more, got {options.size}")
     if options.out is not None and options.out.exists():
-        raise ValueError(f"{options.out}: in use, and nothing in it was changed; name another file with --out")
+        raise ValueError(f"{options.out}: it already exists and was not changed; name another file with --out")
     if options.out is not None and not options.out.parent.is_dir():
-        raise ValueError(f"{options.out}: expected a folder that is there, got {options.out.parent}")
+        raise ValueError(f"{options.out}: expected a file in an existing folder, but {options.out.parent} is none")
 
 
 def _baselines(vaes: Mapping[str, AutoencoderKL], size: int, fit: str) -> dict[str, Method]:
-    """For each shape of latent that the models have: patch-PCA, bicubic and JPEG, by name."""
+    """Build the baselines by name: patch-PCA, bicubic and JPEG for each latent shape of the models."""
     from klvae_edu.baselines import JpegWithin, bicubic
     from klvae_edu.commands.models import fitted_pca
 
-    found: dict[str, Method] = {}
+    methods: dict[str, Method] = {}
     for vae in sorted(vaes.values(), key=pca_name):
         factor, channels = vae.downsample_factor, vae.config.latent_channels
-        if pca_name(vae) not in found:
-            found[pca_name(vae)] = fitted_pca(factor, channels, fit).reconstruct
-            found[f"bicubic, 3 per {factor}x{factor}"] = partial(bicubic, factor=factor)
+        if pca_name(vae) not in methods:
+            methods[pca_name(vae)] = fitted_pca(factor, channels, fit).reconstruct
+            methods[f"bicubic, 3 per {factor}x{factor}"] = partial(bicubic, factor=factor)
             count = channels * (size // factor) ** 2
-            found[f"JPEG, {count} bytes"] = JpegWithin(count)
-    return found
+            methods[f"JPEG, {count} bytes"] = JpegWithin(count)
+    return methods
 
 
 def pca_name(vae: AutoencoderKL) -> str:
-    """The name of the patch-PCA that keeps as many numbers as the model."""
+    """Name the patch-PCA that has as many numbers as the latent of `vae`."""
     return f"patch-PCA, {vae.config.latent_channels} per {vae.downsample_factor}x{vae.downsample_factor}"
 
 
 def _differences(vaes: Mapping[str, AutoencoderKL]) -> list[tuple[str, str]]:
-    """Each model beside its patch-PCA, and beside the first model."""
+    """List the pairs to compare: each model with its patch-PCA, and with the first model."""
     first = next(iter(vaes))
     return [(name, pca_name(vae)) for name, vae in vaes.items()] + [(name, first) for name in vaes if name != first]
 
 
 def _as_json(
-    found: Evaluation, vaes: Mapping[str, AutoencoderKL], differences: list[tuple[str, str]]
+    result: Evaluation, vaes: Mapping[str, AutoencoderKL], differences: list[tuple[str, str]]
 ) -> dict[str, Any]:
-    shapes = {
+    """Collect the results, the networks' sizes and the differences for the JSON file."""
+    networks = {
         name: {"downsample_factor": vae.downsample_factor, "latent_channels": vae.config.latent_channels}
         | {"parameters": vae.num_parameters()}
         for name, vae in vaes.items()
     }
     pairs = [
-        {"model": a, "minus": b} | {metric: found.difference(a, b, metric).to_dict() for metric in found.metrics}
+        {"model": a, "minus": b} | {metric: result.difference(a, b, metric).to_dict() for metric in result.metrics}
         for a, b in differences
     ]
-    return {**found.to_dict(), "networks": shapes, "differences": pairs}
+    return {**result.to_dict(), "networks": networks, "differences": pairs}

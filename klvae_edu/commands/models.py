@@ -1,4 +1,4 @@
-"""A trained model by whatever name a command is given for it, and the patch-PCA that is shown beside it."""
+"""Load the model that a command names, and fit the patch-PCA to compare it with."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 
 def load_model(name: str, device: str | None = None) -> AutoencoderKL:
-    """The model that `name` stands for, in float32, on `device` (None: the best there is).
+    """Load the model `name` in float32 on `device` (None: the fastest available), in evaluation mode.
 
-    `name` is that of a bundled model, a file (.safetensors, .ckpt, …), a folder in diffusers' layout, or a Hub id, and
-    is tried in this order.
+    Args:
+        name: a bundled model, a file (.safetensors, .ckpt, …), a folder in diffusers' layout, or a Hub id, tried in
+            this order.
 
     Raises:
-        FileNotFoundError: neither here nor to be had from the Hub.
-        ValueError: there is something of that name, but no autoencoder in it; or the device is not there.
+        FileNotFoundError: no such file or folder, and not available on the Hub.
+        ValueError: the file or folder contains no autoencoder, or the device is not available.
     """
     import torch
 
@@ -34,7 +35,7 @@ def load_model(name: str, device: str | None = None) -> AutoencoderKL:
     elif path.is_file():
         vae = AutoencoderKL.from_single_file(path, dtype=torch.float32)
     elif path.suffix.lower() in SUFFIXES and not path.is_dir():
-        raise FileNotFoundError(f"{name}: there is no such file")
+        raise FileNotFoundError(f"{name}: file not found")
     else:
         announce_hub(name)
         vae = AutoencoderKL.from_pretrained(name, dtype=torch.float32)
@@ -42,21 +43,21 @@ def load_model(name: str, device: str | None = None) -> AutoencoderKL:
 
 
 def announce_hub(model: str) -> None:
-    """Say so when `model` is no folder: without a network the Hub is asked in vain for half a minute."""
+    """Print a message if `model` is not a folder: without a network, the Hub request fails after half a minute."""
     if not Path(model).exists():
-        print(f"klvae: there is no folder {model}; asking the Hugging Face Hub for it", file=sys.stderr)
+        print(f"klvae: there is no folder {model}; looking for it on the Hugging Face Hub", file=sys.stderr)
 
 
 def fitted_pca(factor: int, values: int, source: str = "photos") -> PatchPCA:
-    """patch-PCA with `values` numbers per factor×factor pixels, fitted to training crops of `source`.
+    """Fit a patch-PCA with `values` numbers per factor×factor pixels to training crops of `source`.
 
     Raises:
-        ValueError: `source` makes no data set.
+        ValueError: `source` is not a data set.
     """
     from klvae_edu.baselines import PatchPCA
     from klvae_edu.training.config import TrainingConfig
     from klvae_edu.training.validation import PCA_CROPS, some_crops
 
-    side = max(factor, min(16 * factor, 128))  # large patches need no more memory than those of 8x8 pixels
+    side = max(factor, min(16 * factor, 128))  # large patches need no more memory than 8x8 pixels
     crops, _ = some_crops(TrainingConfig(data=source, size=side), "train", PCA_CROPS)
     return PatchPCA(factor, values).fit(crops)

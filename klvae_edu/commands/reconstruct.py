@@ -1,4 +1,4 @@
-"""`klvae reconstruct`: photographs beside what a model makes of them."""
+"""Show photographs next to their reconstructions: `klvae reconstruct`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReconstructOptions:
-    """Put photographs through a trained autoencoder, and a picture of what comes out beside each."""
+    """Reconstruct photographs with a trained autoencoder, and save each photograph next to its reconstructions."""
 
-    photos: Positional[tuple[Path, ...]]  # image files, of any kind that Pillow reads
+    photos: Positional[tuple[Path, ...]]  # image files of any format that Pillow reads
     model: str = "kl-f8-mini"  # a bundled model, a folder such as run/model, a file, or a Hub id
-    out: Path = Path("reconstructions")  # folder for the pictures, one PNG a photograph
-    size: int = 512  # longest side in pixels that a photograph is reduced to; it bounds time and memory
-    device: Literal["cuda", "mps", "cpu"] | None = None  # what to compute on; None: the best there is
+    out: Path = Path("reconstructions")  # folder for the pictures, one PNG file per photograph
+    size: int = 512  # maximum side in pixels; larger photographs are reduced, which limits time and memory
+    device: Literal["cuda", "mps", "cpu"] | None = None  # device to compute on; None: the fastest available
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -32,7 +32,7 @@ class ReconstructOptions:
 
 
 def run_reconstruct(options: ReconstructOptions) -> int:
-    """`klvae reconstruct`: 1 when some of the photographs could not be done; the others are."""
+    """Run `klvae reconstruct` and return the exit code: 1 when some photographs failed. The others are written."""
     from klvae_edu.commands.models import fitted_pca, load_model
     from klvae_edu.data import UnreadableImage, load_image
     from klvae_edu.training.run_folder import unused
@@ -50,13 +50,13 @@ def run_reconstruct(options: ReconstructOptions) -> int:
             print(f"{photo}: {values} -> {path}")
         except ValueError as error:
             failed += 1
-            which = "" if isinstance(error, UnreadableImage) else f"{photo}: "  # that one names the file itself
-            print(f"klvae: {which}{error}", file=sys.stderr)
+            source = "" if isinstance(error, UnreadableImage) else f"{photo}: "  # UnreadableImage names the file itself
+            print(f"klvae: {source}{error}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def reconstruct(vae: AutoencoderKL, pca: PatchPCA, photo: Tensor, size: int, path: Path) -> str:
-    """Write `photo` (3, H, W) beside what the model and patch-PCA make of it; return the PSNR of each in words."""
+    """Save `photo` (3, H, W) next to the reconstructions by the model and patch-PCA; return their PSNR in words."""
     from PIL import Image
 
     from klvae_edu.data.files import resize
@@ -68,9 +68,9 @@ def reconstruct(vae: AutoencoderKL, pca: PatchPCA, photo: Tensor, size: int, pat
     scale = size / max(height, width)
     if scale < 1:
         photo = resize(photo, max(1, round(height * scale)), max(1, round(width * scale)))
-    found = reconstructions(vae, pca, photo[None])
-    values = {name: f"{psnr(image, photo[None]).item():.2f} dB" for name, image in found.items()}
+    images = reconstructions(vae, pca, photo[None])
+    values = {name: f"{psnr(image, photo[None]).item():.2f} dB" for name, image in images.items()}
     titles = ["original", *(f"{name}, {values[name]}" for name in ("model", "patch-PCA"))]
-    picture = image_grid([[photo, found["model"][0], found["patch-PCA"][0]]], column_titles=titles)
+    picture = image_grid([[photo, images["model"][0], images["patch-PCA"][0]]], column_titles=titles)
     Image.fromarray(figure_to_image(picture)).save(path)
     return ", ".join(f"{name} {value}" for name, value in values.items())

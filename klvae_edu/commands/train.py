@@ -1,4 +1,4 @@
-"""`klvae train`: a recipe and options become a configuration, which is checked and trained."""
+"""Train an autoencoder from a recipe and options: `klvae train`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.recipes import YOUR_IMAGES, about, load_recipe, recipe_names
 
 DESCRIPTION = """\
-Train an autoencoder on crops of images, and keep its weights, a log and pictures in the folder --out.
+Train an autoencoder on crops of images, and save its weights, a log and pictures in the folder --out.
 
-RECIPE, where there is one, comes first: a name from below, a YAML file of your own, or the training.json of a run that
-is to be repeated. It sets the defaults that the options change.
+RECIPE is optional and comes first: a name from the list below, a YAML file, or the training.json of a run to repeat. It
+sets default values, which the options change.
 
 """
 
 
 def train_config(argv: Sequence[str]) -> TrainingConfig:
-    """What `klvae train` is told, `[RECIPE] [--field value …]`: the recipe's fields where no option says otherwise.
+    """Parse `[RECIPE] [--field value …]`: fields of the recipe, changed by the options. Wrong options and --help exit.
 
     Raises:
-        ValueError: there is no such recipe, or something in it is wrong. Wrong options and --help exit, as tyro does.
+        ValueError: unknown recipe, or an error in it.
     """
     import tyro
 
@@ -39,18 +39,18 @@ def train_config(argv: Sequence[str]) -> TrainingConfig:
 
 
 def run_train(config: TrainingConfig) -> int:
-    """`klvae train`: 0, or 130 when it was interrupted."""
+    """Run `klvae train` and return the exit code: 0, or 130 when it was interrupted."""
     from klvae_edu.data.sources import source_folders
     from klvae_edu.training.trainer import train
 
     folders = source_folders(config.data)
     if config.data == YOUR_IMAGES and not folders:
-        raise ValueError("data: this recipe is for images of your own; say where they are: --data FOLDER")
+        raise ValueError("data: this recipe needs your own images; name their folder: --data FOLDER")
     for folder in folders:
         if config.out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"out: expected a folder outside of the images, or the next run is trained on the pictures of this "
-                f"one; {config.out} is inside of {folder}. Name another one with --out"
+                f"out: expected a folder outside of the images, because the next run would train on the pictures of "
+                f"this run; {config.out} is inside of {folder}. Name another folder with --out"
             )
     if config.init is not None:
         announce_hub(config.init)

@@ -1,4 +1,4 @@
-"""What is trained on: `files` reads images, `procedural` and `sprites` invent them, `sources` makes data sets."""
+"""Image data: `files` reads images, `procedural` and `sprites` generate them, `sources` builds data sets."""
 
 from klvae_edu.data.files import UnreadableImage, load_image, save_image
 from klvae_edu.data.procedural import dead_leaves

@@ -1,7 +1,7 @@
-"""All images of a source, each once and whole: what a data set of latents is made of.
+"""All images of a source, each exactly once, as centred squares: the input of `klvae encode`.
 
-Training takes random crops and never ends (`sources`). Here every image has a number, and number i is the same picture
-in any process: whoever was interrupted goes on at any of them.
+Training uses an endless sequence of random crops instead (`sources`). Here every image has a number. Image i is the
+same in every process, so an interrupted run can resume at any image.
 """
 
 from __future__ import annotations
@@ -11,26 +11,42 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from klvae_edu.data.files import load_image, resize
+from klvae_edu.data.files import center_square, load_image
 from klvae_edu.data.sources import PROCEDURAL, Folder, is_data_set, joined_sources, photographs
 
-Numbered = tuple[list[str], Callable[[int], Tensor]]  # the images' names, and image i
+Numbered = tuple[list[str], Callable[[int], Tensor]]  # names of the images; function that reads image i, (3, H, W)
 
 
-class AllImages:
-    """`len(self)` images (3, size, size) in [-1, 1]: of each, the largest centred square, scaled to `size` pixels.
-
-    Args:
-        source: "sprites" or "dead-leaves" (`count` of them), "photos", a folder of images, or a Hugging Face data set:
-            one of those that `image_dataset` takes.
-        size: side in pixels.
-        count: how many; None: all that the source has.
+class NumberedImages:
+    """Images (3, size, size) in [-1, 1] by number: the largest centred square of each image, resized.
 
     Attributes:
-        names: of the images, by number.
+        names: names of the images, by number.
+        size: side in pixels.
+    """
+
+    def __init__(self, names: list[str], read: Callable[[int], Tensor], size: int) -> None:
+        self.names, self._read, self.size = names, read, size
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, number: int) -> Tensor:
+        """Return image `number`, (3, size, size). Raises `UnreadableImage`."""
+        return center_square(self._read(number), self.size)
+
+
+class AllImages(NumberedImages):
+    """All images of a source, or its first `count`.
+
+    Args:
+        source: "sprites" or "dead-leaves" (these need `count`), "photos", a folder of images, or a Hugging Face data
+            set. The names are those of `image_dataset`, but only one source is allowed.
+        size: side in pixels, at least 8.
+        count: number of images; None: all images of the source.
 
     Raises:
-        ValueError: the source makes no images, or has no end and `count` is not given.
+        ValueError: the source has no images, or it is endless and `count` is not given.
     """
 
     def __init__(self, source: str, size: int, count: int | None = None) -> None:
@@ -39,52 +55,38 @@ class AllImages:
         if len(joined_sources(source)) > 1:
             raise ValueError(f"expected one source, got {source!r}")
         if source in PROCEDURAL and count is None:
-            raise ValueError(f"count: {source} has no end; say how many images, for example --count 10000")
-        self.size = size
-        if source in PROCEDURAL:
-            draw = PROCEDURAL[source]
-            self.names = [f"{source} {number}" for number in range(count or 0)]
-            self._image: Callable[[int], Tensor] = lambda number: draw(number, size, 0)
-        else:
-            names, self._image = (_of_hub if is_data_set(source) else _of_pictures)(source)
-            self.names = names[:count]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def load(self, number: int) -> Tensor:
-        """Image `number`, (3, size, size). Raises `UnreadableImage`."""
-        return centre(self._image(number), self.size)
+            raise ValueError(f"count: {source} has no end; give a number, for example --count 10000")
+        names, read = _numbered(source, size, count)
+        super().__init__(names[:count], read, size)
 
 
-def centre(image: Tensor, size: int) -> Tensor:
-    """The largest centred square of an image (3, H, W), scaled to (3, size, size)."""
-    height, width = image.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = image[:, top : top + side, left : left + side]
-    return square if side == size else resize(square, size, size)
-
-
-def _of_pictures(source: str) -> Numbered:
-    if source == "photos":
-        known = photographs("train") | photographs("held-out")
-        return [*known], [*known.values()].__getitem__
+def folder_images(folder: str) -> Numbered:
+    """List the images of a folder, training and held-out ones together, in the order of their names."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that one image is on both sides of the split is no matter here
-        both = [Folder(source, "train"), Folder(source, "held-out")]
-    names = sorted({name for side in both for name in side.names})
-    return names, lambda number: load_image(both[0].root / names[number])
+        warnings.simplefilter("ignore")  # a single image is in both splits, which does not matter here
+        splits = [Folder(folder, "train"), Folder(folder, "held-out")]
+    names = sorted({name for split in splits for name in split.names})
+    return names, lambda number: load_image(splits[0].root / names[number])
 
 
-def _of_hub(source: str) -> Numbered:
+def _numbered(source: str, size: int, count: int | None) -> Numbered:
+    if source in PROCEDURAL:
+        draw = PROCEDURAL[source]
+        return [f"{source} {number}" for number in range(count or 0)], lambda number: draw(number, size, 0)
+    if source == "photos":
+        images = photographs("train") | photographs("held-out")
+        return [*images], [*images.values()].__getitem__
+    return _hub_images(source) if is_data_set(source) else folder_images(source)
+
+
+def _hub_images(source: str) -> Numbered:
     from klvae_edu.data.hub import HubImages
 
     splits = {split: HubImages(source.removeprefix("hf:"), split) for split in ("train", "held-out")}
-    places = [(split, number) for split, images in splits.items() for number in range(len(images))]
+    places = [(split, position) for split, images in splits.items() for position in range(len(images))]
 
-    def image(number: int) -> Tensor:
-        split, place = places[number]
-        return splits[split].load(place)[0]
+    def read(number: int) -> Tensor:
+        split, position = places[number]
+        return splits[split].load(position)[0]
 
-    return [f"{split} {splits[split].rows[number]}" for split, number in places], image
+    return [f"{split} {splits[split].rows[position]}" for split, position in places], read

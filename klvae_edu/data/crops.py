@@ -1,6 +1,6 @@
-"""From whole images to training images: random crops that are a pure function of (seed, index).
+"""Random crops for training, each a pure function of (seed, index).
 
-No state is carried from one crop to the next, so a data set gives the same crops in any order, process or worker.
+No state is kept between crops. A data set therefore gives the same crops in any order, process or worker.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from torch.utils.data import Dataset
 from klvae_edu.data.files import UnreadableImage, resize
 
 HELD_OUT_SHARE = 0.05
-LARGEST_PIECE = 0.5  # of an image's shorter side
-NAMES_IN_REPORT = 20
+MAX_CROP_SIDE = 0.5  # times the shorter side of the image
+NAMES_IN_REPORT = 20  # a report names at most this many unreadable images
 
 
 def pyramid(image: Tensor, smallest: int) -> list[Tensor]:
-    """`image` (3, H, W), then its halves by area averaging as long as the shorter side keeps `smallest` pixels."""
+    """Return `image` (3, H, W) and copies of it, each half as large as the one before it.
+
+    The copies are area averages. The shorter side of the last one has at least `smallest` pixels.
+    """
     levels = [image]
     while min(levels[-1].shape[-2:]) // 2 >= smallest:
         levels.append(F.avg_pool2d(levels[-1], 2))
@@ -32,17 +35,20 @@ def pyramid(image: Tensor, smallest: int) -> list[Tensor]:
 
 
 def random_crop(levels: Sequence[Tensor], size: int, rng: np.random.Generator) -> Tensor:
-    """A square piece of an image, scaled to `size` pixels and mirrored half of the time: (3, size, size).
+    """Cut a random square out of an image, resize it to (3, size, size), and mirror it with probability 1/2.
 
-    The side of the piece lies between `size` pixels and half of the image's shorter side, uniform in its logarithm:
-    natural images look alike at all scales, but a whole scene squeezed into a small crop is nothing that a model is
-    used on. Images too small for that give pieces of `size` pixels; still smaller ones are scaled up.
+    The side of the square lies between `size` pixels and half of the image's shorter side. Its logarithm is uniform,
+    because natural images have similar statistics at all scales. Larger squares are not used: a model is not applied
+    to whole scenes that were shrunk to a small crop. If half of the shorter side is less than `size`, the square has
+    `size` pixels; an even smaller image is enlarged.
 
     Args:
         levels: the image (3, H, W) in [-1, 1], alone or followed by halved copies (`pyramid`), which save time.
+        size: side of the crop in pixels.
+        rng: source of all random numbers.
     """
     shorter = min(levels[0].shape[-2:])
-    side = min(size * max(LARGEST_PIECE * shorter / size, 1) ** rng.random(), shorter)
+    side = min(size * max(MAX_CROP_SIDE * shorter / size, 1) ** rng.random(), shorter)
     depth = min(int(math.log2(max(side / size, 1))), len(levels) - 1)
     image = levels[depth]
     height, width = image.shape[-2:]
@@ -55,40 +61,57 @@ def random_crop(levels: Sequence[Tensor], size: int, rng: np.random.Generator) -
 
 
 def hold_out(keys: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Split the images with these names: (positions to train on, positions held out), each in the order of the hashes.
+    """Split images by the hashes of their names: (positions of training images, positions of held-out images).
 
-    Held out are the 5 % whose names have the smallest hashes, at least one: the split depends on nothing else, and an
-    image that is added later moves hardly any other. A single image is on both sides.
+    The 5 % of the images whose names have the smallest hashes are held out, at least one image. The split depends only
+    on the names, so adding an image moves almost no other image between the parts. A single image is in both parts.
+    Each part is in the order of the hashes.
     """
     if len(keys) == 1:
         return [0], [0]
     by_hash = sorted(range(len(keys)), key=lambda position: stable_hash(keys[position].encode()))
     count = max(1, round(HELD_OUT_SHARE * len(keys)))
-    return by_hash[count:], by_hash[:count]  # not by name: neighbours there are often of one kind
+    return by_hash[count:], by_hash[:count]  # not sorted by name: neighbouring names often belong to similar images
 
 
 def stable_hash(content: bytes) -> int:
-    """64 bits that are the same in every process, unlike `hash`."""
+    """Return a 64-bit hash that is the same in every process, unlike `hash`."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
 
 def shared_zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Zeros in memory that DataLoader workers share with the process that starts them."""
+    """Allocate zeros in memory that DataLoader workers share with the main process."""
     zeros: Tensor = torch.zeros(shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
     return zeros
 
 
+def unreadable_report(errors: Sequence[str], count: int, outcome: str, total: int | None = None) -> str:
+    """Write the report on `count` unreadable images (of `total`): a heading, the errors, and the number of the others.
+
+    Args:
+        errors: messages of the images that are named, at most `count`.
+        count: number of unreadable images.
+        outcome: end of the heading, such as " and are left out".
+        total: number of all images; None leaves it out.
+    """
+    of = "" if total is None else f" of {total}"
+    lines = [f"{count}{of} images could not be read{outcome}:", *(f"  {error}" for error in errors)]
+    if count > len(errors):
+        lines.append(f"  and {count - len(errors)} more")
+    return "\n".join(lines)
+
+
 class Images(Protocol):
-    """Whole images by number."""
+    """Uncropped images by number."""
 
     def __len__(self) -> int: ...
 
     def load(self, number: int) -> Sequence[Tensor]:
-        """The image's levels, as `random_crop` takes them. Raises `UnreadableImage`."""
+        """Return the image's levels, the input of `random_crop`. Raises `UnreadableImage`."""
 
 
 class IndexedImages(Dataset[Tensor]):
-    """`length` images (3, size, size) in [-1, 1], each a pure function of (seed, index): `make(index)`."""
+    """`length` images (3, size, size) in [-1, 1]. Image `index` is `make(index)`, a pure function of (seed, index)."""
 
     def __init__(self, size: int, *, seed: int, length: int) -> None:
         self.size, self.seed, self.length = size, seed, length
@@ -105,18 +128,19 @@ class IndexedImages(Dataset[Tensor]):
         return map(self.make, range(self.length))
 
     def make(self, index: int) -> Tensor:
+        """Return image `index`; subclasses define it."""
         raise NotImplementedError
 
     def report(self, limit: int | None = NAMES_IN_REPORT) -> str | None:
-        """Which files could not be read, `limit` of them by name; here none is read."""
+        """Report the unreadable images, at most `limit` by name (None: all). Returns None here: no files are read."""
         return None
 
 
 class ImageCrops(IndexedImages):
-    """`length` random crops (3, size, size) in [-1, 1] of `images`, which take turns: crop i is of image i mod n.
+    """`length` random crops (3, size, size) in [-1, 1] of n images; crop i is cut from image i mod n.
 
-    In place of an unreadable image comes the next one that can be read. Which ones those were is kept in memory that
-    DataLoader workers share, and `report` tells it at the end.
+    An unreadable image is replaced by the next readable one. Unreadable images are marked in memory that DataLoader
+    workers share; `report` lists them.
     """
 
     def __init__(self, images: Images, size: int, *, seed: int, length: int) -> None:
@@ -125,10 +149,10 @@ class ImageCrops(IndexedImages):
         self.unreadable = shared_zeros(len(images), dtype=torch.bool)
 
     def make(self, index: int) -> Tensor:
-        """Crop `index`.
+        """Return crop `index`.
 
         Raises:
-            ValueError: not one of the images can be read.
+            ValueError: none of the images can be read.
         """
         for step in range(len(self.images)):
             number = (index + step) % len(self.images)
@@ -143,22 +167,18 @@ class ImageCrops(IndexedImages):
         raise ValueError(f"none of the images can be read. {self.report()}")
 
     def report(self, limit: int | None = NAMES_IN_REPORT) -> str | None:
-        """How many images turned out unreadable, which and why; None if all that were asked for could be read.
+        """Report the unreadable images that were met so far: their number, names and errors. None: there are none.
 
-        `limit` of them are named (None: all), each is read once more for its reason.
+        At most `limit` of them are named (None: all). Each named image is read again to get its error.
         """
         numbers = self.unreadable.nonzero().flatten().tolist()
         if not numbers:
             return None
-        lines = [f"{len(numbers)} of {len(self.images)} images could not be read, others took their place:"]
-        named = numbers[:limit]
-        lines += [f"  {self._reason(number)}" for number in named]
-        if len(numbers) > len(named):
-            lines.append(f"  and {len(numbers) - len(named)} more")
-        return "\n".join(lines)
+        errors = [self._reason(number) for number in numbers[:limit]]
+        return unreadable_report(errors, len(numbers), ", others took their place", len(self.images))
 
     def _reason(self, number: int) -> str:
-        """The error that image `number` raises: workers share only which image failed, so it is read once more."""
+        """Read image `number` again and return its error: workers share only the marks of unreadable images."""
         try:
             self.images.load(number)
         except UnreadableImage as error:

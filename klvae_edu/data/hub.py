@@ -1,6 +1,6 @@
-"""Hugging Face data sets, from the Hub or from disk, loaded whole; `shards` reads them in passing.
+"""Hugging Face data sets from the Hub or from disk, loaded completely; `shards` streams them.
 
-Images are asked for undecoded and read by `files.load_image`: one damaged image does not end a run.
+`datasets` returns the images undecoded and `files.load_image` decodes them, so one damaged image does not end a run.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 from klvae_edu.data.crops import hold_out
 from klvae_edu.data.files import UnreadableImage, load_image
 
-HELD_OUT_NAMES = ("validation", "valid", "val", "dev", "test")
+HELD_OUT_NAMES = ("validation", "valid", "val", "dev", "test")  # names of a held-out split, first match wins
 
 
 class HubImages:
-    """The images of a data set by number. Held out are those of its validation or test split, or 5 % of the rows."""
+    """Images of a data set by number. Its validation or test split is held out; without one, 5 % of its rows are."""
 
     def __init__(self, source: str, split: str) -> None:
         data, has_own_split = open_split(source, split, streaming=False)
@@ -39,10 +39,14 @@ class HubImages:
 
 
 def open_split(source: str, split: str, streaming: bool) -> tuple[Any, bool]:
-    """The part of a data set that serves as `split`, and whether it is a split of its own (else: of all the images).
+    """Open the part of a data set that serves as `split`.
+
+    Returns:
+        The data, and whether the data set has a held-out split of its own. If it has none, `split` changes nothing.
 
     Raises:
-        ValueError: no such data set here or on the Hub, or no network to look there; `datasets` is not installed.
+        ValueError: the data set is neither on disk nor on the Hub, the Hub cannot be reached, or `datasets` is not
+            installed.
     """
     try:
         import datasets
@@ -70,10 +74,10 @@ def open_split(source: str, split: str, streaming: bool) -> tuple[Any, bool]:
 
 
 def undecoded(data: Any, source: str) -> tuple[Any, str]:
-    """`data` with its (first) image column left undecoded, and that column's name.
+    """Keep only the first image column of `data`, undecoded, and return it with the column's name.
 
     Raises:
-        ValueError: it has no image column, or no rows.
+        ValueError: the data have no image column, or no rows.
     """
     import datasets
 
@@ -88,7 +92,7 @@ def undecoded(data: Any, source: str) -> tuple[Any, str]:
 
 
 def decode(value: Any, where: str) -> Tensor:
-    """The image in an undecoded value {"bytes": …, "path": …}: (3, H, W) in [-1, 1]. Raises `UnreadableImage`."""
+    """Decode a value {"bytes": …, "path": …} to an image (3, H, W) in [-1, 1]. Raises `UnreadableImage`."""
     import fsspec  # type: ignore[import-untyped]  # `datasets` needs it too
 
     if not value or not (value["bytes"] or value["path"]):

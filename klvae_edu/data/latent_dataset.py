@@ -1,8 +1,9 @@
-"""A data set of latents on disk, as `klvae encode` writes it: what is in it, and how it is read.
+"""Read a data set of latents, a folder that `klvae encode` has written.
 
-A folder with `latents.json`, which says what it is of, and `data/train-….parquet`, which `datasets` reads as well. A
-row has the image's number and name and its posterior, mean and log-variance, as lists (C, h, w). The posterior is kept
-and not a sample of it, so that every epoch can draw its own. Built in notebook 11, section 3.
+The folder contains `latents.json`, the description of the data set, and the shards `data/train-….parquet`, which
+`datasets` can read, too. A row holds the number and the name of an image, and the mean and the log-variance of its
+posterior as lists (C, h, w). The posterior is stored instead of a sample, so that every epoch can draw new samples.
+Built in notebook 11, section 3.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.latents import LatentStatistics
 
 DESCRIPTION = "latents.json"
-FORMAT = 1
+FORMAT = 1  # version of the files' format
 
 
 def shard_names(images: int, per_shard: int) -> list[str]:
-    """The shards' file names, of a form that `datasets` takes for one split called "train"."""
+    """Return the file names of the shards. `datasets` recognises the pattern as one split called "train"."""
     shards = math.ceil(images / per_shard)
     return [f"train-{number:05}-of-{shards:05}.parquet" for number in range(shards)]
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What `latents.json` says.
+    """Read `latents.json` of a folder.
 
     Raises:
-        ValueError: it is not there, or not what `encode_images` writes.
+        ValueError: the file is missing, or `encode_images` has not written it.
     """
     path = folder / DESCRIPTION
     try:
@@ -41,19 +42,19 @@ def read_description(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: expected a folder of latents with a {DESCRIPTION} ({error})") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError(f"{path}: expected what klvae encode writes, in format {FORMAT}")
+        raise ValueError(f"{path}: expected a file written by klvae encode, in format {FORMAT}")
     return found
 
 
 class LatentDataset:
-    """The latents in a folder that `klvae encode` has finished.
+    """Latents in a folder that `klvae encode` has completed.
 
     Attributes:
-        description: what `latents.json` says: the model, the source, the size.
-        statistics: of all latents, as samples, in their own units.
+        description: contents of `latents.json`: the model, the source, the size.
+        statistics: mean and standard deviation of posterior samples over all images, before scaling.
 
     Raises:
-        ValueError: no such folder, or one that is not finished.
+        ValueError: the folder has no latents, or is not complete.
 
     Built in notebook 11, section 3.
     """
@@ -67,7 +68,7 @@ class LatentDataset:
         if "statistics" not in self.description or missing:
             done = len(self.shards) - len(missing)
             raise ValueError(
-                f"{folder}: not finished, {done} of {len(self.shards)} shards are there; start klvae encode once more"
+                f"{folder}: not finished, {done} of {len(self.shards)} shards are there; run klvae encode again"
             )
         found = self.description["statistics"]
         mean, std = (torch.tensor(found[name], dtype=torch.float64) for name in ("mean", "std"))
@@ -77,7 +78,7 @@ class LatentDataset:
         return int(self.description["encoded"])
 
     def posterior(self, shard: int) -> DiagonalGaussianDistribution:
-        """The posteriors of one shard's images: (n, C, h, w)."""
+        """Read the posteriors of the n images of one shard: (n, C, h, w)."""
         _, parquet = pyarrow_and_parquet()
         table = parquet.read_table(self.shards[shard], columns=["mean", "logvar"])
         shape = (len(table), *self.description["latent_shape"])
@@ -95,14 +96,16 @@ class LatentDataset:
         generator: torch.Generator | None = None,
         scale: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[Tensor]:
-        """One epoch: latents (batch_size, C, h, w), drawn from their posteriors and scaled, each image once.
+        """Yield one epoch of scaled posterior samples (batch_size, C, h, w), one sample per image.
 
-        Shards come in a random order, and the images of each are shuffled among themselves: one shard is in memory.
-        What is left of a shard goes to the next one; the last batch may be smaller.
+        Shards come in a random order, and images are shuffled inside their shard, so only one shard is in memory. The
+        rest of a shard is prepended to the next shard. The last batch may be smaller.
 
         Args:
-            scale: what latents are put through, such as a model's `scale_latents`; None: they are multiplied by the
-                scaling factor of these latents, 1 / the deviation of all values.
+            batch_size: number of latents in a batch.
+            generator: source of the order and of the samples.
+            scale: scaling of the latents, such as a model's `scale_latents`. None: multiply by the scaling factor of
+                these latents, 1 / standard deviation of all values.
         """
         factor = self.statistics.scaling_factor
         rest = torch.empty(0)
@@ -120,10 +123,10 @@ class LatentDataset:
 
 
 def pyarrow_and_parquet() -> tuple[Any, Any]:
-    """The modules, which come with `datasets`."""
+    """Import pyarrow and pyarrow.parquet, which are installed with `datasets`."""
     try:
         import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ValueError("latents are kept in Parquet files, which need pyarrow: pip install pyarrow") from error
+        raise ValueError("latents are stored in Parquet files, which need pyarrow: pip install pyarrow") from error
     return pyarrow, pyarrow.parquet

@@ -1,10 +1,10 @@
-"""From images to a data set of latents on disk, shard by shard: the work of `klvae encode`.
+"""Encode images into a data set of latents on disk, shard by shard; `klvae encode` calls it.
 
-A shard gets its name once it is whole, and is a function of its images and the weights alone. So a run that was killed
-and started again ends with the same files, and memory does not grow with the number of images.
+A shard is written atomically, and its content depends only on its images and the weights. A run that was killed can
+therefore be resumed and ends with the same files. Memory does not grow with the number of images.
 
-Source: Rombach et al. 2022, section 3, which trains diffusion on such latents; keeping them is custom. Built in
-notebook 11, section 3.
+Source: Rombach et al. 2022, section 3, which trains diffusion on such latents; storing them is common practice. Built
+in notebook 11, section 3.
 """
 
 from __future__ import annotations
@@ -26,22 +26,28 @@ from klvae_edu.environment import progress
 from klvae_edu.latents import LatentStatistics
 from klvae_edu.weights.files import atomic_write
 
-PER_SHARD = 1024  # images, the most that an interruption costs; fewer where latents are large:
-VALUES_PER_SHARD = 2**24  # means, and as many log-variances: 128 MiB in all, which are in memory while it is written
-PIXELS_AT_ONCE = 2**18  # in a batch of the encoder: 4 images of 256x256
-KEY = b"klvae_edu"  # of the notes that a shard carries in its file
+IMAGES_PER_SHARD = 1024  # upper limit; an interruption loses at most one shard
+VALUES_PER_SHARD = 2**24  # upper limit: means, and as many log-variances; together 128 MiB, in memory while writing
+PIXELS_PER_BATCH = 2**18  # of the encoder: 4 images of 256x256
+METADATA_KEY = b"klvae_edu"  # of the notes in the metadata of a shard's file
 
 
 def encode_images(vae: AutoencoderKL, images: AllImages, out: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Encode `images` into the folder `out`, or go on with what is there; gives what `latents.json` says in the end.
+    """Encode `images` into the folder `out`, or resume an interrupted run there.
 
     Args:
-        about: what else to note, such as the names of the model and of the source.
+        vae: the autoencoder.
+        images: images whose side is a multiple of the model's downsampling factor.
+        out: folder for the latents.
+        about: further entries for `latents.json`, such as the names of the model and of the source.
+
+    Returns:
+        The final contents of `latents.json`.
 
     Raises:
-        ValueError: `out` is no folder, or `images` do not fit the model.
-        FileExistsError: something else is in `out`, or latents of other images or another model; they are left alone.
-        OSError: the disk is full, or gone.
+        ValueError: `out` is a file, `images` do not fit the model, or none of them can be read.
+        FileExistsError: `out` has other files, or latents of other images or another model. Nothing is changed.
+        OSError: a shard cannot be written, for example because the disk is full.
     """
     factor = vae.downsample_factor
     if images.size % factor:
@@ -59,12 +65,12 @@ def encode_images(vae: AutoencoderKL, images: AllImages, out: Path, about: dict[
             except OSError as error:
                 reason = error.strerror or str(error)
                 raise OSError(
-                    f"{shard}: could not be written ({reason}); the {number} shards before it are whole, and the same "
-                    "command goes on after them"
+                    f"{shard}: could not be written ({reason}); the {number} shards before it are complete, and the "
+                    "same command resumes after them"
                 ) from error
     finished = settings | _summary([_notes(shard) for shard in shards])
     _describe(out, finished)
-    for left in out.rglob(".*.part"):  # of a run that was killed
+    for left in out.rglob(".*.part"):  # temporary files of a killed run
         left.unlink(missing_ok=True)
     return finished
 
@@ -82,7 +88,7 @@ def _settings(vae: AutoencoderKL, images: AllImages, about: dict[str, Any]) -> d
         "names_sha256": hashlib.sha256("\n".join(images.names).encode()).hexdigest(),
         "size": images.size,
         "images": len(images),
-        "images_per_shard": max(1, min(PER_SHARD, VALUES_PER_SHARD // math.prod(shape))),
+        "images_per_shard": max(1, min(IMAGES_PER_SHARD, VALUES_PER_SHARD // math.prod(shape))),
         "latent_shape": shape,
         "scaling_factor": config.scaling_factor,
         "shift_factor": config.shift_factor,
@@ -92,7 +98,7 @@ def _settings(vae: AutoencoderKL, images: AllImages, about: dict[str, Any]) -> d
 
 
 def _open(out: Path, settings: dict[str, Any]) -> None:
-    """Make the folder and write what it will be of, or find that it is of the same."""
+    """Create the folder with its description, or check that the description there is the same."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: expected a folder for the latents, got a file")
     if (out / DESCRIPTION).is_file():
@@ -101,11 +107,11 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
         if differing:
             listed = "; ".join(f"{name}: {found.get(name)} there, {settings[name]} now" for name in differing)
             raise FileExistsError(
-                f"{out}: other latents are there, and were left alone; name another folder. What differs: {listed}"
+                f"{out}: holds other latents, which were not changed; choose another folder. Differences: {listed}"
             )
         return
     if out.is_dir() and any(not path.match(".*.part") for path in out.iterdir()):
-        raise FileExistsError(f"{out}: expected a new or an empty folder, or one of this command's; it is in use")
+        raise FileExistsError(f"{out}: expected a new or an empty folder, or one of this command; it is in use")
     out.mkdir(parents=True, exist_ok=True)
     _describe(out, settings)
 
@@ -124,7 +130,7 @@ def _write_shard(vae: AutoencoderKL, images: AllImages, numbers: range, shard: P
             kept.append(number)
         except UnreadableImage as error:
             left_out.append(str(error))
-        if waiting and (number == numbers[-1] or len(waiting) * images.size**2 >= PIXELS_AT_ONCE):
+        if waiting and (number == numbers[-1] or len(waiting) * images.size**2 >= PIXELS_PER_BATCH):
             posterior = vae.encode(torch.stack(waiting).to(vae.device, vae.dtype)).latent_dist
             moments.append(torch.stack([posterior.mean, posterior.logvar]).float().cpu())
             waiting = []
@@ -135,7 +141,7 @@ def _write_shard(vae: AutoencoderKL, images: AllImages, numbers: range, shard: P
     spread = (values - middle[:, None]).square().mean(1) + variances.mean(1)  # of samples: Var z = Var μ + E σ²
     notes = {
         "images": len(mean),
-        "mean": middle.nan_to_num().tolist(),  # of no images there is none
+        "mean": middle.nan_to_num().tolist(),  # NaN if there are no images
         "variance": spread.nan_to_num().tolist(),
         "left_out": left_out,
     }
@@ -148,27 +154,27 @@ def _write_parquet(shard: Path, columns: dict[str, Any], notes: dict[str, Any]) 
     arrays = {"index": pa.array(columns["index"], pa.int64()), "image": pa.array(columns["image"], pa.string())}
     for name in ("mean", "logvar"):
         arrays[name] = pa.array(columns[name].reshape(-1))
-        for length in reversed(columns[name].shape[1:]):  # lists of lists of lists, (C, h, w) in each row
+        for length in reversed(columns[name].shape[1:]):  # nested lists, (C, h, w) in each row
             ends = np.arange(0, len(arrays[name]) + 1, length, dtype=np.int32)
             arrays[name] = pa.ListArray.from_arrays(ends, arrays[name])
-    table = pa.table(arrays).replace_schema_metadata({KEY: json.dumps(notes).encode()})
-    with atomic_write(shard) as aside:
-        parquet.write_table(table, aside, use_dictionary=False, compression="none")
+    table = pa.table(arrays).replace_schema_metadata({METADATA_KEY: json.dumps(notes).encode()})
+    with atomic_write(shard) as temporary:
+        parquet.write_table(table, temporary, use_dictionary=False, compression="none")
 
 
 def _notes(shard: Path) -> dict[str, Any]:
     _, parquet = pyarrow_and_parquet()
     try:
-        notes: dict[str, Any] = json.loads(parquet.read_schema(shard).metadata[KEY])
+        notes: dict[str, Any] = json.loads(parquet.read_schema(shard).metadata[METADATA_KEY])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{shard}: damaged, or not of this command ({error}); delete it and start once more"
+            f"{shard}: damaged, or not written by this command ({error}); delete it and run the command again"
         ) from error
     return notes
 
 
 def _summary(shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """The statistics of all latents as samples of their posteriors, from the shards' notes."""
+    """Compute the statistics of posterior samples over all latents from the notes of the shards."""
     left_out = [name for notes in shards for name in notes["left_out"]]
     counts = torch.tensor([notes["images"] for notes in shards], dtype=torch.float64)
     if not counts.any():

@@ -1,11 +1,12 @@
-"""Data sets that are read in passing: their shards shared out to all readers, shuffled, and begun anywhere.
+"""Streamed data sets: shards are distributed over all readers and shuffled, and reading resumes at any row.
 
-A reader is one DataLoader worker of one training process. Which rows it reads, in which order and as which crops is a
-function of the seed, the pass and its number, so that three numbers say how far it has come.
+A reader is one DataLoader worker of one training process. Its rows, their order and their crops are a function of the
+seed, the pass and the reader's number. Three numbers (`Place`) therefore describe a reader's position.
 
-From `datasets` come the shards (`shard`), their rows in bulk (`iter`) and passing over rows undecoded (`skip`). Its
-`split_dataset_by_node` has every process read everything where the shards do not divide, it leaves workers beyond the
-number of shards without work, and its shuffle buffer is not part of a `state_dict`: what lay there is lost.
+Three methods of `datasets` are used: `shard`, `iter` for rows in batches, and `skip`, which does not decode. Its
+`split_dataset_by_node` is not used: if the number of shards is no multiple of the number of processes, every process
+reads all rows. Its workers beyond the number of shards get no rows. Its shuffle buffer is not part of a `state_dict`,
+so buffered rows are lost when a run is resumed.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from klvae_edu.data.crops import HELD_OUT_SHARE, random_crop, shared_zeros, stab
 from klvae_edu.data.files import UnreadableImage
 from klvae_edu.data.hub import decode, open_split, undecoded
 
-BLOCK = 256  # rows that are shuffled among each other: undecoded images, a few hundred kB each, in every reader
-BULK = 32  # rows that are asked for at once
-_NOTES = (64, 4096)  # readers, bytes of text from each
+BLOCK = 256  # rows in a shuffle block; every reader holds one block of undecoded images, a few hundred kB each
+ROWS_PER_READ = 32
+_NOTES_SHAPE = (64, 4096)  # readers, bytes of text from each
 
 
 class Place(NamedTuple):
-    """How far a reader has come: in which pass, at which of its shards in it, and how many rows it has had of this."""
+    """Position of a reader: the pass, the number of its shard in this pass, and the number of rows read from it."""
 
     epoch: int = 0
     shard: int = 0
@@ -41,7 +42,7 @@ START = Place()
 
 
 class Row(NamedTuple):
-    """One row of a data set: its value in the column, which row of which shard it is, and the reader's place after."""
+    """Row of a data set: the value of its column, its shard, its number there, and the reader's place after it."""
 
     value: Any
     shard: int
@@ -51,22 +52,22 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardReader:
-    """What reader number `reader` of `readers` gets of a data set in shards, in any pass.
+    """Read the rows of a sharded data set that belong to reader number `reader` of `readers`.
 
-    Every row of a pass goes to exactly one reader. The shards are dealt out, in another order in each pass. Where they
-    are fewer than the readers, those that share one take turns in its rows: every reader then reads the whole shard,
-    but decodes its own rows only.
+    Every row of a pass goes to exactly one reader. Each pass distributes the shards in another order. If there are
+    fewer shards than readers, several readers share a shard and take its rows in turn: each of them reads the whole
+    shard, but decodes only its own rows.
     """
 
     data: Any  # an `IterableDataset` of `datasets`
     column: str
-    seed: int | None  # of the order of shards and rows; None: as they lie
+    seed: int | None  # of the order of shards and rows; None: stored order
     reader: int = 0
     readers: int = 1
 
     def rows(self, place: Place = START) -> Iterator[Row]:
-        """What is left of the pass in which `place` lies."""
-        first = self.reader % self.data.n_shards  # of its shards
+        """Yield the remaining rows of the pass that contains `place`."""
+        first = self.reader % self.data.n_shards  # its first shard
         shards = self._order(self.data.n_shards, place.epoch)[first :: self.readers]
         for turn, shard in enumerate(shards[place.shard :], start=place.shard):
             done = place.row if turn == place.shard else 0
@@ -75,12 +76,12 @@ class ShardReader:
                 yield Row(value, shard, number, Place(place.epoch, turn, done))
 
     def _rows_of(self, shard: int, done: int, epoch: int) -> Iterator[tuple[int, Any]]:
-        """This reader's rows of a shard after the first `done`, shuffled in blocks: numbers and values."""
+        """Yield this reader's rows of a shard after the first `done`, shuffled in blocks: (number, value)."""
         first, shards = self.reader % self.data.n_shards, self.data.n_shards
         sharers, turn = len(range(first, self.readers, shards)), self.reader // shards
         block = done // BLOCK
         rest = self.data.shard(shards, shard).skip(block * BLOCK * sharers)
-        values = (value for rows in rest.iter(BULK) for value in rows[self.column])
+        values = (value for rows in rest.iter(ROWS_PER_READ) for value in rows[self.column])
         numbered = itertools.islice(enumerate(values, start=block * BLOCK * sharers), turn, None, sharers)
         while rows := [*itertools.islice(numbered, BLOCK)]:
             order = self._order(len(rows), epoch, shard, block)
@@ -96,13 +97,13 @@ class ShardReader:
 
 @dataclass
 class StreamPosition:
-    """How far one process has come in a stream: the places of its readers, and which one's batch comes next."""
+    """Position of one process in a stream: the places of its readers, and the reader of the next batch."""
 
     places: list[Place]
     next: int = 0
 
     def follow(self, places: Tensor) -> None:
-        """Go on by one batch, which came with the places (B, 3) after each of its crops."""
+        """Advance by one batch. `places` (B, 3) are the places after each of its crops."""
         epoch, shard, row = places[-1].tolist()
         self.places[self.next] = Place(epoch, shard, row)
         self.next = (self.next + 1) % len(self.places)
@@ -116,20 +117,20 @@ class StreamPosition:
 
 
 class StreamedCrops(IterableDataset[Tensor]):
-    """Random crops (3, size, size) in [-1, 1] from a data set that is read in passing, again and again.
+    """Random crops (3, size, size) in [-1, 1] from a data set that is streamed, pass after pass.
 
-    `length` crops in all (None: without end), shared out to the DataLoader workers, as are the data set's rows: no
-    image is seen twice in one pass. Training images are shuffled. Unreadable images are left out, and reported at the
-    end. Where the data set has no split of its own for it, the images with the smallest 5 % of hashes are held out.
+    There are `length` crops in total (None: no end). The crops and the rows are distributed over the DataLoader
+    workers, so no image comes twice in one pass. Training images are shuffled. Unreadable images are left out and
+    reported at the end. If the data set has no held-out split, the images with the smallest 5 % of hashes are held out.
     """
 
     def __init__(self, source: str, split: str, size: int, *, seed: int, length: int | None) -> None:
         data, self.has_own_split = open_split(source, split, streaming=True)
         self.data, self.column = undecoded(data, source)
         self.source, self.split, self.size, self.seed, self.length = source, split, size, seed, length
-        # Each worker counts and notes in its own row, which it shares with the process that reports.
-        self.unreadable = shared_zeros(_NOTES[0], dtype=torch.int64)
-        self.notes = shared_zeros(*_NOTES, dtype=torch.uint8)
+        # Each worker writes to its own row. The rows are in memory shared with the main process.
+        self.unreadable = shared_zeros(_NOTES_SHAPE[0], dtype=torch.int64)
+        self.notes = shared_zeros(*_NOTES_SHAPE, dtype=torch.uint8)
 
     def __iter__(self) -> Iterator[Tensor]:
         worker, workers = _worker()
@@ -137,10 +138,10 @@ class StreamedCrops(IterableDataset[Tensor]):
         return (crop for crop, _ in itertools.islice(self.crops(worker, workers), share))
 
     def crops(self, reader: int, readers: int, place: Place = START) -> Iterator[tuple[Tensor, Place]]:
-        """Without end: the crops of one of the readers after `place`, each with the place after it.
+        """Yield the crops of one reader after `place`, without end, each with the place after it.
 
         Raises:
-            ValueError: a whole pass in which the reader can read nothing.
+            ValueError: the reader cannot read any image in a whole pass.
         """
         seed = self.seed if self.split == "train" else None
         rows = ShardReader(self.data, self.column, seed, reader, readers)
@@ -162,9 +163,9 @@ class StreamedCrops(IterableDataset[Tensor]):
                 raise ValueError(f"{self.source}: {self._why_nothing(reader, readers)}")
 
     def report(self, limit: int | None = None) -> str | None:
-        """How many images of the first pass were unreadable, which and why; None if there were none.
+        """Report the unreadable images of the first pass: their number, names and errors. None: there are none.
 
-        All that were noted are named, whatever `limit` says: a worker notes what fits into 4 kB.
+        `limit` is ignored. A worker stores as many names and errors as fit into 4 kB, and all of these are named.
         """
         count = int(self.unreadable.sum())
         if not count:
@@ -198,10 +199,10 @@ class StreamedCrops(IterableDataset[Tensor]):
 
 
 class ProcessShare(IterableDataset[tuple[Tensor, Tensor]]):
-    """What one of the training processes reads of a stream, from `position` on: crops, and the places after them (3,).
+    """Crops of a stream for one training process, from `position` on, each with the place after it, (3,).
 
-    Each of its DataLoader workers is a reader. The places travel with the crops because workers are ahead of training:
-    only what has been trained on counts.
+    Each DataLoader worker of the process is a reader. Workers read ahead of training, so a crop carries its place: the
+    position to resume at is that of the last crop that was used in training.
     """
 
     def __init__(self, stream: StreamedCrops, position: StreamPosition, process: int = 0, processes: int = 1) -> None:
@@ -209,18 +210,18 @@ class ProcessShare(IterableDataset[tuple[Tensor, Tensor]]):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         worker, workers = _worker()
-        mine = (self.position.next + worker) % workers  # a DataLoader begins with its worker 0
+        mine = (self.position.next + worker) % workers  # a DataLoader takes its first batch from worker 0
         readers, place = workers * self.processes, self.position.places[mine]
         for crop, after in self.stream.crops(self.process * workers + mine, readers, place):
             yield crop, torch.tensor(after)
 
 
 def _worker() -> tuple[int, int]:
-    """This DataLoader worker's number, and how many there are; (0, 1) outside of one."""
+    """Return the number of this DataLoader worker and the number of workers; (0, 1) in the main process."""
     info = get_worker_info()
     if info is None:
         return 0, 1
     import fsspec.asyn  # type: ignore[import-untyped]
 
-    fsspec.asyn.reset_lock()  # its threads did not come along into this process
+    fsspec.asyn.reset_lock()  # the threads of fsspec do not exist in this process
     return info.id, info.num_workers

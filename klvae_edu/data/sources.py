@@ -1,7 +1,7 @@
-"""One function for all training data: `image_dataset(source, size)`.
+"""Data sets for training: `image_dataset(source, size)`.
 
-The source is procedural images, the photographs inside scikit-image, a folder of images, a Hugging Face data set, or
-several of these that take turns.
+A source is a kind of procedural images, the photographs inside scikit-image, a folder of images, a Hugging Face data
+set, or a mixture of several of these.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "held-out"]
 
-TRAIN_LENGTH = 2**20  # crops; with randomly placed crops an epoch has no natural end
+TRAIN_LENGTH = 2**20  # crops; an epoch of random crops has no natural length
 HELD_OUT_LENGTH = 256
-HELD_OUT_SEED = 2**63  # held-out crops are the same for every training seed, and none of them is a training image
+HELD_OUT_SEED = 2**63  # seed of held-out crops for every training seed
 
 # In scikit-image's folder of sample images; its docstrings give their origins (LICENSES/sample-photographs.md).
 PHOTOGRAPHS: dict[Split, dict[str, str]] = {
@@ -48,7 +48,7 @@ PHOTOGRAPHS: dict[Split, dict[str, str]] = {
 
 PROCEDURAL: dict[str, Callable[[int, int, int], Tensor]] = {"dead-leaves": dead_leaves, "sprites": sprite}
 BUILT_IN = (*PROCEDURAL, "photos")
-_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow knows the format, but draws nothing
+_UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # recognised by Pillow, but not decoded
 
 
 def image_dataset(
@@ -61,25 +61,26 @@ def image_dataset(
     streaming: bool = False,
     recolour: float = 0.0,
 ) -> Procedural | ImageCrops | Mixture | Recoloured | StreamedCrops:
-    """A data set of square images (3, size, size), float32 in [-1, 1].
+    """Build a data set of square images (3, size, size), float32 in [-1, 1].
 
-    Training images are random crops, each a pure function of (seed, index). Held-out crops are of other images, and the
-    same for every seed. `report()` of the data set says which files could not be read (None: no such file).
+    Training images are random crops, each a pure function of (seed, index). Held-out crops come from other images and
+    are the same for every seed. The data set's `report()` lists the files that could not be read (None: all were read).
 
     Args:
         source: "dead-leaves" or "sprites" (procedural), "photos" (the photographs inside scikit-image), a folder of
             images, searched with its subfolders, or a data set for Hugging Face `datasets`: an id on the Hub, a folder
-            written by `save_to_disk`, or one with parquet files. The prefix "hf:" forces the last reading; "./photos"
-            is a folder. Several with "+" between them, such as "photos+dead-leaves", take turns (`Mixture`).
+            written by `save_to_disk`, or a folder with parquet files. The prefix "hf:" selects a Hugging Face data
+            set; "./photos" is a folder. Sources joined with "+", such as "photos+dead-leaves", alternate (`Mixture`).
         size: side of the images in pixels.
-        split: "train" or "held-out". Where a source has no split of its own, 5 % of its images are held out.
-        seed: of the training crops.
-        length: number of crops; by default 2²⁰ for training (images take turns), endless for a stream, 256 held out.
-        streaming: read a Hugging Face data set in passing instead of loading it first; an `IterableDataset`.
-        recolour: share of the training images that are given another hue and saturation (`Recoloured`).
+        split: "train" or "held-out". If a source has no held-out split, 5 % of its images are held out.
+        seed: seed of the training crops.
+        length: number of crops. Default: 2²⁰ for training, 256 for held-out crops, no end for a training stream.
+        streaming: stream a Hugging Face data set instead of loading it first; the result is an `IterableDataset`.
+        recolour: share of the training images that get another hue and saturation (`Recoloured`).
 
     Raises:
-        ValueError: an argument or the source makes no sense; the message says what was looked for.
+        ValueError: an argument is out of range, or the source is not found or has no images. The message says what
+            was expected.
     """
     if split not in ("train", "held-out"):
         raise ValueError(f"split: expected 'train' or 'held-out', got {split!r}")
@@ -93,7 +94,7 @@ def image_dataset(
     names = joined_sources(source)
     if streaming:
         if recolour:
-            raise ValueError("recolour: not for a data set that is streamed")
+            raise ValueError("recolour: not available for a data set that is streamed")
         if len(names) > 1:
             raise ValueError(f"streaming is for one Hugging Face data set; {source!r} are {len(names)} sources")
         if not is_data_set(source):
@@ -125,10 +126,10 @@ def _one_source(source: str, split: Split, size: int, seed: int, length: int) ->
 
 
 def joined_sources(source: str) -> list[str]:
-    """The sources that `source` joins with "+". A folder with a "+" in its name is one: the longest that is there.
+    """Split `source` at its "+" signs. A folder with "+" in its name is one source; the longest existing name counts.
 
     Raises:
-        ValueError: one of them is empty or comes twice.
+        ValueError: a source is empty or comes twice.
     """
     names, left = [], source.split("+")
     while left:
@@ -142,19 +143,19 @@ def joined_sources(source: str) -> list[str]:
 
 
 def source_folders(source: str) -> list[Path]:
-    """The folders on this disk that `image_dataset(source, …)` reads."""
+    """List the local folders that `image_dataset(source, …)` reads."""
     folders = [_folder(name) for name in joined_sources(source) if name not in BUILT_IN]
     return [folder for folder in folders if folder.is_dir()]
 
 
 def photographs(split: Split = "held-out") -> dict[str, Tensor]:
-    """The photographs inside scikit-image by name: (3, H, W) in [-1, 1]. Nothing is downloaded.
+    """Read the photographs inside scikit-image, by name: (3, H, W) in [-1, 1]. Nothing is downloaded.
 
-    Those held out are natural photographs of which no crop is in the training data.
+    The held-out photographs are natural photographs; no crop of them is in the training data.
 
     Raises:
-        ValueError: an unknown split.
-        UnreadableImage: a version of scikit-image that has not got one of them.
+        ValueError: an unknown split, or scikit-image is not installed.
+        UnreadableImage: the installed version of scikit-image lacks one of them.
     """
     if split not in PHOTOGRAPHS:
         raise ValueError(f"split: expected 'train' or 'held-out', got {split!r}")
@@ -166,7 +167,7 @@ def photographs(split: Split = "held-out") -> dict[str, Tensor]:
 
 
 class Procedural(IndexedImages):
-    """The first `length` pictures (3, size, size) in [-1, 1] that `draw(index, size, seed)` gives."""
+    """The first `length` images (3, size, size) in [-1, 1] of `draw(index, size, seed)`."""
 
     def __init__(self, draw: Callable[[int, int, int], Tensor], size: int, *, seed: int, length: int) -> None:
         super().__init__(size, seed=seed, length=length)
@@ -177,9 +178,9 @@ class Procedural(IndexedImages):
 
 
 class Mixture(IndexedImages):
-    """`length` images (3, size, size) in [-1, 1] of n data sets that take turns: image i is of number i mod n.
+    """`length` images (3, size, size) in [-1, 1] of n alternating data sets: image i is image i // n of part i mod n.
 
-    Each gives its own images in their own order, so that where images take turns inside a part, all of them do.
+    Each part gives its images in its own order, so no image of a part is skipped.
     """
 
     def __init__(self, parts: Sequence[Procedural | ImageCrops], size: int, *, seed: int, length: int) -> None:
@@ -191,12 +192,12 @@ class Mixture(IndexedImages):
         return self.parts[part][turn]
 
     def report(self, limit: int | None = NAMES_IN_REPORT) -> str | None:
-        """The parts' reports, one below the other; None if there are none."""
+        """Join the reports of the parts. None: there are none."""
         return "\n".join(filter(None, [part.report(limit) for part in self.parts])) or None
 
 
 class Photographs:
-    """scikit-image's photographs as image pyramids in memory, for crops of `size` pixels."""
+    """Photographs of scikit-image as image pyramids in memory, for crops of `size` pixels."""
 
     def __init__(self, split: Split, size: int) -> None:
         self.pyramids = [pyramid(image, size) for image in photographs(split).values()]
@@ -209,7 +210,11 @@ class Photographs:
 
 
 class Folder:
-    """The image files in a folder and its subfolders, in the order of their names; hidden ones are left out."""
+    """Image files in a folder and its subfolders, without hidden ones, ordered by the hashes of their names.
+
+    Raises:
+        ValueError: the folder does not exist or has no image files.
+    """
 
     def __init__(self, folder: str, split: Split) -> None:
         self.root = Path(folder).expanduser()
@@ -243,13 +248,13 @@ class Folder:
 
 
 def image_suffixes() -> set[str]:
-    """The file name endings, such as ".png", of the image formats that Pillow reads."""
+    """List the file name suffixes, such as ".png", of the image formats that Pillow reads."""
     known = Image.registered_extensions()
-    return {suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _NO_PICTURES}
+    return {suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _UNREADABLE_FORMATS}
 
 
 def is_data_set(source: str) -> bool:
-    """Whether `source` is for `datasets`: a folder in its formats, or nothing on this disk that looks like a Hub id."""
+    """Tell whether `datasets` reads `source`: a folder in its formats, or a name like a Hub id that is not on disk."""
     if source in BUILT_IN:
         return False
     if source.startswith("hf:"):

@@ -1,7 +1,7 @@
-"""Procedural images that are easy to judge: one sprite each, a plain shape in a known colour, place, size and turn.
+"""Sprites: procedural images of one plain shape with known shape, colour, position, radius and rotation.
 
-What is in a picture can be written down in six values, drawn from them, and read back from a picture that somebody else
-made: a generative model trained on sprites can be judged by eye at a glance, and by `read_sprite` in numbers.
+Six values describe an image. `draw_sprite` draws an image from them, and `read_sprite` estimates them from any image.
+The samples of a generative model trained on sprites can therefore be judged by eye, and measured by `read_sprite`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHAPES = {"disc": 0, "triangle": 3, "square": 4}  # by their number of corners
-COLOURS = {  # red, green and blue in [-1, 1]: far apart, also to colour-blind eyes, and from the background
+SHAPES = {"disc": 0, "triangle": 3, "square": 4}  # name: number of corners
+COLOURS = {  # RGB in [-1, 1]; far apart, also for colour-blind readers, and far from the background
     "blue": (-1.0, -0.1, 0.4),
     "orange": (0.7, -0.3, -1.0),
     "green": (-0.9, 0.2, 0.0),
@@ -24,22 +24,22 @@ COLOURS = {  # red, green and blue in [-1, 1]: far apart, also to colour-blind e
 }
 BACKGROUND = (-0.7, -0.7, -0.7)
 
-RADII = (0.15, 0.22)  # from and to, in sides of the picture
-PLACES = (0.36, 0.64)  # likewise; a triangle reaches 1.56 radii far, so that every sprite is wholly inside
-TURN_STEP = 7.5  # degrees between the turns that are tried in reading
+RADII = (0.15, 0.22)  # minimum and maximum, as shares of the image's side
+PLACES = (0.36, 0.64)  # likewise; a triangle extends 1.56 radii from its centre, so every sprite is inside the image
+TURN_STEP = 7.5  # degrees between the rotations that `read_sprite` tries
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """What is in a picture.
+    """Label of an image: the six values that describe its sprite. Lengths are in units of the image's side.
 
     Attributes:
         shape: one of `SHAPES`.
         colour: one of `COLOURS`.
-        x, y: the centre, in sides of the picture from its left and its upper edge.
-        radius: of the disc of the same area, in sides of the picture.
-        turn: degrees, clockwise, from a flat lower edge. A triangle looks the same every 120°, a square every 90°, a
-            disc always.
+        x, y: distance of the centre from the left edge and from the upper edge.
+        radius: radius of a disc with the same area.
+        turn: clockwise rotation in degrees; 0 is a horizontal lower edge. A triangle repeats after 120°, a square
+            after 90°; a disc has no rotation.
     """
 
     shape: str
@@ -51,7 +51,7 @@ class Sprite:
 
 
 def sprite_label(index: int, seed: int = 0) -> Sprite:
-    """What is in picture `index` of the endless sequence that `seed` names; every value is drawn evenly.
+    """Draw the label of image `index` of the endless sequence of this seed; every value is drawn uniformly.
 
     Raises:
         ValueError: an index or seed below 0.
@@ -65,7 +65,7 @@ def sprite_label(index: int, seed: int = 0) -> Sprite:
 
 
 def sprite(index: int, size: int, seed: int = 0) -> Tensor:
-    """Picture `index` of the sequence: (3, size, size), float32 in [-1, 1], a pure function of its arguments.
+    """Draw image `index` of the sequence: (3, size, size), float32 in [-1, 1], a pure function of the arguments.
 
     Raises:
         ValueError: an index or seed below 0, or a size below 8 pixels.
@@ -73,57 +73,60 @@ def sprite(index: int, size: int, seed: int = 0) -> Tensor:
     return draw_sprite(sprite_label(index, seed), size)
 
 
-def draw_sprite(what: Sprite, size: int) -> Tensor:
-    """The picture of a sprite: (3, size, size), float32 in [-1, 1]; its edge is one pixel wide.
+def draw_sprite(label: Sprite, size: int) -> Tensor:
+    """Draw a sprite with an edge of one pixel: (3, size, size), float32 in [-1, 1].
 
     Raises:
         ValueError: an unknown shape or colour, or a size below 8 pixels.
     """
-    if what.colour not in COLOURS:
-        raise ValueError(f"colour: expected one of {', '.join(COLOURS)}, got {what.colour!r}")
-    background, colour = torch.tensor([BACKGROUND, COLOURS[what.colour]])[..., None, None]
-    return torch.lerp(background, colour, cover(what, size))
+    if label.colour not in COLOURS:
+        raise ValueError(f"colour: expected one of {', '.join(COLOURS)}, got {label.colour!r}")
+    background, colour = torch.tensor([BACKGROUND, COLOURS[label.colour]])[..., None, None]
+    return torch.lerp(background, colour, cover(label, size))
 
 
-def cover(what: Sprite, size: int) -> Tensor:
-    """How much of each pixel the sprite covers, 0 to 1: (size, size).
+def cover(label: Sprite, size: int) -> Tensor:
+    """Compute the share of each pixel that the sprite covers, from 0 to 1: (size, size).
 
     Raises:
         ValueError: an unknown shape, or a size below 8 pixels.
     """
-    if what.shape not in SHAPES or size < 8:
+    if label.shape not in SHAPES or size < 8:
         shapes = ", ".join(SHAPES)
-        raise ValueError(f"expected a shape ({shapes}) and size ≥ 8 pixels, got {what.shape!r}, {size=}")
+        raise ValueError(f"expected a shape ({shapes}) and size ≥ 8 pixels, got {label.shape!r}, {size=}")
     places = torch.arange(size) + 0.5
-    dx, dy = places - what.x * size, (places - what.y * size)[:, None]
-    corners, radius = SHAPES[what.shape], what.radius * size
+    dx, dy = places - label.x * size, (places - label.y * size)[:, None]
+    corners, radius = SHAPES[label.shape], label.radius * size
     if not corners:
         outside = (dx.square() + dy.square()).sqrt() - radius
-    else:  # the inside of `corners` straight edges, all at one distance from the centre
+    else:  # a regular polygon: all edges have the same distance from the centre
         apothem = radius * math.sqrt(math.pi / (corners * math.tan(math.pi / corners)))
-        angles = [math.radians(what.turn + 90) + 2 * math.pi * edge / corners for edge in range(corners)]  # 90: below
+        angles = [
+            math.radians(label.turn + 90) + 2 * math.pi * edge / corners for edge in range(corners)
+        ]  # first: lower edge
         outside = torch.stack([math.cos(a) * dx + math.sin(a) * dy for a in angles]).amax(0) - apothem
     return (0.5 - outside).clamp(0, 1)
 
 
 def symmetry(shape: str) -> float:
-    """Degrees after which a turned shape looks the same; 0 for a disc, which has no turn."""
+    """Return the smallest rotation in degrees that leaves a shape unchanged; 0 for a disc, which has no rotation."""
     return 360 / SHAPES[shape] if SHAPES[shape] else 0.0
 
 
 def read_sprite(picture: Tensor) -> tuple[Sprite, float] | None:
-    """The sprite that a picture (3, size, size) in [-1, 1] resembles most, and how much of the picture it explains.
+    """Find the sprite that an image (3, size, size) in [-1, 1] resembles most, and how much of the image it explains.
 
-    Pixels that are nearer to a colour of `COLOURS` than to the background give the colour (that of the most), the place
-    (their centre) and the size (their number); the shape and its turn are those whose drawing is nearest.
+    Foreground pixels are those nearer to a colour of `COLOURS` than to the background. Their most frequent colour is
+    the colour, their mean position the centre, and their number gives the radius. The shape and its rotation are those
+    whose drawing has the smallest squared error.
 
     Returns:
-        The sprite, and 1 - ‖picture - drawing‖² / ‖drawing - background‖²: 1 for a clean sprite, 0 or less where an
-        empty picture would be as near. A second sprite, a smear, a mixed colour, all lower it. None where there is
-        nothing but background.
+        The sprite, and its explained share 1 - ‖picture - drawing‖² / ‖drawing - background‖². The share is 1 for a
+        clean sprite, and 0 or less if an empty image would be at least as near. A second sprite, blur or a mixed colour
+        lowers it. None: the image has no foreground pixel.
 
     Raises:
-        ValueError: not a square picture.
+        ValueError: the image is not of shape (3, size, size).
     """
     if picture.ndim != 3 or picture.shape[0] != 3 or picture.shape[1] != picture.shape[2]:
         raise ValueError(f"expected a picture (3, size, size), got {tuple(picture.shape)}")

@@ -1,8 +1,8 @@
-"""Several models on the same images, side by side: their metrics, with how sure each is, in one pass.
+"""Evaluate several models on the same images in one pass: metrics with bootstrap confidence intervals.
 
-Nothing that is kept grows with the number of images. The intervals come from a bootstrap that draws, for each of its
-replicates, how often an image counts (Poisson's distribution, with mean 1): what is kept are sums per replicate. All
-models share the draws, so that differences between them have intervals, too.
+Memory does not grow with the number of images. For each replicate, the bootstrap draws the weight of each image from a
+Poisson distribution with mean 1, and only weighted sums are stored per replicate. All models share the draws, so
+differences between models have intervals, too.
 
 Source: Chamandy et al. 2012, "Estimating Uncertainty for Massive Data Streams" (the Poisson bootstrap).
 """
@@ -31,33 +31,33 @@ Method = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> their r
 
 REPLICATES = 1000
 LEVEL = 0.95
-ENOUGH = 20  # of what is drawn: with fewer, an interval is no measure of anything
+MIN_UNITS = 20  # photographs or images that the bootstrap draws; with fewer, an interval is not reliable
 
 PSNR, SSIM, LPIPS, ENERGY = "PSNR", "SSIM", "LPIPS", "gradient energy"
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % interval (None: no interval)."""
+    """A value and the ends of its 95 % interval (None: no interval)."""
 
     value: float
     low: float | None
     high: float | None
 
     def __format__(self, spec: str) -> str:
-        """Every number in the format `spec`, such as ".2f"."""
+        """Format every number with `spec`, such as ".2f"."""
         interval = "" if self.low is None else f" [{self.low:{spec}}, {self.high:{spec}}]"
         return f"{self.value:{spec}}{interval}"
 
     def to_dict(self) -> dict[str, float | None]:
-        """By name, for JSON, which knows no infinity: None stands for what is not finite."""
+        """Return the numbers by name for JSON; None replaces numbers that are not finite."""
         return {name: _finite(value) for name, value in self._asdict().items()}
 
 
 class Sums:
-    """Metrics as quotients of two sums over images, once as they are (row 0) and once per replicate.
+    """Metrics as quotients of two sums over images: row 0 without resampling, then one row per replicate.
 
-    A mean has 1 as its denominator; the gradient energy that of the originals, as a quotient of means is not upset by
-    single images without edges.
+    For a mean, the denominator of each image is 1. For the gradient energy it is the gradient energy of the original:
+    a quotient of means stays finite when single images have no edges.
     """
 
     def __init__(self, metrics: int) -> None:
@@ -65,26 +65,27 @@ class Sums:
         self.denominators = np.zeros((1 + REPLICATES, metrics))
 
     def add(self, weights: Array, numerators: Array, denominators: Array) -> None:
-        """Take in one image: weights (1 + REPLICATES,), its numerators and denominators (metrics,)."""
-        counted = weights > 0  # an infinite PSNR times 0 would be no number
+        """Add one image with its weights (1 + REPLICATES,), and its numerators and denominators (metrics,)."""
+        counted = weights > 0  # an infinite PSNR times 0 would be NaN
         self.numerators[counted] += np.outer(weights[counted], numerators)
         self.denominators += np.outer(weights, denominators)
 
     def quotients(self) -> Array:
-        """(1 + REPLICATES, metrics)."""
+        """Return the metrics, (1 + REPLICATES, metrics)."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.numerators / self.denominators
 
 
 class Evaluation:
-    """What `evaluate` found.
+    """Result of `evaluate`.
 
     Attributes:
-        quotients: for each model (1 + REPLICATES, metrics), first over all images, then by replicate.
-        metrics: the names of the columns.
-        frechet: the distance of each model, and `frechet_name` what it is called.
-        notes: what has to be said about it, a sentence or two each.
-        about: the data and the versions, as they are in `to_dict`.
+        quotients: metrics of each model, (1 + REPLICATES, metrics): row 0 over all images, then one row per replicate.
+        metrics: names of the columns.
+        frechet: Fréchet distance of each model.
+        frechet_name: name of this distance.
+        notes: explanations of the numbers, one or two sentences each.
+        about: the data, the intervals, the sources and the versions, as in `to_dict`.
     """
 
     def __init__(
@@ -100,23 +101,23 @@ class Evaluation:
         self.frechet, self.frechet_name = frechet, frechet_name
 
     def estimate(self, model: str, metric: str) -> Estimate:
-        """The metric of a model over all images."""
+        """Return the metric of a model over all images."""
         return self._estimate(self.quotients[model][:, self.metrics.index(metric)])
 
     def difference(self, model: str, other: str, metric: str) -> Estimate:
-        """How much larger the metric of `model` is than that of `other`, on the same images."""
+        """Return the metric of `model` minus the metric of `other`, on the same images."""
         column = self.metrics.index(metric)
         return self._estimate(self.quotients[model][:, column] - self.quotients[other][:, column])
 
     def table(self) -> str:
-        """A row for each model, a column for each metric, the notes below."""
+        """Format a table: a row for each model, a column for each metric, and the notes below."""
         heads = [*(_COLUMNS[metric][0] for metric in self.metrics), f"{self.frechet_name} (0 is best)"]
         rows = {
             model: [f"{self.estimate(model, metric):{_COLUMNS[metric][1]}}" for metric in self.metrics]
             + [f"{self.frechet[model]:.3g}"]
             for model in self.quotients
         }
-        widths = [max(_NARROWEST, *map(len, column)) for column in zip(*rows.values(), strict=True)]
+        widths = [max(_MIN_COLUMN_WIDTH, *map(len, column)) for column in zip(*rows.values(), strict=True)]
         wrapped = [textwrap.wrap(head, width) for head, width in zip(heads, widths, strict=True)]
         lines = [("", line) for line in itertools.zip_longest(*wrapped, fillvalue="")] + [*rows.items()]
         first = max(map(len, rows))
@@ -124,7 +125,7 @@ class Evaluation:
         return "\n".join([*text, "", *("\n".join(textwrap.wrap(note, 118)) for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that is in the table, and where it comes from, for JSON; what is no finite number is None."""
+        """Return the numbers of the table and their origin for JSON; None replaces numbers that are not finite."""
         models = {
             model: {metric: self.estimate(model, metric).to_dict() for metric in self.metrics}
             | {self.frechet_name: {"value": _finite(self.frechet[model])}}
@@ -145,7 +146,7 @@ _COLUMNS = {  # heading and number format
     LPIPS: ("LPIPS (0 is best)", ".3f"),
     ENERGY: ("gradient energy (1: that of the originals)", ".3f"),
 }
-_NARROWEST = 18
+_MIN_COLUMN_WIDTH = 18  # characters
 
 
 @torch.no_grad()
@@ -158,23 +159,25 @@ def evaluate(
     batch_size: int = 4,
     seed: int = 0,
 ) -> Evaluation:
-    """Put `data` through each of `models`, by name, and compare what comes out with what went in.
+    """Reconstruct `data` with each of `models` and compare the reconstructions with the originals.
 
     Args:
-        models: autoencoders, which reconstruct through the mode of the posterior, or functions of images (B, 3, H, W).
+        models: by name, autoencoders (they reconstruct from the mode of the posterior), or functions that map images
+            (B, 3, H, W) in [-1, 1] to their reconstructions.
         data: `evaluation_data(…)`, or images (B, 3, H, W) in [-1, 1].
-        lpips: a `klvae_edu.perceptual.LPIPS`, on the device where it is to run; None leaves this metric out.
-        frechet: the features of the `FrechetDistance`.
-        batch_size: images at a time; it bounds memory and changes nothing else.
-        seed: of the bootstrap.
+        lpips: a `klvae_edu.perceptual.LPIPS` on the device to use; None leaves this metric out.
+        frechet: features of the `FrechetDistance`.
+        batch_size: images per batch; it affects memory, not the results.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: no model, fewer than two images that could be read, or a reconstruction of another shape.
+        ValueError: there is no model, fewer than two images can be read, or a reconstruction has another shape than
+            its original.
     """
     if not models:
         raise ValueError("evaluate: expected one model or more, got none")
     data = GivenImages(data) if isinstance(data, Tensor) else data
-    by_photograph = data.photographs >= ENOUGH
+    by_photograph = data.photographs >= MIN_UNITS
     metrics = (PSNR, SSIM, *([] if lpips is None else [LPIPS]), ENERGY)
     sums = {name: Sums(len(metrics)) for name in models}
     distances = {name: FrechetDistance(frechet, _device(model)) for name, model in models.items()}
@@ -192,7 +195,7 @@ def evaluate(
     quotients = {name: of_model.quotients() for name, of_model in sums.items()}
     found = {name: distance.compute() for name, distance in distances.items()}
     distance = next(iter(distances.values()))
-    enough = (data.photographs if by_photograph else count) >= ENOUGH
+    enough = (data.photographs if by_photograph else count) >= MIN_UNITS
     drawn_are = None if not enough else "photographs" if by_photograph else "images"
     about = {
         "data": {"what": data.what, "images": count, "photographs": data.photographs, "unreadable": data.report()},
@@ -204,7 +207,7 @@ def evaluate(
 
 
 def _measure(images: Tensor, originals: Tensor, lpips: nn.Module | None) -> tuple[Array, Array]:
-    """The metrics' numerators and denominators, each (B, metrics)."""
+    """Compute numerators and denominators of the metrics, each (B, metrics)."""
     values = [psnr(images, originals), ssim(images, originals)]
     if lpips is not None:
         device = next(lpips.buffers()).device
@@ -231,7 +234,7 @@ def _batches(data: EvaluationData, size: int) -> Iterator[tuple[list[Key], Tenso
 
 
 def bootstrap_weights(seed: int, key: Key) -> Array:
-    """How often what has this key counts: once as it is, then in each replicate."""
+    """Draw the weights of the unit with this key: 1 without resampling, then one weight per replicate."""
     return np.r_[1.0, np.random.default_rng((seed, *key)).poisson(1, REPLICATES)]
 
 
@@ -244,17 +247,17 @@ def _notes(about: dict[str, Any]) -> list[str]:
     notes = [f"{data['images']} images from {data['photographs']} photographs: {data['what']}."]
     drawn = f"95 % intervals in brackets: by a bootstrap of {REPLICATES} replicates"
     if intervals is None:
-        notes.append(f"No intervals: they take {ENOUGH} images or more.")
+        notes.append(f"No intervals: they need {MIN_UNITS} images or more.")
     elif intervals["drawn"] == "photographs":
         notes.append(
-            f"{drawn} that draw photographs, with all that is cut from one: how far the values would move with other "
-            "photographs like these."
+            f"{drawn} that draw photographs, each with all its crops. They show how much the values would change with "
+            "other photographs of the same kind."
         )
     else:
         notes.append(
-            f"{drawn} that draw crops, as {data['photographs']} photographs are too few to draw: how far the values "
-            "move with the places where these are cropped. With other photographs they may move by more."
+            f"{drawn} that draw crops, because {data['photographs']} photographs are too few. They show how much the "
+            "values would change with other crops of the same photographs. With other photographs they may change more."
         )
-    notes.append("Gradient energy: edges of blocks and noise count, too.")
+    notes.append("Gradient energy: block edges and noise add to it, too.")
     notes += [f"{name}: features of {source}." for name, source in sources.items()]
     return notes

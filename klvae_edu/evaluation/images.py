@@ -1,11 +1,10 @@
-"""What models are evaluated on: images one after the other, each with the photograph that it was cut from.
+"""Evaluation data: images, each with a key that identifies the photograph that it was cut from.
 
-Crops of one photograph resemble each other, so whoever says how sure a mean is has to know which those are.
+Crops of the same photograph are not independent. The bootstrap in `compare` needs the keys to group them.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
@@ -13,47 +12,49 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from klvae_edu.data import UnreadableImage, image_dataset
-from klvae_edu.data.all_images import centre
-from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops
-from klvae_edu.data.files import load_image
-from klvae_edu.data.sources import BUILT_IN, Folder, Mixture
+from klvae_edu.data.all_images import NumberedImages, folder_images
+from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops, unreadable_report
+from klvae_edu.data.sources import BUILT_IN, Mixture
 
-CROPS = 256
-Key = tuple[int, ...]  # which photograph
+CROPS = 256  # default number of held-out crops
+Key = tuple[int, ...]  # identifies a photograph
 
 
 class EvaluationData(Protocol):
     """Images to evaluate on.
 
-    Iterating gives (key, image): the image (3, H, W) in [-1, 1], the key that of the photograph it comes from.
+    Iteration yields (key, image): the image (3, H, W) in [-1, 1], and the key of the photograph that it comes from.
     """
 
-    what: str  # in words
+    what: str  # description of the images in words
 
     @property
     def photographs(self) -> int:
-        """How many there are; fewer at the end, when some could not be read."""
+        """Number of photographs. Unreadable ones are subtracted when they are met during iteration."""
 
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[tuple[Key, Tensor]]: ...
 
     def report(self) -> str | None:
-        """The files that could not be read, and why; None if there are none."""
+        """Report the files that could not be read, with the errors. None: there are none."""
 
 
 def evaluation_data(
     source: str, size: int, split: Literal["held-out", "all"] = "held-out", count: int | None = None
 ) -> HeldOutCrops | WholeImages:
-    """Square images of `size` pixels from `source`, which is one of `image_dataset`'s.
+    """Open square images of `size` pixels from `source`, a source of `image_dataset`.
 
     Args:
-        split: "held-out" for random crops, always the same, of the images that are never trained on; "all", for a
-            folder of which nothing was trained on: each image once, its largest centred square, scaled to `size`.
+        source: a source of `image_dataset`; for split "all" a folder.
+        size: side of the images in pixels.
+        split: "held-out": fixed random crops of the held-out images. "all": each image of a folder once, its largest
+            centred square, resized to `size`; for a folder that was not used in training.
         count: number of images; None: 256 crops, or all images of the folder.
 
     Raises:
-        ValueError: `source` makes no data set, is none that can be read whole, or `count` is below 1.
+        ValueError: `source` is not found or has no images, `split` is "all" and `source` is not a folder, or `count`
+            is below 1.
     """
     if count is not None and count < 1:
         raise ValueError(f"expected one image or more, got {count}")
@@ -61,7 +62,7 @@ def evaluation_data(
 
 
 class GivenImages:
-    """A batch of images (B, 3, H, W) in [-1, 1] that are there already, each a photograph of its own."""
+    """A batch of images (B, 3, H, W) in [-1, 1] in memory; each image counts as a photograph."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -105,56 +106,46 @@ class HeldOutCrops:
         return self.data.report()
 
 
-class WholeImages:
+class WholeImages(NumberedImages):
     """The first `count` images of a folder (None: all), each once: the largest centred square, as (3, size, size)."""
 
     def __init__(self, folder: str, size: int, count: int | None = None) -> None:
         if folder in BUILT_IN or folder.startswith("hf:"):
             raise ValueError(f"split: expected held-out for {folder}; all is for a folder of images of your own")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that one image is on both sides of the split is no matter here
-            both = [Folder(folder, "train"), Folder(folder, "held-out")]
-        self.root, self.size = both[0].root, size
-        self.names = sorted({name for side in both for name in side.names})[:count]
-        self.unreadable: list[str] = []  # the first reasons
+        names, read = folder_images(folder)
+        super().__init__(names[:count], read, size)
+        self.errors: list[str] = []  # of the first unreadable images
         self.failed = 0
         self.what = f"the centres of images in {folder}, scaled to {size}x{size} pixels"
 
     @property
     def photographs(self) -> int:
-        return len(self.names) - self.failed
-
-    def __len__(self) -> int:
-        return len(self.names)
+        return len(self) - self.failed
 
     def __iter__(self) -> Iterator[tuple[Key, Tensor]]:
-        self.unreadable, self.failed = [], 0
-        for number, name in enumerate(self.names):
+        self.errors, self.failed = [], 0
+        for number in range(len(self)):
             try:
-                image = load_image(self.root / name)
+                image = self.load(number)
             except UnreadableImage as error:
                 self.failed += 1
-                self.unreadable += [f"  {error}"] if self.failed <= NAMES_IN_REPORT else []
+                self.errors += [str(error)] if self.failed <= NAMES_IN_REPORT else []
                 continue
-            yield (number,), centre(image, self.size)
+            yield (number,), image
 
     def report(self) -> str | None:
-        if not self.failed:
-            return None
-        first = f"{self.failed} of {len(self.names)} images could not be read and are left out:"
-        left = self.failed - len(self.unreadable)
-        return "\n".join([first, *self.unreadable, *([f"  and {left} more"] if left else [])])
+        return unreadable_report(self.errors, self.failed, " and are left out", len(self)) if self.failed else None
 
 
 def _photograph_of(data: Dataset[Tensor], index: int) -> Key:
-    """The number of the image that crop `index`, which has been made, was cut from."""
+    """Return the number of the image that crop `index` was cut from. The crop must have been made before."""
     if isinstance(data, Mixture):
         turn, part = divmod(index, len(data.parts))
         return part, *_photograph_of(data.parts[part], turn)
     if isinstance(data, ImageCrops):
         count = len(data.images)
         return (next(n % count for n in range(index, index + count) if not data.unreadable[n % count]),)
-    return (index,)  # procedural: each is its own
+    return (index,)  # procedural: every image is independent
 
 
 def _photographs(data: Dataset[Tensor], count: int) -> int:

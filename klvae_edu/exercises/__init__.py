@@ -1,4 +1,4 @@
-"""The exercises of the course: `check` an answer, ask for a `hint` or the `solution`, look at your `progress`.
+"""The exercises of the course: `check` an answer, print a `hint` or the `solution`, see your `progress`.
 
 >>> from klvae_edu.exercises import check
 >>> reparameterize = check("01.2", ...)
@@ -26,28 +26,28 @@ EXERCISES: dict[str, Exercise] = {
     for exercise in notebook.EXERCISES
 }
 
-_PROGRESS_FILE = Path(".klvae_progress.json")  # in the working folder, which for a notebook is its own
+_PROGRESS_FILE = Path(".klvae_progress.json")  # in the working folder: a notebook's own folder
 _passed: set[str] = set()  # in this session
 _hints_given: dict[str, int] = {}
 
 
 class CheckFailed(AssertionError):
-    """A check that did not pass, in strict mode."""
+    """A check did not pass in strict mode (KLVAE_EDU_STRICT=1)."""
 
 
 def check(id: str, attempt: Any) -> Any:
-    """Judge an attempt, print one line on it, and return what to go on with.
+    """Judge an attempt, print the verdict in one line, and return the function or class for the cells below.
 
     Args:
         id: of the exercise, "NN.M".
         attempt: your function or class itself, not its result.
 
     Returns:
-        `attempt` when it passed, else the finished version, so that the notebook runs on.
+        `attempt` if it passed, else the reference solution, so that the cells below run.
 
     Raises:
-        ValueError: no such exercise.
-        CheckFailed: it did not pass, and the environment variable KLVAE_EDU_STRICT is set to 1.
+        ValueError: no such exercise; the message lists similar ones.
+        CheckFailed: the attempt did not pass, and the environment variable KLVAE_EDU_STRICT is set to 1.
     """
     exercise = _find(id)
     if attempt is exercise.reference:  # `name = check(id, name)` run twice, after a check that did not pass
@@ -67,7 +67,7 @@ def check(id: str, attempt: Any) -> Any:
 
 
 def hint(id: str) -> None:
-    """Print the next hint for an exercise: the first time the first, and so on.
+    """Print the next hint for an exercise; the first call prints the first hint.
 
     Raises:
         ValueError: no such exercise.
@@ -82,7 +82,7 @@ def hint(id: str) -> None:
 
 
 def solution(id: str) -> None:
-    """Show the source of the finished version, and say where the package does the same.
+    """Show the source of the reference solution, and name the same code in the package.
 
     Raises:
         ValueError: no such exercise.
@@ -93,12 +93,12 @@ def solution(id: str) -> None:
     ipython = sys.modules.get("IPython")
     if ipython is None or ipython.get_ipython() is None:
         print(text)
-    else:  # a notebook colours the code in a Markdown block
+    else:  # a notebook highlights the code of a Markdown block
         ipython.display.display({"text/markdown": f"```python\n{text}\n```", "text/plain": text}, raw=True)
 
 
 def progress() -> None:
-    """Print which exercises are passed, in this session or, in this folder, in an earlier one."""
+    """Print which exercises are passed: in this session, or in earlier ones in the same folder."""
     passed = _passed | _recall()
     for exercise in EXERCISES.values():
         print(f"{exercise.id}  {exercise.title:<45}  {'passed' if exercise.id in passed else 'open'}")
@@ -114,7 +114,7 @@ def _find(id: str) -> Exercise:
 
 
 def _remember(id: str) -> None:
-    """Add to what is passed, and to the file, if it can be written. A lost file costs a table its ticks, no more."""
+    """Record a passed exercise, also in the progress file if it can be written. The file is only for `progress`."""
     _passed.add(id)
     if _unattended():
         return
@@ -137,5 +137,5 @@ def _recall() -> set[str]:
 
 
 def _unattended() -> bool:
-    """Whether a test or the builder runs the notebook, which then must not depend on a file, nor leave one."""
+    """Tell whether a test or the builder runs the notebook. Then no progress file is read or written."""
     return bool(os.environ.get("KLVAE_EDU_QUIET"))

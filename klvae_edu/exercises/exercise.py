@@ -1,4 +1,4 @@
-"""An exercise, the verdict on an attempt, and the sandbox in which attempts run."""
+"""`Exercise`, the verdict on an attempt, and the sandbox in which attempts run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-Judge = Callable[[Any], str | None]  # what is wrong with an attempt, or None
+Judge = Callable[[Any], str | None]  # describes the mistake in an attempt; None: it passes
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `Exercise.run` says of an attempt. The message is one line, empty when the attempt passed."""
+    """Result of `Exercise.run`. The message is one line; it is empty if the attempt passed."""
 
     passed: bool
     attempted: bool
@@ -32,15 +32,15 @@ class Exercise:
     id: str  # "NN.M": notebook and number
     title: str
     notebook: str  # the notebook's name, without .ipynb
-    minutes: int  # a reader's, roughly
+    minutes: int  # approximate time for a reader
     difficulty: int  # 1 (easy) to 5
-    reference: Any  # the finished version: what `check` goes on with, and `solution` shows
-    in_package: tuple[Any, ...]  # where the package does the same
-    hints: tuple[str, ...]  # from a nudge to nearly everything
+    reference: Any  # the solution: returned by `check`, shown by `solution`
+    in_package: tuple[Any, ...]  # functions or classes of the package that do the same
+    hints: tuple[str, ...]  # from a small hint to nearly the solution
     judge: Judge
 
     def run(self, attempt: Any) -> Verdict:
-        """Judge an attempt. Whatever the attempt does, nothing is raised, printed, or left changed."""
+        """Judge an attempt in a sandbox: its exceptions, output and changes of random states have no effect outside."""
         if attempt is None or attempt is ...:
             return Verdict(passed=False, attempted=False)
         with _sandbox():
@@ -54,24 +54,24 @@ class Exercise:
 
 
 class Blank(Exception):
-    """The skeleton as it was handed out."""
+    """The attempt is the unchanged skeleton."""
 
 
 class OpenGap(Exception):
-    """A skeleton of which some gaps are filled."""
+    """Some gaps of the skeleton are filled, and others are still open."""
 
 
 class NothingReturned(Exception):
-    """An attempt without a result. No skeleton returns None, so that something was written."""
+    """The attempt returned None. No skeleton does, so the learner has written something."""
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns.
+    """Call an attempt, and return its result.
 
     Raises:
-        Blank: it is still the skeleton (`raise NotImplementedError`, `a, b = ...` or `return ...`).
-        OpenGap: it ran into another `...`.
-        NothingReturned: it returned None.
+        Blank: the function is still the skeleton (`raise NotImplementedError`, `a, b = ...` or `return ...`).
+        OpenGap: another `...` is still in it.
+        NothingReturned: the function returned None.
     """
     try:
         result = function(*arguments)
@@ -96,7 +96,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _raised_in_pytorch(error: BaseException) -> bool:
-    """Whether something that is not there was called, such as the forward of an nn.ModuleList: that is no blank."""
+    """Tell whether PyTorch raised the error, as for the missing forward of an nn.ModuleList. This is no skeleton."""
     traceback = error.__traceback__
     while traceback and traceback.tb_next:
         traceback = traceback.tb_next
@@ -104,7 +104,7 @@ def _raised_in_pytorch(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """One line on an exception that an attempt raised."""
+    """Describe in one line the exception that an attempt raised."""
     if isinstance(error, OpenGap):
         return f"a gap `...` is still open ({error})"
     if isinstance(error, NothingReturned):
@@ -113,14 +113,14 @@ def explain(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The exception's type and text, shortened."""
+    """Return the type and text of an exception, at most 160 characters."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 @contextlib.contextmanager
 def _sandbox() -> Iterator[None]:
-    """Silence, gradients on, and every random state as it was before."""
+    """Suppress output and warnings, enable gradients, and restore every random state at the end."""
     states = random.getstate(), np.random.get_state()
     silence = io.StringIO()
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]

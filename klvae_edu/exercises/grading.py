@@ -1,12 +1,12 @@
-"""Grading: every handed-in notebook runs in a process of its own, and its answers are judged by this package.
+"""Grade handed-in notebooks: each runs in its own process, and the judges of this package check its answers.
 
-    teacher's process                          one process for each notebook
-    reads the notebook, starts the other  -->  imports the exercises for itself; runs the cells; judges each answer
-    waits, with a time limit              <--  writes its verdicts into a pipe that printing does not reach
+    teacher's process                            one process for each notebook
+    reads the notebook, starts the other     -->  imports the exercises; runs the cells; judges each answer
+    waits for the verdicts, up to a limit    <--  writes its verdicts to a pipe that `print` does not reach
 
-What a notebook prints, stores as output, or makes of the name `check` counts for nothing: an exercise is passed when
-the package's own judge has passed an object of the notebook's. But a notebook is a program and runs with the rights of
-whoever grades it: one written to cheat by reaching into its process, or to do harm, is not stopped here.
+An exercise is passed when the package's own judge accepts an object from the notebook. Printed text, stored outputs and
+another function named `check` have no effect. But a notebook is a program, and it runs with the rights of the user who
+grades it. A notebook that manipulates its process in order to cheat, or that does harm, is not stopped here.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ Report = Callable[..., None]
 
 @dataclass(frozen=True)
 class Grade:
-    """What became of one exercise in one handed-in notebook."""
+    """The result of one exercise in one handed-in notebook."""
 
     student: str
-    notebook: str  # the file, below the folder of hand-ins
-    exercise: str  # "NN.M"; empty where the file is no notebook of the course
+    notebook: str  # path of the file, relative to the folder of hand-ins
+    exercise: str  # "NN.M"; empty if the file is no notebook of the course
     state: State
     message: str = ""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one notebook's process."""
+    """Limits for the process of one notebook."""
 
     seconds: float = 600.0
-    gigabytes: float = 6.0  # of memory, where the system can limit it (Linux)
+    gigabytes: float = 6.0  # of memory; only Linux can limit it
 
 
 def hand_ins(folder: Path) -> list[tuple[str, Path]]:
-    """(student, file) of every notebook: FOLDER/STUDENT/….ipynb, or FOLDER/STUDENT.ipynb.
+    """List (student, file) for every notebook FOLDER/STUDENT/….ipynb or FOLDER/STUDENT.ipynb.
 
     Raises:
         ValueError: there is no such folder, or no notebook in it.
@@ -62,7 +62,7 @@ def hand_ins(folder: Path) -> list[tuple[str, Path]]:
 
 
 def grade(folder: Path, limits: Limits) -> Iterator[list[Grade]]:
-    """The grades of one handed-in notebook after the other, those of each for every exercise of its notebook.
+    """Yield the grades of each handed-in notebook: one grade for every exercise of this notebook of the course.
 
     Raises:
         ValueError: there is no such folder, or no notebook in it.
@@ -91,7 +91,7 @@ def _without_verdict(id: str, trouble: str) -> tuple[State, str]:
 
 
 def _exercises_of(text: str) -> list[str]:
-    """The ids of the notebook of which most exercises are mentioned: file names do not survive handing in."""
+    """List the exercises of the notebook whose exercises the text mentions most. File names are not reliable."""
     from klvae_edu.exercises import EXERCISES
 
     mentioned = {id for id in re.findall(r"\b\d\d\.\d+\b", text) if id in EXERCISES}
@@ -100,8 +100,8 @@ def _exercises_of(text: str) -> list[str]:
 
 
 def _run(cells: list[str], limits: Limits) -> tuple[dict[str, tuple[State, str]], str]:
-    """Run the cells in a new process. Returns its verdicts, and what went wrong, if anything did."""
-    token = secrets.token_hex()  # a line without it is not the judge's
+    """Run the cells in a new process. Returns its verdicts, and a description of a failure, empty if there is none."""
+    token = secrets.token_hex()  # marks the lines that the judge wrote
     settings = {"KLVAE_EDU_QUIET": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg"}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         environment = os.environ | settings | {"IPYTHONDIR": folder}
@@ -122,13 +122,13 @@ def _run(cells: list[str], limits: Limits) -> tuple[dict[str, tuple[State, str]]
         except subprocess.TimeoutExpired:
             late = True
             _kill(process)
-            output = _what_was_written(process)
+            output = _output_so_far(process)
         finally:
             _kill(process)
     lines = [line for line in map(_parse, output.splitlines()) if line.pop("token", None) == token]
     verdicts: dict[str, tuple[State, str]] = {}
     for line in lines:
-        if "exercise" in line and verdicts.get(line["exercise"], ("",))[0] != "passed":  # once passed is passed
+        if "exercise" in line and verdicts.get(line["exercise"], ("",))[0] != "passed":  # a later verdict does not undo a pass
             verdicts[line["exercise"]] = (line["state"], line["message"])
     if late:
         return verdicts, f"stopped after {limits.seconds:g} s"
@@ -138,7 +138,7 @@ def _run(cells: list[str], limits: Limits) -> tuple[dict[str, tuple[State, str]]
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the process and what it started."""
+    """Kill the process and the processes that it started."""
     try:
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
@@ -148,10 +148,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         pass
 
 
-def _what_was_written(process: subprocess.Popen[bytes]) -> bytes:
+def _output_so_far(process: subprocess.Popen[bytes]) -> bytes:
     try:
         return process.communicate(timeout=5)[0]
-    except subprocess.TimeoutExpired as error:  # something that got away holds the pipe open
+    except subprocess.TimeoutExpired as error:  # a process that was not killed holds the pipe open
         return error.stdout or b""
 
 
@@ -167,7 +167,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 def _work() -> None:
-    """Read the task from standard input and run it; verdicts go, as lines of JSON, to what was standard output."""
+    """Read the task from standard input and run it. Verdicts are written as JSON lines to the original stdout."""
     task = json.loads(sys.stdin.buffer.read())
     channel, nowhere = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -181,7 +181,7 @@ def _work() -> None:
     _judge_checks(report)
     _run_cells(task["cells"], report)
     report(done="")
-    os._exit(0)  # threads and exit handlers of the notebook have had their time
+    os._exit(0)  # without exit handlers and threads of the notebook
 
 
 def _limit_memory(gigabytes: float) -> None:
@@ -192,18 +192,18 @@ def _limit_memory(gigabytes: float) -> None:
 
 
 def _judge_checks(report: Report) -> None:
-    """Let `check` in the notebook's copy of the package ask a judge in another copy, and report the verdict."""
+    """Replace `check` in the notebook's copy of the package: it asks the judges of a second copy and reports."""
     from klvae_edu.exercises import EXERCISES as judges
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "klvae_edu"]:
-        del sys.modules[name]  # what the notebook imports and changes is not what judges it
+        del sys.modules[name]  # the notebook imports, and may change, a new copy
     import klvae_edu.exercises as notebooks
 
-    finished, ask = {id: it.reference for id, it in notebooks.EXERCISES.items()}, notebooks.check
+    finished, original = {id: it.reference for id, it in notebooks.EXERCISES.items()}, notebooks.check
 
     def check(id: str, attempt: Any) -> Any:
         if id not in judges:
-            return ask(id, attempt)  # which says what is near
+            return original(id, attempt)  # raises a ValueError that lists similar ids
         if attempt is finished[id]:
             report(exercise=id, state="not attempted", message="this is the finished version")
             return attempt
@@ -216,7 +216,7 @@ def _judge_checks(report: Report) -> None:
 
 
 def _run_cells(cells: list[str], report: Report) -> None:
-    """Run every cell as a kernel does, also after one that failed; the first failure is reported."""
+    """Run every cell like a kernel, also after a failed one. The first failure is reported."""
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 

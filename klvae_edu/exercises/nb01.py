@@ -231,7 +231,7 @@ _LARGE = (probe((4, 6, 2, 8), scale=25.0),)
 
 
 def _read(cls: Any, look: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """What `look` finds in the object that the class makes of some parameters."""
+    """Apply `look` to the object that the class makes from some parameters."""
     return lambda parameters, *rest: look(cls(parameters, **options), *rest)
 
 

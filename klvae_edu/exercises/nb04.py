@@ -40,7 +40,7 @@ def upsample(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch
 
 
 def receptive_field(layers: list[tuple[int, int]]) -> int:
-    """How many input pixels in a row one output pixel sees, for (kernel, stride) pairs from input to output."""
+    """Count the input pixels in a row that one output pixel sees, for (kernel, stride) pairs from input to output."""
     field, jump = 1, 1
     for kernel, stride in layers:
         field += (kernel - 1) * jump

@@ -440,7 +440,7 @@ def _staged(of: type[nn.Module], stages: Callable[[Stages, nn.Module], Stages]) 
 
 
 def _common_mistakes(of: type[nn.Module]) -> tuple[ModuleMistake, ...]:
-    """What both halves invite."""
+    """List the mistakes that occur in both encoder and decoder."""
     return (
         (
             "the mid block is made and not used: it stands where the map is smallest",

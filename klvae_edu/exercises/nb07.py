@@ -873,7 +873,7 @@ STEP_MISTAKES: tuple[tuple[str, _Step], ...] = (
 
 
 def _played(step: Callable[..., Any]) -> Callable[..., Any]:
-    """What a step leaves behind: its loss, the discriminator's weights, and the gradient in what made the fakes."""
+    """Make a function that returns a step's loss, the discriminator's new weights, and the gradients in the decoder."""
 
     def play(images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         torch.manual_seed(0)

@@ -312,7 +312,7 @@ def _networks(seed: int) -> tuple[AutoencoderKL, NLayerDiscriminator, Tensor]:
 
 
 def _stepping(step: Callable[..., Any]) -> Callable[[int, float, float], tuple[Tensor, Tensor]]:
-    """What a step returns, and how far it moves the autoencoder, whose gradients were not empty before."""
+    """Make a function that returns a step's result and the change of the weights. Gradients are not empty before it."""
 
     def stepped(seed: int, disc_weight: float, kl_weight: float) -> tuple[Tensor, Tensor]:
         vae, discriminator, images = _networks(seed)
@@ -504,7 +504,7 @@ _CALL, _SEEN, _JUDGED_BY = "the autoencoder's step", "with the adversarial term"
 
 
 def _timeline(attempt: Callable[..., Any], disc_start: int, disc_warmup: int) -> list[str]:
-    """What happens in steps 1 to 6, in words."""
+    """Describe in words what happens in steps 1 to 6."""
     images, made = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
     happened: list[str] = []
 
@@ -834,7 +834,7 @@ _SNAPSHOT_RAISED = (
 
 
 def _as_kept(run: Run) -> dict[str, Any]:
-    """What a snapshot has to hold, in a form that can be compared."""
+    """Copy the state that a snapshot has to hold, in a form that can be compared."""
     return {
         "model": [*map(torch.clone, run.model.state_dict().values())],
         "average": [*map(torch.clone, run.average.state_dict().values())],
@@ -895,7 +895,7 @@ def _judge_snapshot(attempt: Any) -> str | None:
 
 
 def _does(mistake: Callable[[Run], Any], wrong: list[str]) -> bool:
-    """Whether the same parts are wrong after this mistake; some cannot be restored at all."""
+    """Tell whether the same parts are wrong after this mistake. Some mistakes cannot be restored at all."""
     try:
         return _wrong_after_restoring(mistake) == wrong
     except Exception:
@@ -903,7 +903,7 @@ def _does(mistake: Callable[[Run], Any], wrong: list[str]) -> bool:
 
 
 def _alike(mine: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two snapshots of equal runs hold the same averaged weights."""
+    """Tell whether two snapshots of equal runs hold the same averaged weights."""
     if "average" not in mine:
         return True
     return _equal([*mine["average"].values()], [*other["average"].values()])
@@ -936,7 +936,7 @@ EXERCISES = (
         minutes=15,
         difficulty=4,
         reference=surrogate,
-        in_package=(steps.generator_backward,),
+        in_package=(steps.generator_losses,),
         hints=(
             "Which linear function of x has the gradient g everywhere?",
             "leaf = reconstruction.detach().requires_grad_() ends a graph; then torch.autograd.grad(loss(leaf), leaf).",
@@ -951,7 +951,7 @@ EXERCISES = (
         minutes=10,
         difficulty=2,
         reference=training_step,
-        in_package=(trainer.training_step,),
+        in_package=(trainer.train,),
         hints=(
             "Steps are counted from 1. With disc_start=4 the autoencoder makes four steps alone: which is the first "
             "with the adversarial term?",

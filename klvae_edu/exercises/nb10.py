@@ -93,7 +93,7 @@ class _Made(TorchFunctionMode):
         self.of_batch.append([])
 
     def earlier_is_held(self) -> bool:
-        """Whether anything large of a batch before the last one is still there."""
+        """Tell whether a large tensor of an earlier batch is still in memory."""
 
         def alive() -> bool:
             return any(made() is not None for batch in self.of_batch[:-1] for made in batch)
@@ -332,8 +332,6 @@ STATISTICS_MISTAKES = (
 
 # 10.2
 
-_Fit = Callable[[Tensor, Tensor], Any]
-
 
 def _rows(x: Tensor) -> Tensor:
     """(B, C, h, w) -> (B·h·w, C)."""
@@ -483,8 +481,6 @@ PREVIEW_MISTAKES = (
 )
 
 # 10.3
-
-_Sample = Callable[[DiagonalGaussianDistribution, float, Tensor], Any]
 
 
 def _of_moments(code: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
-"""`Explorer`: a few sliders, the picture they make, and a line of text on it.
+"""`Explorer`: a few sliders, a picture that depends on them, and a caption.
 
-It works in JupyterLab and on Colab (ipywidgets 7 and 8). A notebook that is only read, without a kernel, shows a sheet
-of pictures at several settings in its place; a page of HTML can have a flipbook of them.
+It works in JupyterLab and on Colab (ipywidgets 7 and 8). Without a kernel, a notebook shows a contact sheet instead:
+pictures at several settings. An HTML page can show a flipbook of them.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from klvae_edu import plots
 from klvae_edu.explore.controls import Choice, Slider
 from klvae_edu.explore.flipbook import Page, flipbook
 
-FLIPBOOK = "KLVAE_EDU_FLIPBOOK"  # an environment variable: when it is set, notebooks display flipbooks, no widgets
+FLIPBOOK = "KLVAE_EDU_FLIPBOOK"  # environment variable; if it is set, notebooks display flipbooks instead of widgets
 
 _SHEET_WIDTH = 800  # of the contact sheet, in pixels
-_SETTINGS = 3  # of each control on it, where there are several controls
-_PAGES, _PAGE_SIDE = 24, 380  # of a flipbook: pages of all controls together, about, and their longest side
-_JPEG_QUALITY, _STORED_QUALITY = 90, 75  # of the live picture, and of what is stored in a file
+_SETTINGS = 3  # settings of each control on a contact sheet of several controls
+_PAGES, _PAGE_SIDE = 24, 380  # flipbook: approximate number of pages of all controls, and their longest side in pixels
+_JPEG_QUALITY, _STORED_QUALITY = 90, 75  # of the live picture, and of pictures stored in a file
 
 
 class Pictured(widgets.VBox):  # type: ignore[misc]
-    """Widgets below each other, with a picture for readers who have no kernel."""
+    """A column of widgets with a static picture for readers without a kernel."""
 
     def still(self) -> tuple[str, bytes, str]:
-        """The picture in their place: its MIME type, its bytes, and its alt text."""
+        """Return the static picture: its MIME type, its bytes, and its alt text."""
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The live widget, and the still picture beside it."""
-        live = getattr(super(), "_repr_mimebundle_", dict)  # ipywidgets 7 has another way to display itself
+        """Return the representations for Jupyter: the live widget and the static picture."""
+        live = getattr(super(), "_repr_mimebundle_", dict)  # missing in ipywidgets 7, which uses another method
         mime, picture, alt = self.still()
         return {**(live(**kwargs) or {"text/plain": repr(self)}), mime: picture}, {mime: {"alt": alt}}
 
 
 class Explorer(Pictured):
-    """Controls over a picture, drawn anew whenever one of them moves.
+    """Controls above a picture that is redrawn when one of them is moved.
 
     Args:
-        draw: called with the controls' values by name. It returns an (H, W, 3) uint8 array, a PIL image, a Tensor
-            (3, H, W) in [-1, 1], or a matplotlib figure; or a pair of that and a sentence, which is added to the
-            caption: what was measured in passing. When it raises, the message is shown and the last picture stays;
-            only the first time the exception passes on.
+        draw: function of the controls' values by name. It returns an (H, W, 3) uint8 array, a PIL image, a Tensor
+            (3, H, W) in [-1, 1], or a matplotlib figure. It may also return a pair of a picture and a sentence, such as
+            a measurement; the sentence is added to the caption. If the first call raises, the exception is raised
+            here. If a later call raises, its message is shown and the last picture stays.
         controls: `Slider` or `Choice` by name.
-        alt: what the picture shows: a sentence, or a function of the same values. It is shown above the picture.
-        title: shown above.
-        format: "jpeg" is quick to send, for photographs; "png" is sharper, for plots.
-        thumbnail: the longest side of a picture on the contact sheet, in pixels.
+        alt: caption, shown above the picture and used as its alt text: a sentence, or a function of the same values.
+        title: heading.
+        format: "jpeg" is small, for photographs; "png" is sharp, for plots.
+        thumbnail: longest side of a picture on the contact sheet, in pixels.
 
     Raises:
-        ValueError: no controls.
+        ValueError: there are no controls, or `draw` returns something else.
 
     Example:
         >>> Explorer(lambda beta: frames[beta], {"beta": Choice("KL weight β", list(frames))}, alt="…")
@@ -80,9 +80,9 @@ class Explorer(Pictured):
         self._draw, self._alt, self.title, self._specs = draw, alt, title, dict(controls)
         self._thumbnail = thumbnail
         self.controls = {name: spec.widget() for name, spec in controls.items()}
-        for control in self.controls.values():  # wide enough for the longest label, and the sliders below each other
+        for control in self.controls.values():  # room for the longest label; all sliders are aligned
             control.style.description_width = f"{max(len(spec.label) for spec in controls.values()) + 1}ch"
-        self._drawn = self.values  # the settings of the picture that is shown
+        self._drawn = self.values  # settings of the picture that is shown
         self._pixels, self._caption = self._picture(self._drawn)
         # Without align_self the column would stretch the picture to its own width.
         layout = {"align_self": "flex-start", "max_width": "100%"}
@@ -95,11 +95,11 @@ class Explorer(Pictured):
 
     @property
     def values(self) -> dict[str, Any]:
-        """The controls' settings by name."""
+        """Current settings of the controls by name."""
         return {name: control.value for name, control in self.controls.items()}
 
     def contact_sheet(self) -> Figure:
-        """Small pictures at several settings: each control is moved, while the others stay where they are."""
+        """Draw small pictures at several settings: one control at a time is moved, the others keep their settings."""
         pictures, captions = [], []
         for name, row in self._sheet().items():
             pictures += [_shrunk(self._at({**self.values, name: setting})[0], self._thumbnail) for setting in row]
@@ -112,8 +112,8 @@ class Explorer(Pictured):
         return f"Explorer({self.title!r}: {', '.join(spec.label for spec in self._specs.values())})"
 
     def refresh(self) -> None:
-        """Draw the picture anew, for the settings as they are."""
-        # An exception in a callback of ipywidgets would vanish into a log that nobody reads.
+        """Redraw the picture for the current settings; show the message if `draw` raises."""
+        # An exception in a callback of ipywidgets would only appear in a log.
         values = self.values
         try:
             self._pixels, self._caption = self._picture(values)
@@ -126,7 +126,7 @@ class Explorer(Pictured):
             self.status.value = status_line(self._caption)
 
     def still(self) -> tuple[str, bytes, str]:
-        """The contact sheet, and the settings that it shows."""
+        """Return the contact sheet; its alt text lists the settings."""
         rows = (
             f"{self._specs[name].label} = {', '.join(map(self._specs[name].text, row))}"
             for name, row in self._sheet().items()
@@ -138,17 +138,17 @@ class Explorer(Pictured):
         return "image/jpeg", encode_pixels(plots.figure_to_image(sheet), format, _STORED_QUALITY), alt
 
     def flipbook(self) -> str:
-        """HTML with a slider for each control and a picture for each of its settings; it needs no kernel, no network.
+        """Return HTML with a slider for each control and a picture for each setting; no kernel or network is needed.
 
-        Each control is moved while the others stay where they are. It is not among what a notebook stores: viewers
-        prefer HTML to a picture, those that drop scripts (GitHub) would be left with a slider that does nothing, and
-        its bytes may differ in a rounded pixel from one run to the next. Where `KLVAE_EDU_FLIPBOOK` is set while a
-        notebook is executed, for an HTML edition of it, explorers display this instead of themselves.
+        One control at a time is moved, the others keep their settings. A notebook does not store the flipbook, for two
+        reasons. Viewers prefer HTML to a picture, and those that remove scripts (GitHub) would show a slider without
+        function. Its bytes may also differ between runs by a rounded pixel. If `KLVAE_EDU_FLIPBOOK` is set while a
+        notebook is executed, for its HTML edition, explorers display the flipbook instead of the widgets.
         """
         values = self.values
         sliders = {}
         for name, spec in self._specs.items():
-            settings = spec.including(values[name], spec.some(max(3, _PAGES // len(self._specs))))
+            settings = spec.including(values[name], spec.evenly_spaced(max(3, _PAGES // len(self._specs))))
             pages = [self._page({**values, name: setting}, spec.text(setting)) for setting in settings]
             sliders[spec.label] = pages, settings.index(values[name])
         return flipbook(self.title, sliders)
@@ -167,17 +167,17 @@ class Explorer(Pictured):
         return _pixels(picture), caption
 
     def _sheet(self) -> dict[str, list[Any]]:
-        """The settings of each control that the contact sheet shows."""
+        """Return the settings of each control on the contact sheet."""
         count = 9 if len(self._specs) == 1 else _SETTINGS
-        return {name: spec.some(count) for name, spec in self._specs.items()}
+        return {name: spec.evenly_spaced(count) for name, spec in self._specs.items()}
 
     def _at(self, values: dict[str, Any]) -> tuple[plots.Pixels, str]:
-        """Picture and caption at these settings, the controls left alone; grey where nothing can be drawn."""
+        """Return picture and caption at these settings without moving the controls; grey if `draw` raises."""
         if values == self._drawn:
             return self._pixels, self._caption
         try:
             return self._picture(values)
-        except Exception as error:  # the live widget says it in full
+        except Exception as error:  # the live widget shows the full message
             return np.full_like(self._pixels, 128), f"Not drawn: {error}"
 
     def _page(self, values: dict[str, Any], setting: str) -> Page:
@@ -204,18 +204,19 @@ def _in_rows(items: list[Any], columns: int) -> list[list[Any]]:
 
 
 def _shrunk(pixels: plots.Pixels, side: int) -> plots.Pixels:
-    """`pixels` with no side longer than `side`."""
+    """Shrink `pixels` so that no side is longer than `side`."""
     small = Image.fromarray(pixels)
     small.thumbnail((side, side))
     return np.asarray(small)
 
 
 def encode_pixels(pixels: plots.Pixels, format: str, quality: int = _JPEG_QUALITY) -> bytes:
+    """Encode (H, W, 3) uint8 pixels as an image file of this format."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format=format, quality=quality)
     return buffer.getvalue()
 
 
 def status_line(text: str) -> str:
-    """A line of HTML that screen readers read out when it changes."""
+    """Return a line of HTML that screen readers announce when it changes."""
     return f'<div role="status" aria-live="polite">{html.escape(text)}</div>'

@@ -1,4 +1,4 @@
-"""A flipbook: pictures under sliders in one piece of HTML, which needs neither a kernel nor a network."""
+"""Flipbook: sliders and pictures in one piece of HTML that needs neither a kernel nor a network."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 
 class Page(NamedTuple):
-    """One picture of a flipbook: the slider's setting in words, the bytes of a JPEG, and what it shows."""
+    """One picture of a flipbook: the slider's setting as text, the bytes of a JPEG, and the caption."""
 
     setting: str
     jpeg: bytes
     caption: str
 
 
-# Handlers stand in the elements themselves: notebook viewers insert HTML in ways in which a <script> may not run, and
-# this way any number of flipbooks get along on one page. A slider that is moved sends the others back to their places.
+# Event handlers are attributes of the elements, because some notebook viewers insert HTML without running a <script>.
+# This also allows several flipbooks on one page. Moving a slider resets the other sliders to their initial settings.
 _ON_INPUT = """
 const book = this.closest('figure'), pictures = book.querySelectorAll('img');
 for (const slider of book.querySelectorAll('input')) {
@@ -34,9 +34,9 @@ book.querySelector('figcaption').textContent = pictures[shown].alt;
 
 
 def flipbook(title: str, sliders: Mapping[str, tuple[Sequence[Page], int]]) -> str:
-    """HTML with one slider for each label, its pages and the position at which it starts.
+    """Build the HTML of a flipbook from its sliders: label -> (pages, position of the initial page).
 
-    All sliders start on the same picture; a picture that several of them show is there once.
+    All sliders start on the same picture. A picture that several sliders show is stored once.
 
     Raises:
         ValueError: the sliders start on different pictures.
@@ -45,7 +45,7 @@ def flipbook(title: str, sliders: Mapping[str, tuple[Sequence[Page], int]]) -> s
     if len(starts) != 1:
         raise ValueError(f"flipbook: expected sliders that start on the same picture, got {len(starts)} pictures")
     (start,) = starts
-    numbers = {start: 0}  # of each picture with its caption; the one that is shown at first comes first
+    numbers = {start: 0}  # (picture, caption) -> number; the initial picture has number 0
     rows = []
     for label, (pages, position) in sliders.items():
         pictures = [numbers.setdefault(page[1:], len(numbers)) for page in pages]

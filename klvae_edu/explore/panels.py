@@ -1,10 +1,11 @@
-"""Panels: a photograph's latent under sliders. Each is an `Explorer` over a function of `latents`.
+"""Panels: explorers in which sliders edit the latent of a photograph. Each applies a function of `latents`.
 
-The photograph is encoded once; a slider only decodes. It is the whole latent that is decoded, however small the change:
-the decoder's attention and its GroupNorms look at all of it, so that every pixel may answer. What a panel shows depends
-on its sliders and the photograph alone, not on where the sliders were before.
+The photograph is encoded once; moving a slider only decodes. The whole latent is decoded even after a small change:
+the decoder's attention and its GroupNorms use the whole feature map, so every pixel may change. A panel shows a
+function of its sliders and the photograph, independent of earlier settings.
 
-A photograph is an image (3, H, W) or (1, 3, H, W) in [-1, 1], or a `Photograph`, whose panels change with it.
+A photograph is an image (3, H, W) or (1, 3, H, W) in [-1, 1], or a `Photograph`. When a `Photograph` is replaced, its
+panels are redrawn.
 Used in notebook 10.
 """
 
@@ -21,28 +22,28 @@ from klvae_edu import latents, plots
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.explore.controls import Choice, Slider
 from klvae_edu.explore.explorer import Explorer
-from klvae_edu.explore.mosaic import beside, frame, sheet
+from klvae_edu.explore.montage import frame, montage, side_by_side
 from klvae_edu.explore.photograph import SIDE, Encoded, Photograph, encode
 from klvae_edu.metrics import psnr
 
 MUTE_NONE, MUTE_THIS, MUTE_OTHERS = "none", "this channel", "the other channels"
 LINE, ARC = "straight line", "arc"
-CHANGE_SHOWN = 4  # the change of a picture is shown that many times as strong as it is
+CHANGE_SHOWN = 4  # factor by which the change of a picture is amplified for display
 
-_THUMBNAIL = 144  # pixels for a pair of pictures on the contact sheet: a notebook stores a sheet for each panel
+_THUMBNAIL = 144  # longest side in pixels on a contact sheet; small, because a notebook stores one sheet per panel
 
 
 def channels(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
-    """One channel shifted and scaled, it or all others muted: the decoded picture, and beside it all channels."""
+    """Shift, scale or mute one channel, or mute all others. Left: the decoded picture; right: all channels."""
     subject, count = _subject(vae, image), vae.config.latent_channels
 
     def draw(channel: int, shift: float, scale: float, mute: str) -> plots.Pixels:
         z = edited = subject().z
         for other in range(count) if mute == MUTE_OTHERS else ():
             edited = latents.edit_channel(edited, other, mute=other != channel)
-        deviation = z[:, channel].std().item()
-        edited = latents.edit_channel(edited, channel, shift * deviation, scale, mute=mute == MUTE_THIS)
-        return beside(_decode(vae, edited), _channel_sheet(edited, like=z, marked=channel))
+        std = z[:, channel].std().item()
+        edited = latents.edit_channel(edited, channel, shift * std, scale, mute=mute == MUTE_THIS)
+        return side_by_side(_decode(vae, edited), _channel_sheet(edited, like=z, marked=channel))
 
     def caption(channel: int, shift: float, scale: float, mute: str) -> str:
         return (
@@ -52,7 +53,7 @@ def channels(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
 
     controls: dict[str, Slider | Choice] = {
         "channel": Choice("Channel", range(count)),
-        "shift": Slider("Shift in deviations", -3, 3, 0.1, 1.5),  # not 0: the channels differ at first sight
+        "shift": Slider("Shift in std", -3, 3, 0.1, 1.5),  # not 0: each channel shows an effect at once
         "scale": Slider("Scale", -1, 3, 0.1, 1),
         "mute": Choice("Mute", [MUTE_NONE, MUTE_THIS, MUTE_OTHERS]),
     }
@@ -60,7 +61,7 @@ def channels(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
 
 
 def temperature(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
-    """A sample of the posterior, its noise taken many times as strong, beside the mode."""
+    """Multiply the noise of a posterior sample by a temperature. Left: the decoded sample; right: the decoded mode."""
     subject = _subject(vae, image)
 
     def draw(temperature: float, seed: float) -> tuple[plots.Pixels, str]:
@@ -69,13 +70,14 @@ def temperature(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
         noise = latents.prior_sample(posterior.mean.shape, _generator(seed)).to(photograph.z)
         decoded = _decode(vae, latents.with_temperature(posterior, temperature, noise))
         measured = f"The noise has {temperature * _relative_noise(photograph):.2g} times the latent's spread"
-        pictures = beside(decoded, photograph.decoded[0])
+        pictures = side_by_side(decoded, photograph.decoded[0])
         return pictures, f"{measured}; {_psnr(decoded, photograph.decoded)} against the mode."
 
     def caption(temperature: float, seed: float) -> str:
         return f"Left: decoded at temperature {temperature:g}, noise {seed:g}. Right: the mode, which is temperature 0."
 
-    # As far as is worth seeing: a posterior that is hardly penalised is so narrow that temperature 100 changes nothing.
+    # The range ends where the noise has twice the latent's standard deviation. With a small KL weight the posterior is
+    # so narrow that even temperature 100 changes nothing.
     strongest = 2 / _relative_noise(subject())
     temperatures = [0.0, 0.5, 1.0, 2.0]
     while temperatures[-1] < strongest and len(temperatures) < 20:
@@ -88,15 +90,15 @@ def temperature(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
 
 
 def interpolation(vae: AutoencoderKL, first: Tensor | Photograph, second: Tensor | Photograph) -> Explorer:
-    """Between two photographs of one size: their latents mixed and decoded, beside the decoded pictures mixed."""
+    """Interpolate between two photographs of the same size. Left: mixed latents, decoded; right: mixed pixels."""
     start, end = _subject(vae, first), _subject(vae, second)
 
     def draw(t: float, way: str) -> tuple[plots.Pixels, str]:
         a, b = start(), end()
         z = (latents.slerp if way == ARC else latents.lerp)(a.z, b.z, t)
-        lengths = ", ".join(f"{latent.norm().item():.3g}" for latent in (a.z, z, b.z))
-        pictures = beside(_decode(vae, z), latents.lerp(a.decoded, b.decoded, t)[0])
-        return pictures, f"Lengths of the first latent, the mixed and the second: {lengths}."
+        norms = ", ".join(f"{latent.norm().item():.3g}" for latent in (a.z, z, b.z))
+        pictures = side_by_side(_decode(vae, z), latents.lerp(a.decoded, b.decoded, t)[0])
+        return pictures, f"Norms of the first latent, the mixed and the second: {norms}."
 
     def caption(t: float, way: str) -> str:
         return f"Left: latents mixed at t = {t:.2f} along the {way} and decoded. Right: the two decoded, pixels mixed."
@@ -106,7 +108,7 @@ def interpolation(vae: AutoencoderKL, first: Tensor | Photograph, second: Tensor
 
 
 def pixel(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
-    """One latent value changed: the decoded picture with the pixel's square framed, and beside it what changed."""
+    """Change one latent value. Left: the decoded picture, the square of the latent pixel framed; right: the change."""
     subject, factor = _subject(vae, image), vae.downsample_factor
     height, width = subject().z.shape[2:]
 
@@ -122,7 +124,7 @@ def pixel(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
         pictures = [plots.to_image(picture) for picture in (decoded, CHANGE_SHOWN * change)]
         for picture in pictures:
             frame(picture, factor * top, factor * left, factor, factor)
-        return beside(*pictures), measured
+        return side_by_side(*pictures), measured
 
     def caption(row: float, column: float, amount: float, channel: int) -> str:
         return (
@@ -133,14 +135,14 @@ def pixel(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
     controls: dict[str, Slider | Choice] = {
         "row": Slider("Row", 0, height - 1, 1, height // 2),
         "column": Slider("Column", 0, width - 1, 1, width // 2),
-        "amount": Slider("Amount in deviations", -20, 20, 1, 10),
+        "amount": Slider("Amount in std", -20, 20, 1, 10),
         "channel": Choice("Channel", range(vae.config.latent_channels)),
     }
     return _panel("One latent pixel", draw, controls, caption, vae, image)
 
 
 def bits(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
-    """Latent values rounded to n bits, between the least and the largest of their channel, beside the exact ones."""
+    """Quantise each channel to n bits between its minimum and maximum. Left: quantised; right: exact values."""
     subject = _subject(vae, image)
 
     def draw(bits: float) -> tuple[plots.Pixels, str]:
@@ -151,7 +153,7 @@ def bits(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
         size = math.ceil(z.numel() * bits / 8)
         exact = _psnr(photograph.decoded[0], photograph.image)
         measured = f"{size} bytes, {_psnr(decoded, photograph.image)}; exact: {exact}, both against the photograph."
-        return beside(decoded, photograph.decoded[0]), measured
+        return side_by_side(decoded, photograph.decoded[0]), measured
 
     def caption(bits: float) -> str:
         return f"Left: decoded from {bits:g} bits a value, {2 ** int(bits)} levels a channel. Right: from exact values."
@@ -160,10 +162,10 @@ def bits(vae: AutoencoderKL, image: Tensor | Photograph) -> Explorer:
 
 
 def prior(vae: AutoencoderKL) -> Explorer:
-    """Noise decoded, with the spread of real latents or another, and beside it the noise's channels.
+    """Decode noise with an adjustable standard deviation. Left: the decoded picture; right: the noise's channels.
 
     Raises:
-        ValueError: the model has no scaling factor, so that the spread of its latents is not known.
+        ValueError: the model has no scaling factor, so the standard deviation of its latents is unknown.
     """
     side = SIDE // vae.downsample_factor
 
@@ -171,7 +173,7 @@ def prior(vae: AutoencoderKL) -> Explorer:
         noise = latents.prior_sample((1, vae.config.latent_channels, side, side), _generator(seed))
         unit = noise.to(vae.device, vae.dtype)
         z = vae.unscale_latents(spread * unit)
-        return beside(_decode(vae, z), _channel_sheet(z, like=vae.unscale_latents(unit)))
+        return side_by_side(_decode(vae, z), _channel_sheet(z, like=vae.unscale_latents(unit)))
 
     def caption(seed: float, spread: float) -> str:
         real = 1 / (vae.config.scaling_factor or math.nan)
@@ -187,11 +189,11 @@ def prior(vae: AutoencoderKL) -> Explorer:
     return _panel("Draws from the prior", draw, controls, caption, vae)
 
 
-# ---- What they share -------------------------------------------------------------------------------------------------
+# ---- Shared functions -----------------------------------------------------------------------------------------------
 
 
 def _subject(vae: AutoencoderKL, image: Tensor | Photograph) -> Callable[[], Encoded]:
-    """A function that gives the photograph as it is now, encoded."""
+    """Return a function that returns the current photograph, encoded."""
     if isinstance(image, Photograph):
         return lambda: image.encoded(vae)
     encoded = encode(vae, image)
@@ -214,12 +216,12 @@ def _panel(
 
 
 def _relative_noise(photograph: Encoded) -> float:
-    """The posterior's standard deviation (root mean square) over that of the latent's values."""
+    """Divide the posterior's standard deviation (root mean square) by the standard deviation of the latent's values."""
     return (photograph.posterior.std.square().mean().sqrt() / photograph.z.std()).item()
 
 
 def _decode(vae: AutoencoderKL, z: Tensor) -> Tensor:
-    """(1, C, h, w) -> (3, H, W)."""
+    """Decode a latent: (1, C, h, w) -> (3, H, W)."""
     return vae.decode(z).sample[0]
 
 
@@ -228,13 +230,13 @@ def _generator(seed: float) -> torch.Generator:
 
 
 def _psnr(decoded: Tensor, target: Tensor) -> str:
-    """PSNR in words, of (3, H, W) against (1, 3, H, W), which may be a decoded picture and go beyond [-1, 1]."""
+    """Format the PSNR of (3, H, W) against (1, 3, H, W). The target is clamped: a decoded one may exceed [-1, 1]."""
     return f"PSNR {psnr(decoded[None], target.clamp(-1, 1)).item():.1f} dB"
 
 
 def _channel_sheet(z: Tensor, like: Tensor, marked: int | None = None) -> plots.Pixels:
-    """The channels of `z` (1, C, h, w) as grey pictures, in the greys of `like` (see `latents.channel_pictures`)."""
+    """Draw the channels of `z` (1, C, h, w) in grey, on the grey scale of `like` (see `latents.channel_pictures`)."""
     pictures = latents.channel_pictures(z, like)[0]
     columns = math.ceil(math.sqrt(len(pictures)))
     magnified = max(1, round(SIDE / (columns * z.shape[-1])))
-    return sheet([plots.to_image(picture) for picture in pictures], columns, magnified, marked)
+    return montage([plots.to_image(picture) for picture in pictures], columns, magnified, marked)

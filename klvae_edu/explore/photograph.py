@@ -1,4 +1,4 @@
-"""`Photograph`: a picture that panels look at, and a button with which the learner puts another in its place."""
+"""`Photograph`: the picture of one or more panels, with a button to upload another one."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from torch import Tensor
 
 from klvae_edu import plots
 from klvae_edu.autoencoder import AutoencoderKL
-from klvae_edu.data.files import UnreadableImage, load_image, resize
+from klvae_edu.data.files import UnreadableImage, center_square, load_image
 from klvae_edu.explore.explorer import Pictured, encode_pixels, status_line
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 
 SIDE = 256  # pixels
-MOST_PIXELS = 50_000_000  # a larger photograph would take more than 600 MB while it is read
+MAX_PIXELS = 50_000_000  # a larger photograph would need more than 600 MB while it is read
 
 
 class Encoded(NamedTuple):
-    """An image with what a model makes of it, all on the model's device.
+    """An image with its posterior and its reconstruction, on the model's device.
 
     Attributes:
         image: (1, 3, H, W) in [-1, 1].
-        posterior: of shape (1, C, h, w).
-        z: its mode, (1, C, h, w).
-        decoded: `z` decoded, (1, 3, H, W).
+        posterior: posterior of shape (1, C, h, w).
+        z: mode of the posterior, (1, C, h, w).
+        decoded: reconstruction from `z`, (1, 3, H, W).
     """
 
     image: Tensor
@@ -41,10 +41,10 @@ class Encoded(NamedTuple):
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, image: Tensor) -> Encoded:
-    """`image` (3, H, W) or (1, 3, H, W) in [-1, 1] through the model, with sides that are multiples of f.
+    """Encode and decode `image` (3, H, W) or (1, 3, H, W) in [-1, 1]; H and W are multiples of the factor f.
 
     Raises:
-        ValueError: another shape, or other sides.
+        ValueError: another shape, or sides that are not multiples of f.
     """
     image = image[None] if image.ndim == 3 else image
     if image.ndim != 4 or len(image) != 1 or any(side % vae.downsample_factor for side in image.shape[2:]):
@@ -56,17 +56,17 @@ def encode(vae: AutoencoderKL, image: Tensor) -> Encoded:
 
 
 class Photograph(Pictured):
-    """A photograph and a button to upload another; the panels that were given it change with it.
+    """A photograph and a button to upload another one; its panels are redrawn when it is replaced.
 
     Args:
-        image: (3, H, W) in [-1, 1]; the square in its middle is taken, at 256×256 pixels.
-        name: what it shows, for the line above it.
+        image: (3, H, W) in [-1, 1]; its largest centred square is resized to 256×256 pixels.
+        name: description, shown above it.
 
     Attributes:
         image: (1, 3, 256, 256), float32 in [-1, 1].
 
     Raises:
-        ValueError: not (3, H, W).
+        ValueError: another shape than (3, H, W).
 
     Example:
         >>> photograph = Photograph(photographs("held-out")["chelsea"], "a cat")
@@ -89,13 +89,13 @@ class Photograph(Pictured):
         self.button.observe(lambda change: self._uploaded(change["new"]), names="value")
 
     def encoded(self, vae: AutoencoderKL) -> Encoded:
-        """What `vae` makes of the photograph. It is asked once; panels share the answer."""
+        """Return the photograph encoded by `vae`. The result is cached and shared by panels."""
         if vae not in self._encoded:
             self._encoded[vae] = encode(vae, self.image)
         return self._encoded[vae]
 
     def replace(self, image: Tensor, name: str) -> None:
-        """Put another image (3, H, W) in [-1, 1] in the place of this one, here and in the panels that follow."""
+        """Replace the photograph by another image (3, H, W) in [-1, 1], and redraw its panels."""
         self._take(image, name)
         self._encoded.clear()
         self.picture.value = self._jpeg()
@@ -104,20 +104,21 @@ class Photograph(Pictured):
             refresh()
 
     def follow(self, who: Hashable, refresh: Callable[[], None]) -> None:
-        """Call `refresh` whenever there is another photograph, in the place of the last one that `who` left here.
+        """Call `refresh` when the photograph is replaced. It replaces an earlier function of the same `who`.
 
-        A cell that is run again makes its panel anew; the old one is let go, so that they do not add up.
+        When a cell is run again, it makes a new panel; the old one is released, so panels do not accumulate.
         """
         self._followers[who] = refresh
 
     def still(self) -> tuple[str, bytes, str]:
+        """Return the photograph as a JPEG with its caption."""
         return "image/jpeg", self._jpeg(), self._caption()
 
     def __repr__(self) -> str:
         return "Photograph()"
 
     def _take(self, image: Tensor, name: str) -> None:
-        self.image, self.name = square(image, SIDE)[None], name
+        self.image, self.name = center_square(image.float(), SIDE)[None], name
 
     def _caption(self) -> str:
         return f"Photograph: {self.name}, the square in the middle at {SIDE}×{SIDE} pixels."
@@ -126,7 +127,7 @@ class Photograph(Pictured):
         return encode_pixels(plots.to_image(self.image[0]), "jpeg")
 
     def _uploaded(self, value: Any) -> None:
-        # An exception in a callback of ipywidgets would vanish into a log that nobody reads.
+        # An exception in a callback of ipywidgets would only appear in a log.
         try:
             files = uploaded_files(value)
             if not files:
@@ -141,40 +142,30 @@ class Photograph(Pictured):
 
 
 def uploaded_files(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[tuple[str, bytes]]:
-    """Names and contents in the value of a `FileUpload`: {name: …} in ipywidgets 7, a tuple of {"name": …} in 8."""
+    """Return the names and contents of uploaded files.
+
+    Args:
+        value: of a `FileUpload`: {name: …} in ipywidgets 7, a tuple of {"name": …} in ipywidgets 8.
+    """
     if isinstance(value, Mapping):
         return [(name, bytes(file["content"])) for name, file in value.items()]
     return [(file["name"], bytes(file["content"])) for file in value]
 
 
 def read(content: bytes, name: str) -> Tensor:
-    """The image in a file's `content`, (3, H, W) in [-1, 1]; `name` is for error messages.
+    """Decode the `content` of an image file to (3, H, W) in [-1, 1]; error messages use `name`.
 
     Raises:
-        UnreadableImage: not an image, damaged, or larger than 50 million pixels.
+        UnreadableImage: not an image, damaged, or more than 50 million pixels.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `MAX_PIXELS` is lower than Pillow's limit
         try:
             with Image.open(io.BytesIO(content)) as image:
                 width, height = image.size
-        except Exception:  # load_image says what it is
+        except Exception:  # load_image raises the error
             width = height = 0
-        if width * height > MOST_PIXELS:
-            limit = f"{MOST_PIXELS // 10**6} million or fewer"
+        if width * height > MAX_PIXELS:
+            limit = f"{MAX_PIXELS // 10**6} million or fewer"
             raise UnreadableImage(f"{name}: {width}×{height} pixels; shrink it to {limit}")
         return load_image(io.BytesIO(content), name)
-
-
-def square(image: Tensor, side: int) -> Tensor:
-    """The square in the middle of `image` (3, H, W), scaled: (3, side, side), float32 in [-1, 1].
-
-    Raises:
-        ValueError: another shape.
-    """
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"expected an image (3, H, W), got shape {tuple(image.shape)}")
-    height, width = image.shape[1:]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    return resize(image[:, top : top + short, left : left + short].float(), side, side)

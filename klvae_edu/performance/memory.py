@@ -1,4 +1,7 @@
-"""How much memory tensors take, counted and not measured: the same number on every machine, and on `meta` for free."""
+"""Count the memory of tensors.
+
+The memory is counted, not measured: the result is the same on every machine, and the `meta` device needs no memory.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 
 class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it, counts the bytes of all tensors that are made: `now` alive, and at most `peak` of them at a time.
+    """Context manager that counts the bytes of all tensors created inside it.
 
-    Views share their memory and count once; what was there before counts nothing. Not seen is what an operation uses
-    for itself, such as a convolution's workspace, and what the allocator keeps back.
+    Views share memory, which counts once. Tensors created before do not count. Temporary memory inside an operation,
+    such as a convolution's workspace, and the allocator's cache are not seen.
+
+    Attributes:
+        now: bytes of the tensors that are alive.
+        peak: maximum of `now` so far.
 
     Used in notebook 12.
     """
@@ -26,10 +33,10 @@ class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_storage(tensor)._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        inputs = {_storage(tensor)._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and _storage(tensor)._cdata not in self._known | given:
+            if isinstance(tensor, Tensor) and _storage(tensor)._cdata not in self._known | inputs:
                 self._count(_storage(tensor))
         return result
 

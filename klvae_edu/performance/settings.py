@@ -1,6 +1,7 @@
 """Run-time settings of a model: slices, tiles, upcast, gradient checkpointing, attention backend, inference copy.
 
-They change memory and time, and results by rounding only; tiling changes results by more (see `performance.tiling`).
+They change memory and time, and results by rounding errors only. Tiling changes results more, see
+`performance.tiling`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from klvae_edu.weights.mixin import ModelMixin
 
 
 class PerformanceMixin(ModelMixin):
-    """Base of `AutoencoderKL`: the settings, and `run_bounded`, which computes a half of the network under them.
+    """Base class of `AutoencoderKL`: the settings, and `run_bounded`, which runs encoder or decoder under them.
 
     Attributes:
-        use_slicing: process a batch image by image.
-        use_tiling: process images in overlapping tiles, as `tiling` says.
+        use_slicing: process a batch one image at a time.
+        use_tiling: process images in overlapping tiles.
+        tiling: sizes of the tiles.
     """
 
     use_slicing = False
@@ -33,13 +35,15 @@ class PerformanceMixin(ModelMixin):
     tiling = Tiling()
 
     def run_bounded(self, half: Callable[[Tensor], Tensor], x: Tensor, tiling: bool, units: tuple[int, int]) -> Tensor:
-        """Compute `half`, the bare network's `encode` or `decode`, of x: in slices, in tiles and in float32, as is set.
+        """Compute `half(x)` in slices, in tiles and in float32, according to the settings.
 
         Args:
-            units: sides in pixels of what one latent pixel stands for, in x and in the result; see `tiled`.
+            half: `encode` or `decode` of the bare network.
+            tiling: True computes in tiles.
+            units: side in pixels of one latent pixel's patch in x and in the result: (f, 1) or (1, f); see `tiled`.
         """
         if (hook := getattr(self, "_hf_hook", None)) is not None:
-            hook.pre_forward(self)  # a diffusers pipeline that offloads its models moves the weights back here
+            hook.pre_forward(self)  # a diffusers pipeline that offloads its models loads the weights here
         if self.config.force_upcast and computes_in_float16(x, self.dtype):
             half = partial(in_float32, half, self)
         if tiling:
@@ -48,7 +52,7 @@ class PerformanceMixin(ModelMixin):
             tile, overlap = self.tiling.size // factor, self.tiling.overlap // factor
             half = partial(tiled, half, tile=tile, overlap=overlap, units=units, norms=norms)
         out = sliced(half, x) if self.use_slicing and len(x) > 1 else half(x)
-        return out.contiguous() if self.inference_only else out  # callers may `view` it, which channels last forbids
+        return out.contiguous() if self.inference_only else out  # callers may `view` it, which fails on channels last
 
     def enable_slicing(self) -> None:
         """Encode and decode a batch one image at a time: less memory, the same numbers up to rounding."""
@@ -64,9 +68,11 @@ class PerformanceMixin(ModelMixin):
         """Encode and decode in overlapping tiles: memory does not grow with the image, numbers differ slightly.
 
         Args:
-            use_tiling: False turns it off.
-            size, overlap: in pixels, multiples of f; None: 288 and 64, and a quarter of tiles smaller than 256.
-            global_norm: measure GroupNorm's statistics over all tiles first: nearer to the whole, in twice the time.
+            use_tiling: False disables tiling.
+            size: side of a tile in pixels, a multiple of f; None: 288.
+            overlap: in pixels, a multiple of f; None: 64, or a quarter of `size` where that is less.
+            global_norm: measure GroupNorm's statistics over all tiles first. The result is closer to the untiled one,
+                at twice the time.
 
         Raises:
             ValueError: sizes that are no multiples of f, or an overlap as large as the tile.
@@ -79,11 +85,11 @@ class PerformanceMixin(ModelMixin):
         self.tiling, self.use_tiling = tiling, use_tiling
 
     def disable_tiling(self) -> None:
-        """Encode and decode images whole."""
+        """Encode and decode images without tiles."""
         self.use_tiling = False
 
     def enable_gradient_checkpointing(self, enable: bool = True) -> None:
-        """Keep fewer activations for the backward pass and recompute the others: a sixth more work, far less memory."""
+        """Keep fewer activations for the backward pass and recompute the others: 1/6 more work, far less memory."""
         for module in self.modules():
             if isinstance(module, CheckpointedBlock):
                 module.gradient_checkpointing = enable
@@ -107,35 +113,35 @@ class PerformanceMixin(ModelMixin):
     def optimize(self, dtype: torch.dtype | None = None) -> Self:
         """Make a copy for inference that computes the same function in less time. The model itself is not changed.
 
-        The copy has weights of its own: after further training of the model, make a new one. It keeps the model's
-        settings (tiling, slicing, attention backend) and passes gradients to images and latents, not to weights; it
-        cannot be trained or saved. What is exchanged is in `klvae_edu.performance.fused`.
+        The copy has its own weights: after further training of the model, make a new copy. It keeps the model's
+        settings (tiling, slicing, attention backend). Gradients reach images and latents, but not weights. The copy
+        cannot be trained or saved. `klvae_edu.performance.fused` describes the layers that are replaced.
 
         Args:
-            dtype: the type the copy computes in, and of its images and latents; None: the model's.
-                `torch.bfloat16` has float32's range and 8 bits of precision: results move by about 1 % of their range.
-                It is faster where the processor multiplies in it (AMX, AMD's Zen 5, a GPU), and slower elsewhere.
-                `torch.float16` halves the weights' memory; under `force_upcast` it is computed in float32.
+            dtype: data type of the copy's weights, images and latents; None: the model's.
+                `torch.bfloat16` has the range of float32 and 8 bits of precision: results change by about 1 % of their
+                range. It is faster on processors that multiply in it (AMX, AMD's Zen 5, a GPU), and slower on others.
+                `torch.float16` halves the memory of the weights; under `force_upcast` it computes in float32.
 
         Raises:
-            ValueError: `dtype` is no floating-point type; the model is such a copy already, or its parts no longer
+            ValueError: `dtype` is not a floating-point type; the model is already such a copy; or its layers do not
                 match its configuration.
 
-        With a compiler installed, `torch.compile(vae.optimize().decode)` is faster still, after a minute of compiling.
+        With a compiler installed, `torch.compile(vae.optimize().decode)` is even faster, after a minute of compiling.
         """
         check_dtype(dtype)
-        self.checked_weights()  # raises where the parts to be exchanged are not what they were
+        self.checked_weights()  # raises if the layers to replace were changed
         copy = self.clone()
         fuse(copy, dtype or self.dtype)
         copy.inference_only = True
         return copy
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Do as in PyTorch, but refuse True for a copy that `optimize` made.
+        """Set `requires_grad` of all parameters, as in PyTorch.
 
         Raises:
-            ValueError: such a copy, whose weights cannot be turned back into the model's.
+            ValueError: True on a copy that `optimize` made, because its weights cannot be converted back.
         """
         if requires_grad and self.inference_only:
-            raise ValueError("this is a copy for inference, made by optimize(): train the model it was made of")
+            raise ValueError("this is a copy for inference, made by optimize(): train the model that it was made from")
         return super().requires_grad_(requires_grad)

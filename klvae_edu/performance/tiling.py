@@ -1,9 +1,9 @@
-"""Large images in bounded memory: batches image by image, images in overlapping tiles.
+"""Large images in bounded memory: process a batch one image at a time, and an image in overlapping tiles.
 
-Slicing changes nothing but rounding: another batch size takes other convolution kernels. Tiling does change the result:
-every GroupNorm takes its mean and variance over the whole map, and attention looks over the whole map, so that a tile
-which is computed by itself has other statistics. Overlap hides the seam between two tiles; it does not remove the
-difference.
+Slicing changes results by rounding errors only, because another batch size uses other convolution kernels. Tiling
+changes results more: every GroupNorm takes its mean and variance over the whole feature map, and attention looks at the
+whole feature map, but a tile has its own mean, variance and pixels. Overlap hides the seam between two tiles. It does
+not remove the difference.
 """
 
 from __future__ import annotations
@@ -23,18 +23,14 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an image is cut, in pixels. Sizes must be multiples of the model's downsampling factor.
+    """Sizes of tiles in image pixels. They must be multiples of the model's downsampling factor, see `check`."""
 
-    Raises:
-        ValueError: an overlap as large as the tile, or sizes that `check` finds no multiples of the factor.
-    """
-
-    size: int = 288  # side of a tile; four of them cover 512x512 with the overlap below
-    overlap: int = 64  # pixels that neighbouring tiles share, at least
-    global_norm: bool = False  # GroupNorm's statistics over all tiles: nearer to the whole, in twice the time
+    size: int = 288  # side of a tile; 2x2 tiles cover 512x512 pixels with the overlap below
+    overlap: int = 64  # minimum number of pixels that neighbouring tiles share
+    global_norm: bool = False  # GroupNorm's statistics over all tiles: closer to the untiled result, twice the time
 
     def check(self, factor: int) -> None:
-        """Raise a `ValueError` when the sizes do not fit a model that downsamples by `factor`."""
+        """Raise a `ValueError` unless the sizes are multiples of `factor` and the overlap is smaller than the tile."""
         for name, value, least in (("size", self.size, factor), ("overlap", self.overlap, 0)):
             if not isinstance(value, int) or value < least or value % factor:
                 raise ValueError(f"tile {name}: expected a multiple of {factor} of at least {least}, got {value!r}")
@@ -43,8 +39,8 @@ class Tiling:
 
 
 def sliced(function: Function, x: Tensor) -> Tensor:
-    """`function` (B, …) -> (B, …), one element of the batch at a time: the memory of one."""
-    return torch.cat([function(one) for one in torch.split(x, 1)])
+    """Compute `function` (B, …) -> (B, …) for one element of the batch at a time."""
+    return torch.cat([function(element) for element in torch.split(x, 1)])
 
 
 def tiled(
@@ -55,25 +51,27 @@ def tiled(
     units: tuple[int, int] = (1, 1),
     norms: nn.Module | None = None,
 ) -> Tensor:
-    """`function` over overlapping tiles, blended: the memory of one tile, and of the result.
+    """Compute `function` on overlapping tiles and blend the results. Memory: one tile and the whole result.
 
-    Lengths are counted in cells, of which a map has H_in / units[0] by W_in / units[0]. For the decoder a cell is a
-    latent pixel and units = (1, f); for the encoder it is a patch of f by f image pixels and units = (f, 1).
+    `tile` and `overlap` are counted in cells, the grid on which tiles may start. A cell is one latent pixel together
+    with its patch of f x f image pixels. `units` gives the side of a cell in pixels: units[0] in the input, units[1] in
+    the output. A decoder reads latents and writes images: units = (1, f). An encoder: units = (f, 1).
 
     Args:
         function: (B, C, h · units[0], w · units[0]) -> (B, D, h · units[1], w · units[1]), for any h, w.
-        x: (B, C, H_in, W_in).
-        tile: side of a tile. The last tile of a row is moved back to end with the map, not made smaller.
-        overlap: cells that two neighbours share, at least.
-        norms: the module whose GroupNorms are to use statistics of all tiles. A first pass measures them, a second one
-            uses them. That is nearer to the whole, not equal to it: while it measures, the first pass still normalises
-            each tile by its own statistics, and attention keeps to its tile.
+        x: (B, C, H · units[0], W · units[0]), H x W cells.
+        tile: side of a tile. The last tile of a row is moved back to end at the border; it is not made smaller.
+        overlap: minimum number of cells that neighbouring tiles share.
+        units: side of a cell in pixels, in the input and in the output.
+        norms: module whose GroupNorms use statistics of all tiles. A first pass measures them, a second pass uses them.
+            The result is closer to the untiled one, but not equal: the first pass still normalises each tile by its own
+            statistics, and attention sees only its tile.
 
     Returns:
-        (B, D, H_out, W_out). A map that fits into one tile comes out exactly as `function` gives it.
+        (B, D, H · units[1], W · units[1]). If x fits into one tile, the result is exactly `function(x)`.
 
     Raises:
-        ValueError: `norms` with gradient checkpointing in training, whose second forward pass is not within the tiles.
+        ValueError: `norms` with gradient checkpointing in training, which would recompute outside of the tiles.
     """
     rows = placements(x.shape[-2] // units[0], tile, overlap, units[1])
     columns = placements(x.shape[-1] // units[0], tile, overlap, units[1])
@@ -103,16 +101,20 @@ def tiled(
 
 
 def _spans(start: int, weights: Tensor, units: tuple[int, int]) -> tuple[slice, slice]:
-    """What a tile takes of one axis of the input, and what it fills of the output's."""
+    """Return the range of pixels along one axis that a tile reads from the input, and the range in the output."""
     cells = len(weights) // units[1]
     return slice(start * units[0], (start + cells) * units[0]), slice(start * units[1], (start + cells) * units[1])
 
 
 def placements(length: int, tile: int, overlap: int, unit: int = 1) -> list[tuple[int, Tensor]]:
-    """Where the tiles of one axis begin, in cells, and each one's weights, (min(tile, length) · unit,) in float64.
+    """Place tiles along one axis: for each tile its start in cells, and the blending weights of its output pixels.
 
-    The weights rise over the overlap with the tile before and fall over the overlap with the next one. At every place
-    those of all tiles add up to one.
+    The weights, (min(tile, length) · unit,) in float64, rise linearly over the overlap with the previous tile and fall
+    over the overlap with the next tile. At every pixel the weights of all tiles sum to one.
+
+    Args:
+        length: number of cells along the axis; `tile` and `overlap` are in cells, too.
+        unit: side of a cell in output pixels.
     """
     stride, tile = tile - overlap, min(tile, length)
     starts = [*range(0, length - tile, stride), length - tile]
@@ -136,7 +138,7 @@ def placements(length: int, tile: int, overlap: int, unit: int = 1) -> list[tupl
 
 
 class GlobalStatistics:
-    """GroupNorm's mean and variance over all tiles: gathered while `measuring`, used afterwards."""
+    """Mean and variance of each GroupNorm over all tiles: recorded while `measuring` is True, used afterwards."""
 
     def __init__(self) -> None:
         self.measuring = True
@@ -144,8 +146,8 @@ class GlobalStatistics:
         self.moments: dict[nn.Module, list[tuple[Tensor, Tensor, int]]] = {}
 
     def hook(self, norm: nn.GroupNorm, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """While measuring, note the statistics of one tile; then, normalise it by those of all: (B, C, H, W)."""
-        if threading.get_ident() != self.thread:  # another one, which works on another image with the same model
+        """Record the statistics of one tile, or normalise it by the statistics of all tiles: (B, C, H, W)."""
+        if threading.get_ident() != self.thread:  # another thread processes another image with the same model
             return output
         groups = inputs[0].reshape(len(output), norm.num_groups, output.shape[1:].numel() // norm.num_groups)
         if self.measuring:
@@ -153,13 +155,13 @@ class GlobalStatistics:
             self.moments.setdefault(norm, []).append((mean, variance, groups.shape[2]))
             return output
         mean, variance = self.pooled(norm)
-        # As PyTorch's own kernel does it, one factor and one addend a channel: no map but the result is made.
+        # One factor and one addend per channel, as in PyTorch's kernel: the result is the only new feature map.
         factor = norm.weight * (variance + norm.eps).rsqrt().repeat_interleave(norm.num_channels // norm.num_groups, 1)
         addend = norm.bias - factor * mean.repeat_interleave(norm.num_channels // norm.num_groups, 1)
         return torch.addcmul(addend[..., None, None], inputs[0], factor[..., None, None]).to(output.dtype)
 
     def pooled(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-        """Mean and variance over all tiles, (B, groups) each: the variance within tiles and that of their means."""
+        """Pool mean and variance over all tiles: (B, groups) each. Tiles differ in their means, which adds variance."""
         tile_means, tile_variances, counts = zip(*self.moments[norm], strict=True)
         means, variances = torch.stack(tile_means), torch.stack(tile_variances)  # (tiles, B, groups)
         share = (means.new_tensor(counts) / sum(counts))[:, None, None]
@@ -169,7 +171,7 @@ class GlobalStatistics:
 
 @contextmanager
 def global_statistics(module: nn.Module) -> Iterator[GlobalStatistics]:
-    """Hooks on every GroupNorm of `module`, taken off at the end."""
+    """Register hooks on every GroupNorm of `module`, and remove them at the end."""
     statistics = GlobalStatistics()
     norms = [norm for norm in module.modules() if isinstance(norm, nn.GroupNorm)]
     handles = [norm.register_forward_hook(statistics.hook) for norm in norms]
@@ -181,31 +183,35 @@ def global_statistics(module: nn.Module) -> Iterator[GlobalStatistics]:
 
 
 def seam_lines(length: int, tile: int, overlap: int, unit: int = 1) -> list[int]:
-    """Where one axis shows seams, if any: the places, in pixels, at which a tile begins or ends within the map."""
+    """List the pixel positions along one axis at which a tile begins or ends, except the borders of the map."""
     starts = [start for start, _ in placements(length, tile, overlap)]
     edges = {start * unit for start in starts[1:]} | {(start + tile) * unit for start in starts[:-1]}
     return sorted(edges)
 
 
 def seam_metric(image: Tensor, rows: list[int], columns: list[int], reach: int = 8) -> float:
-    """How much more an image (B, C, H, W) changes across the seams than on either side of them: 1.0 means no more.
+    """Compare how much an image (B, C, H, W) changes across seams and near them: 1.0 means no seam.
 
-    The mean absolute difference of neighbouring pixels across the lines `rows` and `columns` (a line lies before the
-    pixel of that number), over the same for the lines up to `reach` pixels away.
+    The metric is the mean absolute difference of neighbouring pixels across the seams, divided by the same mean for
+    lines up to `reach` pixels away.
+
+    Args:
+        rows: horizontal seams; a seam lies before the pixel row of its number.
+        columns: vertical seams, likewise.
 
     Raises:
-        ValueError: no line lies within the image.
+        ValueError: no seam lies inside the image.
     """
-    across, beside = [], []
+    across, nearby = [], []
     for axis, lines in ((-2, rows), (-1, columns)):
         jumps = image.to(torch.float64).diff(dim=axis).abs().transpose(axis, -1).flatten(0, -2).mean(0)  # (lines,)
         seams = {line - 1 for line in lines if 0 < line <= len(jumps)}
         near = {seam + away for seam in seams for away in range(-reach, reach + 1)} - seams
         across += [jumps[seam] for seam in seams]
-        beside += [jumps[line] for line in near if 0 <= line < len(jumps)]
+        nearby += [jumps[line] for line in near if 0 <= line < len(jumps)]
     if not across:
         raise ValueError(f"expected a seam within {tuple(image.shape[-2:])} pixels, got {rows} and {columns}")
-    return float(torch.stack(across).mean() / torch.stack(beside).mean())
+    return float(torch.stack(across).mean() / torch.stack(nearby).mean())
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:

@@ -1,8 +1,8 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped, in a folder that is whole or not there.
+"""Checkpoints: the whole state of a run, in a folder that is either complete or absent.
 
-A checkpoint is written beside its place, forced to the disk and renamed: whatever moment a run is killed at, the ones
-before it stay good. The learning rate and the order of the data follow from the number of the step, so neither has a
-state of its own; but the place in a stream has one.
+A checkpoint is written under a temporary name, synced and renamed, so that a run killed at any moment leaves the
+earlier checkpoints intact. A run that resumes from a checkpoint computes the same bits as one that never stopped. The
+learning rate and the order of the data are functions of the step and need no state; the position in a stream does.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ FORMAT = 1
 
 
 def save_checkpoint(training: Training, folder: Path) -> None:
-    """Write all of `training` into `folder`. Every process calls it; one writes the networks, each its random numbers
-    and its place in a stream.
+    """Write the state of `training` into `folder`.
+
+    Every process calls it. One writes the networks; each writes its random state and its position in a stream.
 
     Raises:
-        OSError: the disk is full or gone. Nothing is left of the attempt.
+        OSError: the disk is full or gone. The unfinished checkpoint is deleted.
     """
     accelerator = training.accelerator
     partial = partial_folder(folder)
@@ -53,21 +54,21 @@ def save_checkpoint(training: Training, folder: Path) -> None:
             (partial / STATE).write_text(sealed(_description(training, partial)), encoding="utf-8")
             _sync(partial / STATE)
             _sync(partial)
-            if folder.exists():  # damaged, or of a run that was taken up from an earlier step
+            if folder.exists():  # damaged, or from before the run was resumed at an earlier step
                 shutil.rmtree(folder)
             os.rename(partial, folder)
             _sync(folder.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have words of their own for it
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own types
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"the checkpoint of step {training.step} could not be written ({error})") from error
     accelerator.wait_for_everyone()
 
 
 def load_checkpoint(training: Training, folder: Path) -> None:
-    """Put `training` into the state in which `save_checkpoint` found it.
+    """Restore the state of `training` that `save_checkpoint` wrote.
 
     Raises:
-        ValueError: damaged, of other networks, or of another number of processes. `training` is as it was.
+        ValueError: damaged, of other networks, or of another number of processes. `training` is left unchanged.
     """
     state = read_description(folder)
     processes = training.accelerator.num_processes
@@ -94,10 +95,10 @@ def load_checkpoint(training: Training, folder: Path) -> None:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, once each of its files is seen to be what was written.
+    """Read a checkpoint's description, and verify the size and digest of each of its files.
 
     Raises:
-        ValueError: it is not there, or a file is missing, cut off or changed.
+        ValueError: there is no checkpoint, or a file is missing, truncated or changed.
     """
     path = folder / STATE
     try:
@@ -120,17 +121,17 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def sealed(description: Mapping[str, Any]) -> str:
-    """`state.json`: a checkpoint's description, with a digest of it, so that a change by hand or by a disk is seen."""
+    """The content of `state.json`: a checkpoint's description and its digest, so that any change is detected."""
     return json.dumps({**description, "seal": _seal(description)}, indent=1)
 
 
 def partial_folder(folder: Path) -> Path:
-    """Where a checkpoint is written before it is whole."""
+    """The temporary name under which a checkpoint is written."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def networks(training: Training) -> dict[str, Tensor]:
-    """Every tensor of every network by name, as it lies in memory."""
+    """Every tensor of every network by name, not copied."""
     found: dict[str, torch.nn.Module | None] = {
         "autoencoder": training.vae,
         "average": training.ema,
@@ -145,7 +146,7 @@ def networks(training: Training) -> dict[str, Tensor]:
 
 
 def random_states() -> dict[str, Tensor]:
-    """Of this process: PyTorch's, the only ones that training draws from; crops are functions of seed and index."""
+    """The random states of this process: PyTorch's alone, because crops are functions of seed and index."""
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
@@ -156,7 +157,7 @@ def _optimizers(training: Training) -> dict[str, Any]:
 
 
 def _architecture(training: Training) -> dict[str, Any]:
-    """What must be the same for a checkpoint to fit."""
+    """The settings that a run and its checkpoint must share."""
     config = training.config
     patchgan = {"disc_channels": config.disc_channels, "disc_layers": config.disc_layers}
     return {
@@ -199,7 +200,7 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
         with path.open("wb") as file:
             torch.save(dict(content), file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # torch says "unexpected pos"; the reason is beneath
+        if isinstance(error.__context__, OSError):  # torch says "unexpected pos"; its cause is the real reason
             raise error.__context__ from None
         raise
     _sync(path)
@@ -208,12 +209,12 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:  # whose words tell how to run foreign code after all
+    except (RuntimeError, pickle.UnpicklingError) as error:  # its message would tell how to run foreign code
         raise ValueError(f"{path}: not what a checkpoint holds: tensors, numbers and their names") from error
 
 
 def _sync(path: Path) -> None:
-    """Force a file or the list of a folder's files to the disk."""
+    """Force a file, or a folder's list of files, to the disk."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

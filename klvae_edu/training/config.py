@@ -1,8 +1,7 @@
-"""Everything that decides a training run: `klvae train` takes its options and their help from this dataclass."""
+"""The configuration of a training run. `klvae train` takes its options and their help from this dataclass."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -12,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from klvae_edu.config import PRESETS
+from klvae_edu.config import PRESETS, suggestion
 
 
 @dataclass(frozen=True)
@@ -26,53 +25,53 @@ class TrainingConfig:
     """
 
     data: str = "photos"  # photos, dead-leaves, sprites, a folder of images, hf:NAME on the Hub, or several with +
-    streaming: bool = False  # read a Hub data set bit by bit over the network, instead of all of it beforehand
-    recolour: float = 0.0  # share of the training crops with another hue and saturation, for data with few colours
-    out: Path = Path("run")  # new folder for the weights, the log and the pictures
-    resume: str | None = None  # go on with a run that was cut off: auto (the one in --out), or a checkpoint's folder
-    preset: str = "tiny"  # untrained model to begin with: sd-v1, kl-f8, mini or tiny
-    start: Literal["random", "averages"] = "random"  # untrained weights: as drawn, or such as average and paint colours
-    init: str | None = None  # weights to begin with instead: a folder such as run/model, or a Hub id
-    trained_part: Literal["all", "decoder"] = "all"  # decoder: the latents stay those that the model has now
-    size: int = 32  # side of the square crops in pixels; the model's downsample factor must divide it
-    batch_size: int = 8  # crops per process that are computed at once
-    accumulate: int = 1  # such batches per step: their gradients are added up before the weights change
+    streaming: bool = False  # stream a Hub data set over the network instead of downloading it first
+    recolour: float = 0.0  # fraction of training crops with changed hue and saturation, for data with few colours
+    out: Path = Path("run")  # new folder for weights, log and pictures
+    resume: str | None = None  # resume an interrupted run: auto (the one in --out), or the folder of a checkpoint
+    preset: str = "tiny"  # architecture of an untrained model: sd-v1, kl-f8, mini, tiny, …
+    initialisation: Literal["random", "averages"] = "random"  # untrained weights: random, or passing average colours on
+    init: str | None = None  # trained weights instead of untrained ones: a folder such as run/model, or a Hub id
+    trained_part: Literal["all", "decoder"] = "all"  # decoder: the encoder is frozen, so that latents stay the same
+    size: int = 32  # side of the square crops in pixels, a multiple of the model's downsample factor
+    batch_size: int = 8  # crops of a micro-batch, in each process
+    accumulate: int = 1  # micro-batches of a step: their gradients are summed before the weights change
     steps: int = 3000  # optimiser steps
 
-    lr: float = 2e-3  # AdamW's learning rate at its peak
-    scale_lr: bool = False  # multiply lr by the crops of a step over all processes, as CompVis does
-    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate after its rise: down to 0, or as it is
-    warmup: float = 0.05  # fraction of the steps in which the learning rate rises
-    betas: tuple[float, float] = (0.9, 0.99)  # AdamW's averages of the gradient and of its square
-    weight_decay: float = 0.01  # AdamW's
-    grad_clip: float = 1.0  # longest gradient of either network; inf: any
-    ema: float = 0.0  # the weights that are kept average the past ones with this decay, such as 0.999; 0: the last ones
+    lr: float = 2e-3  # peak learning rate of AdamW
+    scale_lr: bool = False  # multiply lr by the number of crops in a step over all processes, as CompVis does
+    schedule: Literal["cosine", "constant"] = "cosine"  # learning rate after the warm-up: cosine to 0, or constant
+    warmup: float = 0.05  # fraction of the steps in which the learning rate rises from 0 to lr
+    betas: tuple[float, float] = (0.9, 0.99)  # decay rates of AdamW's averages of the gradient and of its square
+    weight_decay: float = 0.01  # weight decay of AdamW
+    grad_clip: float = 1.0  # clip each network's gradient to this norm; inf disables clipping
+    ema: float = 0.0  # decay of an exponential moving average of the weights, which is kept, e.g. 0.999; 0 disables it
 
     reduction: Literal["mean", "sum"] = "mean"  # loss per pixel value, or summed over an image as in CompVis
     pixel: Literal["l1", "l2"] = "l2"  # pixel loss: absolute or squared difference
-    kl_weight: float = 1e-6  # weight of the KL term where all terms are summed over an image, as in CompVis
-    perceptual_weight: float = 0.0  # of LPIPS beside the pixel loss; 0: without
-    lpips: str = "auto"  # VGG16's weights: auto (cached or downloaded), untrained, or a file
+    kl_weight: float = 1e-6  # weight of the KL term, for a loss summed over an image as in CompVis
+    perceptual_weight: float = 0.0  # weight of the perceptual loss, LPIPS; 0 disables it
+    lpips: str = "auto"  # weights of VGG16: auto (cached or downloaded), untrained, or a file
 
-    disc_weight: float = 0.0  # of the adversarial term, times the adaptive weight; 0: no discriminator
-    disc_start: int = 0  # steps before the autoencoder sees the discriminator
-    disc_warmup: int = 0  # steps just before that in which the discriminator is trained already
-    disc_loss: Literal["hinge", "vanilla"] = "hinge"  # the discriminator's loss
-    disc_lr: float | None = None  # the discriminator's learning rate; None: as lr
-    disc_channels: int = 64  # of the discriminator's first convolution
+    disc_weight: float = 0.0  # weight of the adversarial loss, times the adaptive weight; 0: no discriminator
+    disc_start: int = 0  # first steps, in which the autoencoder is trained without the discriminator
+    disc_warmup: int = 0  # the last of these, in which the discriminator is trained already
+    disc_loss: Literal["hinge", "vanilla"] = "hinge"  # loss of the discriminator
+    disc_lr: float | None = None  # peak learning rate of the discriminator; None: the same as lr
+    disc_channels: int = 64  # channels of the discriminator's first convolution
     disc_layers: int = 3  # convolutions of the discriminator with stride 2
-    adaptive: bool = True  # balance both terms' gradients at the last layer; without it disc_weight is all there is
-    alternate: bool = False  # once there is a discriminator, the networks take turns; else both train on every batch
+    adaptive: bool = True  # balance the gradients of both losses at the last layer; without: disc_weight alone
+    alternate: bool = False  # train the two networks in turns once the discriminator is trained; else both in each step
 
-    mixed_precision: Literal["no", "bf16"] = "no"  # bf16 is faster where the processor has it; weights stay float32
-    device: Literal["cuda", "mps", "cpu"] | None = None  # what to compute on; None: the best there is
-    workers: int = 0  # processes that prepare crops beside the training one
-    seed: int = 0  # of the weights, the crops and the posterior samples
-    held_out: int = 128  # crops of images that are never trained on, for measuring
-    sample_every: int = 500  # steps between two measurements and pictures of held-out crops
+    mixed_precision: Literal["no", "bf16"] = "no"  # bf16: autocast to bfloat16; weights stay float32
+    device: Literal["cuda", "mps", "cpu"] | None = None  # device to compute on; None: the best available
+    workers: int = 0  # processes that load crops; 0: the training process does
+    seed: int = 0  # seed of weights, crops and posterior samples
+    held_out: int = 128  # validation crops, of images that are never trained on
+    sample_every: int = 500  # steps between two validations, each with a picture
     save_every: int = 500  # steps between two checkpoints
-    keep: int = 2  # checkpoints that are kept, the last ones
-    tensorboard: bool = False  # write the log for TensorBoard too
+    keep: int = 2  # number of checkpoints to keep, the newest
+    tensorboard: bool = False  # also write the log for TensorBoard
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out).expanduser())
@@ -98,7 +97,7 @@ class TrainingConfig:
         self._expect("recolour", 0 <= self.recolour <= 1, "a number from 0 to 1")
         self._expect("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         if self.init is not None:
-            self._expect("start", self.start == "random", "random, since init brings trained weights")
+            self._expect("initialisation", self.initialisation == "random", "random, since init brings trained weights")
         self._expect("preset", self.preset in PRESETS, f"one of {', '.join(PRESETS)}")
         for name, (*first, last) in _choices().items():
             value = getattr(self, name)
@@ -110,7 +109,7 @@ class TrainingConfig:
             raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def lr_factor(self, step: int) -> float:
-        """The learning rate of step 1, 2, … over its peak: a straight rise, then half a cosine down to 0, or level."""
+        """Learning rate of step 1, 2, … over its peak: a linear rise, then half a cosine down to 0, or constant."""
         done, rise = min(step - 1, self.steps), round(self.warmup * self.steps)
         if done < rise:
             return (done + 1) / (rise + 1)
@@ -119,35 +118,41 @@ class TrainingConfig:
         return 0.5 * (1 + math.cos(math.pi * (done - rise) / max(1, self.steps - rise)))
 
     def trains_discriminator(self, step: int) -> bool:
-        """Whether the discriminator is trained in this step (1, 2, …)."""
-        return self.disc_weight > 0 and step > self.disc_start - self.disc_warmup
+        """Tell whether the discriminator is trained in this step (1, 2, …)."""
+        since = step - max(0, self.disc_start - self.disc_warmup)
+        return self.disc_weight > 0 and since > 0 and (not self.alternate or since % 2 == 1)
+
+    def trains_autoencoder(self, step: int) -> bool:
+        """Tell whether the autoencoder is trained in this step (1, 2, …): not in the discriminator's turns."""
+        return not (self.alternate and self.trains_discriminator(step))
 
     def adversarial(self, step: int) -> bool:
-        """Whether the autoencoder sees the discriminator in this step (1, 2, …)."""
+        """Tell whether the autoencoder's loss has the adversarial term in this step (1, 2, …)."""
         return self.disc_weight > 0 and step > self.disc_start
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field by its name, as `training.json` holds it."""
+        """Every field by its name, as in `training.json`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return values | {"out": str(self.out), "betas": list(self.betas)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
-        """The configuration with these fields, as `to_dict`, JSON or YAML has them, and the others at their defaults.
+        """Build a configuration from fields as `to_dict`, JSON or YAML have them; the others get their defaults.
+
+        Names of version 0.1.0 are translated (`current_names`).
 
         Raises:
             ValueError: no such field, or a value of another type or out of its range. The message names the field.
         """
-        kinds = get_type_hints(cls)
+        kinds, values = get_type_hints(cls), current_names(values)
         for name in values:
             if name not in kinds:
-                near = difflib.get_close_matches(str(name), kinds, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(kinds)}"
+                hint = suggestion(str(name), kinds) or f"the fields are {', '.join(kinds)}"
                 raise ValueError(f"there is no field {name!r}; {hint}")
         return cls(**{name: _read(name, kinds[name], value) for name, value in values.items()})
 
     def command(self, **changes: Any) -> str:
-        """The command line of this run with `changes`; fields at their default are left out."""
+        """The command line of this run with `changes`; fields with their default value are left out."""
         changed, default = replace(self, **changes), TrainingConfig()
         words = ["klvae", "train"]
         for field in fields(self):
@@ -161,8 +166,16 @@ class TrainingConfig:
         return shlex.join(words)
 
 
+def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the fields of an older run file: `start` of version 0.1.0 is `initialisation`."""
+    return {_RENAMED.get(name, name): value for name, value in values.items()}
+
+
+_RENAMED = {"start": "initialisation"}
+
+
 def _choices() -> dict[str, list[str]]:
-    """The fields whose annotation lists their values, and those values."""
+    """The fields whose annotation is a Literal, with their possible values."""
     hints = get_type_hints(TrainingConfig).items()
     literals = {name: [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal] for name, hint in hints}
     return {name: [*get_args(found[0])] for name, found in literals.items() if found}
@@ -180,12 +193,12 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+|[-+]?inf(inity)?", re.IGN
 
 
 def _read(name: str, kind: Any, value: Any) -> Any:
-    """`value` as a field of this type has it. YAML 1.1 takes 1e-6 for text and a bare no for false: both are meant."""
+    """Convert `value` to a field's type. YAML 1.1 reads 1e-6 as text and a bare no as false: both are undone here."""
     if type(None) in get_args(kind):
         if value is None:
             return None
         (kind,) = {*get_args(kind)} - {type(None)}
-    if get_origin(kind) is Literal:  # whether it is one of them is seen to where all ranges are
+    if get_origin(kind) is Literal:  # __post_init__ checks that it is one of the values
         return "no" if value is False and "no" in get_args(kind) else value
     if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
         return tuple(_read(name, float, part) for part in value)

@@ -1,13 +1,13 @@
-"""The images of a run, and their order: a function of the seed and the place, so that a run can begin anywhere."""
+"""The data loader of a run. The order of images is a function of seed and position, so a run can resume anywhere."""
 
 from __future__ import annotations
 
-import atexit
 import functools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,13 +21,13 @@ from klvae_edu.data.sources import Split
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import Training
 
-PASS = 2**20  # crops that are shuffled among each other
+PASS = 2**20  # crops that are shuffled together
 
 
 class ShuffledFrom(Sampler[int]):
-    """The indices 0 … length - 1 from place `position` on, each pass of 2²⁰ shuffled by itself.
+    """The indices 0 … length - 1 in random order, from place `position` on; each pass of 2²⁰ is shuffled by itself.
 
-    The order does not depend on how long the run is to be: one that is resumed with more steps goes on with its own.
+    The order does not depend on `length`: a run that is resumed with more steps keeps its order.
     """
 
     def __init__(self, position: int, length: int, seed: int) -> None:
@@ -45,7 +45,7 @@ class ShuffledFrom(Sampler[int]):
 
 
 def images_of(config: TrainingConfig, length: int | None, split: Split = "train", size: int | None = None) -> Any:
-    """`length` images of the configuration's data, as `image_dataset` makes them; `size`: other than it says."""
+    """Make the data set of `config`: `length` images of `size` pixels (None: `config.size`); see `image_dataset`."""
     return image_dataset(
         config.data,
         size or config.size,
@@ -57,23 +57,27 @@ def images_of(config: TrainingConfig, length: int | None, split: Split = "train"
     )
 
 
-def batches(training: Training, data: Any) -> Iterator[Tensor]:
-    """This process's batches (batch_size · accumulate, 3, size, size) for the steps that are left."""
+def batches(training: Training, data: Any) -> Generator[Tensor]:
+    """Yield this process's batches (batch_size · accumulate, 3, size, size) in [-1, 1] for the remaining steps.
+
+    Close the generator when no more are wanted: its workers ignore SIGTERM until then.
+    """
     config, accelerator = training.config, training.accelerator
-    if not config.streaming:
-        position = training.step * config.batch_size * config.accumulate * accelerator.num_processes
-        yield from accelerator.prepare(training_loader(config, data, position))
-        return
-    training.stream = training.stream or StreamPosition([START] * max(1, config.workers))
-    share = ProcessShare(data, training.stream, accelerator.process_index, accelerator.num_processes)
-    # Not through Accelerate, which would have one process read for all.
-    for images, places in training_loader(config, share):
-        training.stream.follow(places)
-        yield images.to(accelerator.device)
+    with signals_ignored_by_workers() as worker_init:
+        if not config.streaming:
+            position = training.step * config.batch_size * config.accumulate * accelerator.num_processes
+            yield from accelerator.prepare(training_loader(config, data, position, worker_init))
+            return
+        training.stream = training.stream or StreamPosition([START] * max(1, config.workers))
+        share = ProcessShare(data, training.stream, accelerator.process_index, accelerator.num_processes)
+        # Not through Accelerate, whose loader would let one process read for all.
+        for images, places in training_loader(config, share, worker_init=worker_init):
+            training.stream.follow(places)
+            yield images.to(accelerator.device)
 
 
 def reports(training: Training, data: Any, limit: int | None = NAMES_IN_REPORT) -> list[str]:
-    """What could not be read, in words; of a stream, every process knows its own share alone."""
+    """Report the files that could not be read, at most `limit` by name; with a stream, a report of each process."""
     found = [data.report(limit)]
     if training.config.streaming:
         from accelerate.utils import gather_object
@@ -82,31 +86,39 @@ def reports(training: Training, data: Any, limit: int | None = NAMES_IN_REPORT) 
     return [report for report in found if report]
 
 
-def training_loader(config: TrainingConfig, data: Dataset[Any], position: int = 0) -> DataLoader[Any]:
-    """Batches of batch_size · accumulate items, in an order that follows from the seed, from `position` on."""
+def training_loader(
+    config: TrainingConfig,
+    data: Dataset[Any],
+    position: int = 0,
+    worker_init: Callable[[int], None] | None = None,
+) -> DataLoader[Any]:
+    """Make a loader of batches of batch_size · accumulate items, in an order set by the seed, from `position` on."""
     stream = isinstance(data, IterableDataset)
     return DataLoader(
         data,
         batch_size=config.batch_size * config.accumulate,
         sampler=None if stream else ShuffledFrom(position, len(data), config.seed),  # type: ignore[arg-type]
         num_workers=config.workers,
-        worker_init_fn=_outliving_signals() if config.workers else None,
+        worker_init_fn=worker_init if config.workers else None,
         drop_last=True,
-        generator=torch.Generator().manual_seed(config.seed),  # else it takes a number from those of the training
+        generator=torch.Generator().manual_seed(config.seed),  # else it would draw from the training's random numbers
     )
 
 
-def _outliving_signals() -> Callable[[int], None]:
-    """Have workers ignore Ctrl-C and SIGTERM, until this process ends.
+@contextmanager
+def signals_ignored_by_workers() -> Iterator[Callable[[int], None]]:
+    """Yield a `worker_init_fn`: within this context the workers ignore Ctrl-C and SIGTERM.
 
-    Both are sent to the workers too, which have to live until the trainer has made its last step. But a process that
-    ends sends its workers a SIGTERM of its own, and waits for them: with that one they have to go.
+    Both signals reach the workers too, which have to live until the trainer has finished its last step. After the
+    context SIGTERM ends them: the trainer's process sends it at its own end, and waits for them.
     """
-    ended = multiprocessing.RawValue("b", 0)
-    atexit.register(setattr, ended, "value", 1)  # before multiprocessing's own, which has been registered earlier
-    return functools.partial(_ignore_signals, ended)
+    done = multiprocessing.RawValue("b", 0)  # shared with the workers
+    try:
+        yield functools.partial(_ignore_signals, done)
+    finally:
+        done.value = 1
 
 
-def _ignore_signals(ended: Any, worker: int) -> None:
+def _ignore_signals(done: Any, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ended.value else None)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if done.value else None)

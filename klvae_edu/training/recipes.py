@@ -1,8 +1,7 @@
-"""Recipes: whole training runs by name, each a YAML file of the fields that differ from the defaults, and why."""
+"""Recipes: training configurations by name, each a YAML file of the fields that differ from the defaults."""
 
 from __future__ import annotations
 
-import difflib
 import os
 from itertools import takewhile
 from pathlib import Path
@@ -10,19 +9,20 @@ from typing import Any
 
 import yaml
 
+from klvae_edu.config import suggestion
 from klvae_edu.training.config import TrainingConfig
 
 FOLDER = Path(__file__).with_name("recipes")
-YOUR_IMAGES = "FOLDER"  # what `data` is in the recipes for images that do not come with the package
+YOUR_IMAGES = "FOLDER"  # the value of `data` in recipes for images that do not come with the package
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """List the recipes that come with the package."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load_recipe(recipe: str | os.PathLike[str]) -> TrainingConfig:
-    """The configuration that a recipe stands for: a name, a YAML file of your own, or the `training.json` of a run.
+    """Load a recipe: a name, a YAML file of your own, or the `training.json` of a run.
 
     Raises:
         ValueError: no such recipe, a file that is no YAML of fields, or a field that is unknown or has a wrong value.
@@ -37,7 +37,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> TrainingConfig:
 
 
 def about(recipe: str | os.PathLike[str]) -> str:
-    """What a recipe says about itself: the comment at its head. The first line is its title."""
+    """The comment at the head of a recipe, which describes it. The first line is its title."""
     lines = recipe_path(recipe).read_text(encoding="utf-8").splitlines()
     return "\n".join(
         line.removeprefix("#").removeprefix(" ") for line in takewhile(lambda line: line[:1] == "#", lines)
@@ -45,11 +45,11 @@ def about(recipe: str | os.PathLike[str]) -> str:
 
 
 def recipe_path(recipe: str | os.PathLike[str]) -> Path:
-    """The file of a recipe, which may be a name or a file already; a name of the package's goes first.
+    """Find the file of a recipe: that of a recipe with this name, else the file itself.
 
     Raises:
-        ValueError: it is neither.
-        FileNotFoundError: it has a file's name, and there is no such file.
+        ValueError: no recipe and no file of that name.
+        FileNotFoundError: no file of that name, which ends in .yaml, .yml or .json.
     """
     name, path = str(recipe), Path(recipe).expanduser()
     if name in recipe_names():
@@ -58,8 +58,8 @@ def recipe_path(recipe: str | os.PathLike[str]) -> Path:
         return path
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
         raise FileNotFoundError(f"{path}: there is no such file")
-    near = difflib.get_close_matches(name, recipe_names(), n=1)
-    hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+    near = suggestion(name, recipe_names())
+    hint = f"{near} There are" if near else "there are"
     raise ValueError(f"there is no recipe {name!r}; {hint} {', '.join(recipe_names())}, and YAML files of your own")
 
 

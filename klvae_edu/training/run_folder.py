@@ -1,28 +1,27 @@
-"""The folder of a training run: weights for use, checkpoints to go on from, the log and the pictures."""
+"""The folder of a training run: weights for use, checkpoints to resume from, log and pictures."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from klvae_edu.training.checkpoint import partial_folder, read_description, save_checkpoint
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import Training
 from klvae_edu.weights.files import atomic_write
 
-if sys.platform != "win32":
-    import fcntl
-
 if TYPE_CHECKING:
     from klvae_edu.plots import Pixels
+
+LOCK_NAME = ".lock"
 
 
 class RunFolder:
@@ -30,40 +29,38 @@ class RunFolder:
 
     Args:
         path: a new or an empty folder; nothing is written before `start`.
-        resume: "auto" goes on in `path`, where it is the folder of a run; or one of the run's checkpoints.
-        writes: of several training processes, one writes; in the others methods leave the files alone.
+        resume: "auto" resumes the run in `path`, if there is one; or the folder of one of the run's checkpoints.
+        writes: True in one of several training processes; in the others, methods change no file.
 
     Raises:
-        FileExistsError: something lies there that is not to be gone on with. It is left alone.
+        FileExistsError: the folder exists and is not a resumable run. Nothing is changed.
     """
 
     def __init__(self, path: Path, resume: str | None = None, writes: bool = True) -> None:
         self.path = path
         self.resume = resume
         self.writes = writes
-        self.saved_step: int | None = None  # of the last whole checkpoint
-        self._lock: int | None = None
+        self.saved_step: int | None = None  # step of the last whole checkpoint
+        self._lock = FileLock(path / LOCK_NAME, thread_local=False)
         if writes:
             self._refuse_what_is_in_use()
 
     def __enter__(self) -> RunFolder:
-        """Keep other runs out of the folder, if it is there yet, before anything in it is read."""
+        """Lock the folder, if it exists already, before anything in it is read."""
         if self.writes and self.path.is_dir():
-            self._take()
+            self._acquire_lock()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.release()
 
     def release(self) -> None:
-        """Let other runs have the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Unlock the folder for other runs."""
+        self._lock.release()
 
     @property
     def model(self) -> Path:
-        """Where the weights to use lie; `AutoencoderKL.from_pretrained` reads it."""
+        """The folder of the weights for use; `AutoencoderKL.from_pretrained` reads it."""
         return self.path / "model"
 
     def _refuse_what_is_in_use(self) -> None:
@@ -73,20 +70,20 @@ class RunFolder:
         )
         if own and of_a_run:
             return
-        # A kill before `training.json` has its name leaves a file that nobody but `start` can have made.
-        empty = self.path.is_dir() and all(one.match(".*.part") for one in self.path.iterdir())
+        # A lock, or a file that `start` had not finished when the run was killed, is no content.
+        empty = self.path.is_dir() and all(one.match(".*.part") or one.name == LOCK_NAME for one in self.path.iterdir())
         if self.path.exists() and not empty:
-            go_on = " Go on with that run: --resume auto." if of_a_run else ""
+            hint = " Resume that run with --resume auto." if of_a_run else ""
             raise FileExistsError(
-                f"out: expected a new or an empty folder; {self.path} is in use, and nothing in it was changed.{go_on} "
-                f"Name another one, for example --out {unused(self.path)}"
+                f"out: expected a new or an empty folder; {self.path} is in use, and nothing in it was changed.{hint} "
+                f"Choose another one, for example --out {unused(self.path)}"
             )
 
     def to_resume(self) -> Path | None:
-        """The checkpoint to go on from: the one that was named, or the last whole one; None to begin at the beginning.
+        """Find the checkpoint to resume from: the one that was named, or the last whole one; None for a new run.
 
         Raises:
-            ValueError: the one that was named is missing or damaged, or every one in the folder is damaged.
+            ValueError: the named one is missing or damaged, or every checkpoint in the folder is damaged.
         """
         if self.resume is None:
             return None
@@ -99,19 +96,19 @@ class RunFolder:
                 read_description(folder)
                 return folder
             except ValueError as error:
-                warnings.warn(f"{error}; the checkpoint before it is tried", stacklevel=2)
+                warnings.warn(f"{error}; trying the checkpoint before it", stacklevel=2)
         if folders:
             raise ValueError(f"resume: expected a whole checkpoint, every one in {folders[0].parent} is damaged")
         return None
 
     def start(self, config: TrainingConfig, step: int = 0) -> None:
-        """Make the folder, write the configuration, and take back what lies beyond `step`, which will come again."""
+        """Make and lock the folder, write the configuration, and delete what is from steps beyond `step`."""
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        self._take()  # one that is new
+        self._acquire_lock()  # for a new folder; a folder that existed is locked already
         with atomic_write(self.path / "training.json") as path:
-            values = config.to_dict() | {"resume": None}  # whoever repeats this run begins at its beginning
+            values = config.to_dict() | {"resume": None}  # a repetition of this run begins at step 1
             path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         for later in self.checkpoints():
             if _number(later) > step:
@@ -119,7 +116,7 @@ class RunFolder:
         for pattern in ("checkpoints/.*.partial", "model/.*.part", ".*.part"):
             for unfinished in self.path.glob(pattern):
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
-        if self.checkpoint(step).is_dir():  # and not that of another run
+        if self.checkpoint(step).is_dir():  # the run resumes from its own checkpoint, not from one of another run
             self.saved_step = step
         log = self.path / "log.jsonl"
         if log.exists():
@@ -127,26 +124,24 @@ class RunFolder:
             with atomic_write(log) as path:
                 path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def _take(self) -> None:
-        """Lock the folder for this process, unless it has it already.
+    def _acquire_lock(self) -> None:
+        """Lock the folder for this process, unless this process has locked it already.
 
         Raises:
-            FileExistsError: another run has it.
+            FileExistsError: another run has locked it.
         """
-        if sys.platform == "win32" or self._lock is not None:  # Windows has no such locks
+        if self._lock.is_locked:
             return
-        self._lock = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.release()
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
             raise FileExistsError(f"out: another run is writing into {self.path}; nothing in it was changed") from error
         except OSError:  # a file system without locks
-            self.release()
-        self._refuse_what_is_in_use()  # of two runs that began together, one may be done already
+            return
+        self._refuse_what_is_in_use()  # of two runs that began together, one may have finished already
 
     def save(self, training: Training) -> None:
-        """Write a checkpoint and, in the place of those before, the weights to use. Every process calls it.
+        """Write a checkpoint, replace the weights for use, and delete old checkpoints. Every process calls it.
 
         Raises:
             OSError: the disk is full or gone. What was saved before is whole, and the message names its step.
@@ -161,23 +156,23 @@ class RunFolder:
             raise OSError(f"step {training.step} could not be saved ({error}); {self.kept()}") from error
 
     def publish(self, training: Training) -> None:
-        """What follows a checkpoint, and comes late where a run was killed in between: `model/`, and fewer old ones."""
+        """Write `model/` and delete old checkpoints. It follows a checkpoint, or a resume."""
         if self.writes:
             training.averaged.save_pretrained(self.model)
             for old in self.checkpoints()[: -training.config.keep]:
                 _delete(old)
 
     def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint after `step`."""
+        """The folder of the checkpoint of `step`."""
         return self.path / "checkpoints" / f"step_{step:07d}"
 
     def checkpoints(self) -> list[Path]:
-        """Those that are there, in the order of their steps."""
+        """List the checkpoints in the folder, in the order of their steps."""
         found = self.path.glob("checkpoints/step_*")
         return sorted((folder for folder in found if re.fullmatch(r"step_\d{7,}", folder.name)), key=_number)
 
     def kept(self) -> str:
-        """What a run that fails now leaves behind, in words."""
+        """Say in words which checkpoint a run that fails now leaves behind."""
         if self.saved_step is None:
             return f"nothing was saved in {self.path} before"
         return f"the last good checkpoint is {self.checkpoint(self.saved_step)}"
@@ -186,28 +181,28 @@ class RunFolder:
         """Append one line to `log.jsonl`."""
         if self.writes:
             path = self.path / "log.jsonl"
-            with self._telling(path), path.open("a", encoding="utf-8") as file:
+            with self._naming(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
     def save_picture(self, picture: Pixels, step: int) -> None:
-        """Write the picture of held-out crops after `step`."""
+        """Write the picture of validation crops after `step`."""
         from PIL import Image
 
         if self.writes:
             name = self.path / f"held_out_{step:06d}.png"
-            with self._telling(name), atomic_write(name) as path:
+            with self._naming(name), atomic_write(name) as path:
                 Image.fromarray(picture).save(path, format="PNG")
 
     def save_report(self, report: str | None) -> None:
-        """Write which files of the data could not be read, all of them, into `unreadable.txt`."""
+        """Write the report on files of the data that could not be read into `unreadable.txt`, if there is one."""
         if self.writes and report:
             name = self.path / "unreadable.txt"
-            with self._telling(name), atomic_write(name) as path:
+            with self._naming(name), atomic_write(name) as path:
                 path.write_text(report + "\n", encoding="utf-8")
 
     @contextmanager
-    def _telling(self, path: Path) -> Iterator[None]:
-        """An error of the disk within it says which file it was, and what is kept."""
+    def _naming(self, path: Path) -> Iterator[None]:
+        """Add the name of the file, and the checkpoint that is kept, to an error of the disk in this context."""
         try:
             yield
         except OSError as error:
@@ -215,7 +210,7 @@ class RunFolder:
 
 
 def unused(path: Path) -> Path:
-    """`path` itself when nothing has that name, else the first of `path-2`, `path-3`, … that is free."""
+    """Find a free name: `path` itself, else the first of `path-2`, `path-3`, …"""
     candidate, number = path, 1
     while candidate.exists():
         number += 1
@@ -224,19 +219,19 @@ def unused(path: Path) -> Path:
 
 
 def _number(checkpoint: Path) -> int:
-    """The step in its name."""
+    """The step in the name of a checkpoint's folder."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def _delete(checkpoint: Path) -> None:
-    """Under another name first: a folder that is half deleted must not pass for a checkpoint."""
+    """Delete a checkpoint, renamed first: a folder that is half deleted must not look like a checkpoint."""
     gone = partial_folder(checkpoint)
     checkpoint.rename(gone)
     shutil.rmtree(gone)
 
 
 def _step_of(line: str) -> Any:
-    """The step of a line of the log; None for one that was cut off."""
+    """The step of a line in the log; None for a line that was cut off."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What is trained, and with what: the networks and optimisers of a run, wrapped for one process or many."""
+"""Set up a run: its networks and optimisers, wrapped for one process or many."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from klvae_edu.environment import pick_device
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.perceptual import LPIPS, SMALLEST_SIDE
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.initialise import start_as_averages
+from klvae_edu.training.initialise import initialise_as_averages
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 class TrainableAutoencoder(nn.Module):
-    """The autoencoder as training calls it: images in, reconstruction and posterior out, in one forward.
+    """The autoencoder for training: images in, reconstruction and posterior out, in one forward call.
 
-    This module is what Accelerate wraps (`DistributedDataParallel`, autocast). Gradients are averaged over the
-    processes only for what runs through the wrapper's own forward: calling `encode` and `decode` behind its back would
-    leave every process with weights of its own, without any error.
+    Accelerate wraps this module (`DistributedDataParallel`, autocast). The wrapper averages gradients over processes
+    only for its own forward call: calling `encode` and `decode` of the module inside would give every process different
+    weights, without any error.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -38,34 +38,37 @@ class TrainableAutoencoder(nn.Module):
         self.vae = vae
 
     def forward(self, images: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
-        """Images (B, 3, H, W) in [-1, 1] -> reconstruction of a posterior sample, likewise, and the posterior."""
+        """Reconstruct images (B, 3, H, W) in [-1, 1] from a posterior sample; return reconstruction and posterior."""
         trained = any(parameter.requires_grad for parameter in self.vae.encoder.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):  # a frozen encoder needs no graph
             moments = self.vae.encode(images).latent_dist.parameters
-        if moments.dtype in (torch.float16, torch.bfloat16):  # as they arrive under autocast
+        if moments.dtype in (torch.float16, torch.bfloat16):  # under autocast
             moments = moments.float()
         posterior = DiagonalGaussianDistribution(moments)
         return self.vae.decode(posterior.sample()).sample, posterior
 
 
 class TrainableDiscriminator(nn.Module):
-    """The discriminator as training calls it: both judgements in one forward, for the same reason."""
+    """The discriminator for training: images and reconstructions in one forward call, for the same reason."""
 
     def __init__(self, discriminator: NLayerDiscriminator) -> None:
         super().__init__()
         self.discriminator = discriminator
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and reconstructions (B, 3, H, W) -> logits of each (B, 1, h, w). They never share a batch norm."""
+        """Compute logits (B, 1, h, w) of images and of reconstructions, both (B, 3, H, W).
+
+        They are two calls, so that BatchNorm never mixes the statistics of the two.
+        """
         return self.discriminator(images), self.discriminator(reconstructions)
 
 
 @dataclass
 class Training:
-    """A run between two steps: what the steps change, and what they need for it.
+    """The state of a run between two steps, and the parts that do not change.
 
-    `model` is a `TrainableAutoencoder` and `discriminator` a `TrainableDiscriminator`, wrapped by Accelerate, as are
-    the optimizers. What a run does without is None.
+    `model` is a `TrainableAutoencoder` and `discriminator` a `TrainableDiscriminator`; both and their optimisers are
+    wrapped by Accelerate. A part that the run does not use is None.
     """
 
     config: TrainingConfig
@@ -76,20 +79,20 @@ class Training:
     disc_optimizer: Optimizer | None = None
     perceptual: LPIPS | None = None
     ema: AveragedModel | None = None
-    step: int = 0  # the one under way, counted from 1, or the last one that was made
-    stream: StreamPosition | None = None  # how far this process has come in data that is read in passing
+    step: int = 0  # number of the current step, counted from 1, or of the last finished one
+    stream: StreamPosition | None = None  # position of this process in streamed data
 
     @property
     def vae(self) -> AutoencoderKL:
-        """The autoencoder in training."""
+        """The autoencoder that is trained, without its wrapper."""
         return self.accelerator.unwrap_model(self.model).vae
 
     @property
     def patchgan(self) -> NLayerDiscriminator:
-        """The discriminator itself.
+        """The discriminator, without its wrapper.
 
         Raises:
-            ValueError: the run has none.
+            ValueError: the run has no discriminator.
         """
         if self.discriminator is None:
             raise ValueError(f"expected a run with a discriminator, got disc_weight={self.config.disc_weight}")
@@ -97,11 +100,11 @@ class Training:
 
     @property
     def averaged(self) -> AutoencoderKL:
-        """The autoencoder to keep: with averaged weights where the run averages them, else `vae`."""
+        """The autoencoder to save: with averaged weights where the run averages them, else `vae`."""
         return self.vae if self.ema is None else cast(AutoencoderKL, self.ema.module)
 
     def begin_step(self) -> None:
-        """Count the next step, and set its learning rates."""
+        """Begin the next step: count it, and set its learning rates."""
         self.step += 1
         config, factor = self.config, self.config.lr_factor(self.step)
         if config.scale_lr:
@@ -110,11 +113,13 @@ class Training:
             for group in optimizer.param_groups if optimizer else ():
                 group["lr"] = peak * factor
 
-    def parts(self, network: nn.Module, *batches: Tensor) -> Iterator[Sequence[Tensor]]:
-        """The `accumulate` parts of one step's batches; gradients of `network` meet those of other processes once.
+    def micro_batches(self, network: nn.Module, *batches: Tensor) -> Iterator[Sequence[Tensor]]:
+        """Split batches (B, …) of one step into `accumulate` equal parts, and yield them together.
+
+        Gradients of `network` are averaged over processes in the last part only.
 
         Raises:
-            ValueError: a batch that does not divide into as many equal parts.
+            ValueError: `accumulate` does not divide B.
         """
         count = self.config.accumulate
         if any(len(batch) % count for batch in batches):
@@ -127,7 +132,7 @@ class Training:
 
 
 def set_up(config: TrainingConfig, accelerator: Accelerator) -> Training:
-    """The networks and optimisers that `config` asks for, before the first step.
+    """Build the networks and optimisers of `config`, in their state before the first step.
 
     Raises:
         ValueError: the model and the configuration do not fit together.
@@ -135,8 +140,7 @@ def set_up(config: TrainingConfig, accelerator: Accelerator) -> Training:
     vae = starting_model(config)
     if config.trained_part == "decoder":
         vae.encoder.requires_grad_(False)
-        if vae.quant_conv is not None:
-            vae.quant_conv.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     model, optimizer = accelerator.prepare(TrainableAutoencoder(vae), _adamw(vae, config))
     training = Training(config, accelerator, model, optimizer)
     if config.disc_weight:
@@ -154,11 +158,15 @@ def set_up(config: TrainingConfig, accelerator: Accelerator) -> Training:
 
 
 def starting_model(config: TrainingConfig) -> AutoencoderKL:
-    """The model to begin with, in float32 whatever the file has: in 16 bits small updates would be rounded away."""
+    """Build or load the model to train, in float32: in 16 bits small updates would be rounded away.
+
+    Raises:
+        ValueError: the model and the configuration do not fit together.
+    """
     if config.init is None:
         vae = AutoencoderKL.from_preset(config.preset, seed=config.seed)
-        if config.start == "averages":
-            start_as_averages(vae)
+        if config.initialisation == "averages":
+            initialise_as_averages(vae)
     else:
         vae = AutoencoderKL.from_pretrained(config.init, dtype=torch.float32)
     factor, channels = vae.downsample_factor, (vae.config.in_channels, vae.config.out_channels)
@@ -177,9 +185,10 @@ def starting_model(config: TrainingConfig) -> AutoencoderKL:
 
 
 def ema_update(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
-    """For `AveragedModel`: average ← d · average + (1 - d) · weights, d = min(decay, (1 + n) / (10 + n)) in update n.
+    """Make the update rule for `AveragedModel`: average ← d · average + (1 - d) · weights.
 
-    Update 0, `AveragedModel`'s own, copies the weights. Early averages forget the untrained weights faster.
+    In update n it is d = min(decay, (1 + n) / (10 + n)), so that early averages forget the untrained weights faster.
+    Update 0, done by `AveragedModel` itself, copies the weights.
     Source: CompVis, `ldm/modules/ema.py`.
     Built in notebook 08, section 6.
     """
@@ -193,12 +202,12 @@ def ema_update(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
-    """Accelerate's engine for this run's device and precision."""
+    """Create the `Accelerator` for this run's device and precision."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    # Accelerate keeps its settings for the life of the process; the next run in the same notebook may need others.
-    # The group of processes, where there is one, stays.
+    # Accelerate keeps its settings as long as the process lives, but the next run in a notebook may need others. A
+    # group of several processes stays.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     AcceleratorState._reset_state(reset_partial_state=alone)
     return Accelerator(
@@ -210,7 +219,7 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def _adamw(network: nn.Module, config: TrainingConfig) -> AdamW:
-    """The learning rate is set at the beginning of each step."""
+    """AdamW over the trained parameters. Each step sets its learning rate."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    # One kernel over all tensors: on a CPU the default, a loop, takes up to five times as long.
+    # fused: one kernel for all tensors. On a CPU the default, a loop, takes up to five times as long.
     return AdamW(trained, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)

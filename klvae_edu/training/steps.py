@@ -1,19 +1,18 @@
-"""One step of each network. Neither touches the other's gradients: what was None before stays None.
+"""One training step of each network: forward, losses, backward, step.
 
-The autoencoder's losses are not added up and sent back together. Their gradients with respect to the reconstruction are
-taken first, each once; from them the adaptive weight costs two weight gradients of one convolution, and their sum goes
-back through the autoencoder in a single pass.
+Neither step changes the other network's gradients: what was None before stays None.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.losses import (
     ADAPTIVE_LIMIT,
     adaptive_weight,
@@ -27,43 +26,64 @@ from klvae_edu.losses import (
 from klvae_edu.metrics import psnr
 from klvae_edu.training.setup import Training
 
+# ---- The autoencoder -------------------------------------------------------------------------------------------------
+
 
 def generator_step(training: Training, images: Tensor) -> tuple[dict[str, float], Tensor]:
-    """One step of the autoencoder on `images` (B, 3, H, W) in [-1, 1].
+    """Train the autoencoder on one batch.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1]; `accumulate` divides B.
 
     Returns:
-        Scalars of this step, before the update, averaged over processes: "loss" and its terms "nll" ("pixel" and
-        "perceptual"), "kl", "adversarial" (those that the configuration has), "adversarial_weight" and whether it was
-        "clamped", the gradient's length before clipping "grad_norm", "lr", and the "psnr" of the reconstructions in dB.
-        The reconstructions, without a graph: the discriminator's step needs them too.
+        Scalars of this step, of the weights before the update, averaged over processes: "loss" and its terms "nll"
+        ("pixel" and "perceptual"), "kl", "adversarial" (those that the configuration has), "adversarial_weight" and
+        whether it was "clamped", "grad_norm" before clipping, "lr", and the "psnr" of the reconstructions in dB.
+        The reconstructions (B, 3, H, W), without a graph, for the discriminator's step.
 
     Raises:
-        FloatingPointError: a term or the gradient is not finite. The weights are left as they were.
+        FloatingPointError: a term or the gradient is not finite. The weights are left unchanged.
 
     Built in notebook 08, section 2.
     """
     optimizer, model = training.optimizer, training.model
-    optimizer.zero_grad()  # whatever lies there is not of this step
     terms, reconstructions = [], []
-    for (part,) in training.parts(model, images):
-        found, reconstruction = generator_backward(training, part)
-        terms.append(found)
-        reconstructions.append(reconstruction)
-    scalars = finish(training, optimizer, model, terms)
+    optimizer.zero_grad()  # gradients left here by other code are not of this step
+    for (part,) in training.micro_batches(model, images):  # part: (B / accumulate, 3, H, W)
+        # Forward: through a sample of the posterior.
+        reconstruction, posterior = model(part)
+        # Losses: the logged terms, and the scalar to differentiate.
+        of_part, surrogate = generator_losses(training, part, reconstruction, posterior)
+        # Backward: one pass through the autoencoder for all terms.
+        training.accelerator.backward(surrogate / training.config.accumulate)
+        terms.append(of_part)
+        reconstructions.append(reconstruction.detach())
+    # Step: clip, check, update; then the moving average of the weights.
+    scalars = optimizer_step(training, optimizer, model, terms)
     if training.ema is not None:
         training.ema.update_parameters(training.vae)
     return scalars, torch.cat(reconstructions)
 
 
-def generator_backward(training: Training, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Add the gradient of the autoencoder's loss on `images` to its weights' `.grad`; return terms and reconstructions.
+def generator_losses(
+    training: Training, images: Tensor, reconstruction: Tensor, posterior: DiagonalGaussianDistribution
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Compute the autoencoder's loss on a micro-batch: its terms by name, and the scalar whose gradient trains it.
+
+    The plain way is `terms["loss"].backward()`. But the adaptive weight needs the gradients of two losses at the last
+    layer first, and so LPIPS and the discriminator would be differentiated twice. Here each loss is differentiated
+    once, with respect to the reconstruction x̂: g = ∂(nll + w · adversarial)/∂x̂, a constant from then on. The scalar is
+    sum(x̂ · g) + kl_weight · KL. By the chain rule its gradient is that of the loss: ∂sum(x̂ · g)/∂θ = (∂x̂/∂θ)ᵀ g.
+
+    Args:
+        images, reconstruction: (b, 3, H, W) in [-1, 1]; the reconstruction with the autoencoder's graph.
+        posterior: of `images`.
 
     Built in notebook 08, section 2.
     """
     config = training.config
-    reconstruction, posterior = training.model(images)
-    leaf = reconstruction.detach().requires_grad_()  # the losses' graphs end here
-    distance = None if training.perceptual is None else training.perceptual(leaf, images)
+    leaf = reconstruction.detach().requires_grad_()  # the graphs of these losses end here
+    distance = None if training.perceptual is None else training.perceptual(leaf, images)  # (b,)
     terms = reconstruction_loss(
         leaf,
         images,
@@ -73,30 +93,31 @@ def generator_backward(training: Training, images: Tensor) -> tuple[dict[str, Te
         reduction=config.reduction,
     )
     terms["kl"] = kl_loss(posterior, images, config.reduction)
-    (gradient,) = torch.autograd.grad(terms["nll"], leaf)
+    (gradient,) = torch.autograd.grad(terms["nll"], leaf)  # (b, 3, H, W)
     weight = torch.zeros(())
     if config.adversarial(training.step):
         with frozen(training.patchgan), training.accelerator.autocast():
             terms["adversarial"] = adversarial_loss(training.patchgan(leaf).to(leaf.dtype))
-        (adversarial_gradient,) = torch.autograd.grad(terms["adversarial"], leaf)
+        (adversarial_gradient,) = torch.autograd.grad(terms["adversarial"], leaf)  # (b, 3, H, W)
         weight, clamped = adversarial_weight(training, reconstruction, gradient, adversarial_gradient)
         gradient = gradient + weight * adversarial_gradient
         terms |= {"adversarial_weight": weight, "clamped": clamped}
     total = generator_loss(terms, kl_weight=config.kl_weight, adversarial_weight=weight)
-    # Linear in the reconstruction, with the gradient there that all terms together have.
-    surrogate = (reconstruction * gradient).sum() + config.kl_weight * terms["kl"]
-    training.accelerator.backward(surrogate / config.accumulate)
     total["psnr"] = psnr(leaf.detach(), images).mean()
-    return total, leaf.detach()
+    return total, (reconstruction * gradient).sum() + config.kl_weight * terms["kl"]
 
 
 def adversarial_weight(
     training: Training, reconstruction: Tensor, gradient: Tensor, adversarial_gradient: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The weight of the adversarial term, and whether the clamp acted (1 or 0): two scalars.
+    """Compute the weight of the adversarial term, and whether it was clamped (1 or 0): two scalars.
 
-    Both gradients at the last layer are averaged over the processes before their lengths are taken, so that the weight
-    is that of the whole batch, and every process has the same.
+    Both gradients at the last layer are averaged over the processes before their norms are taken, so that the weight
+    belongs to the whole batch and is the same in every process.
+
+    Args:
+        reconstruction: (b, 3, H, W), with its graph.
+        gradient, adversarial_gradient: of both losses with respect to it, (b, 3, H, W).
     """
     config = training.config
     values = 1 if config.reduction == "sum" else reconstruction[0].numel()
@@ -110,15 +131,33 @@ def adversarial_weight(
     return config.disc_weight * weight, (weight >= limit).to(weight.dtype)
 
 
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Switch off the gradients of `network`'s weights within this context; those of its inputs stay."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+# ---- The discriminator -----------------------------------------------------------------------------------------------
+
+
 def discriminator_step(training: Training, images: Tensor, reconstructions: Tensor) -> dict[str, float]:
-    """One step of the discriminator on `images` and their `reconstructions` (B, 3, H, W).
+    """Train the discriminator on one batch.
+
+    Args:
+        images, reconstructions: (B, 3, H, W) in [-1, 1]; `accumulate` divides B.
 
     Returns:
-        Scalars of this step, before the update: "disc_loss", the mean logits "logits_real" and "logits_fake",
-        "disc_grad_norm" and "disc_lr".
+        Scalars of this step, of the weights before the update, averaged over processes: "disc_loss", the mean logits
+        "logits_real" and "logits_fake", "disc_grad_norm" before clipping, and "disc_lr".
 
     Raises:
-        FloatingPointError: the loss or the gradient is not finite. The weights are left as they were.
+        FloatingPointError: the loss or the gradient is not finite. The weights are left unchanged.
         ValueError: the run has no discriminator.
 
     Built in notebook 08, section 3.
@@ -126,44 +165,58 @@ def discriminator_step(training: Training, images: Tensor, reconstructions: Tens
     optimizer, discriminator = training.disc_optimizer, training.discriminator
     if optimizer is None or discriminator is None:
         raise ValueError(f"expected a run with a discriminator, got disc_weight={training.config.disc_weight}")
-    optimizer.zero_grad()  # whatever lies there is not of this step
     terms = []
-    for real, fake in training.parts(discriminator, images, reconstructions.detach()):  # not through the autoencoder
+    optimizer.zero_grad()  # gradients left here by other code are not of this step
+    for real, fake in training.micro_batches(discriminator, images, reconstructions.detach()):
+        # Forward: (B / accumulate, 3, H, W) -> (B / accumulate, 1, h, w). Detached: no gradient for the autoencoder.
         logits_real, logits_fake = discriminator(real, fake)
+        # Loss.
         losses = discriminator_loss(logits_real, logits_fake, training.config.disc_loss)
+        # Backward.
         training.accelerator.backward(losses["disc_loss"] / training.config.accumulate)
         terms.append(losses)
-    return finish(training, optimizer, discriminator, terms, "disc_")
+    # Step: clip, check, update.
+    return optimizer_step(training, optimizer, discriminator, terms, "disc_")
 
 
-def finish(
+# ---- Both ------------------------------------------------------------------------------------------------------------
+
+
+def optimizer_step(
     training: Training,
     optimizer: torch.optim.Optimizer,
     network: nn.Module,
-    terms: Sequence[dict[str, Tensor]],
+    terms: Sequence[Mapping[str, Tensor]],
     prefix: str = "",
 ) -> dict[str, float]:
-    """Clip the gradient and update the weights, unless something is not finite; return the means of the terms."""
-    accelerator = training.accelerator
-    grad_norm = accelerator.clip_grad_norm_(network.parameters(), training.config.grad_clip)
-    terms = [{**of_part, prefix + "grad_norm": grad_norm} for of_part in terms]
-    table = torch.stack([torch.stack([term.detach().to(grad_norm) for term in of_part.values()]) for of_part in terms])
-    scalars = dict(zip(terms[0], accelerator.reduce(table.mean(0), "mean").tolist(), strict=True))
-    wrong = [name for name, value in scalars.items() if not math.isfinite(value) and name != "psnr"]
-    if wrong:
-        names = {prefix + "grad_norm": "the gradient's length"}
-        raise FloatingPointError(" and ".join(f"{names.get(name, name)} is {scalars[name]}" for name in wrong[:3]))
+    """Clip the gradient of `network` and update its weights, unless something is not finite.
+
+    Args:
+        terms: scalars by name, of each micro-batch.
+        prefix: of the names "grad_norm" and "lr" in the result.
+
+    Returns:
+        The means of `terms`, the gradient's norm before clipping, and the learning rate.
+
+    Raises:
+        FloatingPointError: a term or the norm is not finite, in any process. The weights are left unchanged.
+    """
+    grad_norm = training.accelerator.clip_grad_norm_(network.parameters(), training.config.grad_clip)
+    scalars = mean_scalars(training, [{**of_part, prefix + "grad_norm": grad_norm} for of_part in terms], grad_norm)
+    check_finite(scalars)
     optimizer.step()
     return scalars | {prefix + "lr": float(optimizer.param_groups[0]["lr"])}
 
 
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Within it no weight of `network` asks for a gradient; its inputs still may."""
-    asked = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asked:
-            parameter.requires_grad_(True)
+def mean_scalars(training: Training, terms: Sequence[Mapping[str, Tensor]], like: Tensor) -> dict[str, float]:
+    """Average scalars by name over micro-batches and processes, in one tensor of the type and device of `like`."""
+    table = torch.stack([torch.stack([term.detach().to(like) for term in of_part.values()]) for of_part in terms])
+    return dict(zip(terms[0], training.accelerator.reduce(table.mean(0), "mean").tolist(), strict=True))
+
+
+def check_finite(scalars: Mapping[str, float]) -> None:
+    """Raise a `FloatingPointError` that names the first scalars that are NaN or infinite; PSNR may be infinite."""
+    wrong = [name for name, value in scalars.items() if not math.isfinite(value) and name != "psnr"]
+    if wrong:
+        words = dict.fromkeys(("grad_norm", "disc_grad_norm"), "the gradient's norm")
+        raise FloatingPointError(" and ".join(f"{words.get(name, name)} is {scalars[name]}" for name in wrong[:3]))

@@ -1,4 +1,4 @@
-"""How good the model is on images it is not trained on, beside two methods that need no network."""
+"""Validation: measure the model on images that it is not trained on, beside two baselines without a network."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from klvae_edu.training.loader import images_of
 if TYPE_CHECKING:
     from klvae_edu.plots import Pixels
 
-PCA_CROPS = 512  # training crops that patch-PCA is fitted on
-PICTURE_CROPS = 8
+PCA_CROPS = 512  # training crops that patch-PCA is fitted to
+PICTURE_CROPS = 8  # validation crops in the picture
 
 
 @torch.no_grad()
 def reconstructions(vae: AutoencoderKL, pca: PatchPCA, images: Tensor) -> dict[str, Tensor]:
-    """The images (B, 3, H, W) as the model, patch-PCA and bicubic interpolation give them back, by name.
+    """Reconstruct images (B, 3, H, W) in [-1, 1] by the model, by patch-PCA and by bicubic interpolation: by name.
 
-    The model's goes through the mode of the posterior. patch-PCA, fitted with `latent_channels` components for f×f
-    patches, keeps as many numbers as the model's latent; bicubic keeps 3 numbers per f×f pixels.
+    The model reconstructs from the mode of the posterior. patch-PCA, fitted with `latent_channels` components for f×f
+    patches, keeps as many numbers as the model's latent; bicubic interpolation keeps 3 numbers per f×f pixels.
     """
     return {
         "model": vae(images.to(vae.device)).sample.cpu(),
@@ -36,8 +36,12 @@ def reconstructions(vae: AutoencoderKL, pca: PatchPCA, images: Tensor) -> dict[s
     }
 
 
-class HeldOut:
-    """Crops of images that are never trained on.
+class Validation:
+    """Validation crops, of images that are never trained on, and a patch-PCA fitted to training crops.
+
+    Attributes:
+        images: (config.held_out, 3, size, size) in [-1, 1].
+        unreadable: the report on files that could not be read; None if there are none.
 
     Raises:
         ValueError: `config.data` makes no data set.
@@ -50,7 +54,7 @@ class HeldOut:
         self.pca = PatchPCA(vae.downsample_factor, vae.config.latent_channels).fit(training_crops)
 
     def measure(self, vae: AutoencoderKL) -> dict[str, float]:
-        """Mean PSNR in dB by name: "model", "patch-PCA", "bicubic"."""
+        """Measure the mean PSNR in dB of "model", "patch-PCA" and "bicubic", by name."""
         values: dict[str, list[Tensor]] = {}
         for images in torch.split(self.images, self.batch_size):
             for name, reconstruction in reconstructions(vae, self.pca, images).items():
@@ -58,7 +62,7 @@ class HeldOut:
         return {name: torch.cat(of_batches).mean().item() for name, of_batches in values.items()}
 
     def picture(self, vae: AutoencoderKL) -> Pixels:
-        """The first crops above what the model and patch-PCA make of them."""
+        """Draw the first crops above their reconstructions by the model and patch-PCA: (H, W, 3) uint8."""
         from klvae_edu.plots import figure_to_image, image_grid
 
         images = self.images[:PICTURE_CROPS]
@@ -68,6 +72,6 @@ class HeldOut:
 
 
 def some_crops(config: TrainingConfig, split: Literal["train", "held-out"], count: int) -> tuple[Tensor, str | None]:
-    """`count` crops (count, 3, size, size), and the data set's report on files that it could not read."""
+    """Load crops (count, 3, size, size) in [-1, 1], and the report on files that could not be read."""
     data = images_of(config, count, split)
     return torch.stack([*islice(DataLoader(data, batch_size=None), count)]), data.report()

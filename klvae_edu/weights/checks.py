@@ -1,4 +1,4 @@
-"""Check weights before a model takes them: data types, names and shapes, finite values."""
+"""Check weights before they are loaded into a model: data types, names and shapes, finite values."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that a model can have
-MAX_LISTED = 20  # tensors of one kind that an error names
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # data types of a model
+MAX_LISTED = 20  # maximum number of tensors of one kind in an error message
 
 
 def check_dtype(dtype: object) -> None:
-    """Raise a `ValueError` for anything but None and the types in `DTYPES`."""
+    """Raise a `ValueError` unless `dtype` is None or one of `DTYPES`."""
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: expected a floating-point type ({', '.join(map(str, DTYPES))}), got {dtype!r}")
 
 
 def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raise one `ValueError` that lists every missing, unknown and misshapen tensor (the first 20 of each kind)."""
+    """Raise a `ValueError` that lists missing, unknown and misshapen tensors (the first 20 of each kind), if any."""
     problems = {
         "missing": [f"{name} {tuple(expected[name].shape)}" for name in expected.keys() - weights.keys()],
         "unknown": [f"{name} {tuple(weights[name].shape)}" for name in weights.keys() - expected.keys()],
@@ -29,13 +29,13 @@ def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], sou
             if expected[name].shape != weights[name].shape
         ],
     }
-    lines = [f"\n  {kind}: {line}" for kind, found in problems.items() for line in shortened(sorted(found))]
+    lines = [f"\n  {kind}: {line}" for kind, names in problems.items() for line in shortened(sorted(names))]
     if lines:
         raise ValueError(f"{source}: the weights do not fit the configuration (in diffusers' names):{''.join(lines)}")
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raise a `ValueError` that names the tensors with NaN or infinite values."""
+    """Raise a `ValueError` that names the tensors with NaN or infinite values, if any."""
     bad = sorted(f"{name} ({tensor.dtype})" for name, tensor in weights.items() if not tensor.isfinite().all())
     if bad:
         raise ValueError(f"{source}: expected finite weights, found NaN or infinity in {', '.join(shortened(bad))}")
@@ -44,9 +44,9 @@ def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
 def checked_copies(
     expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """Copy `weights` for a model whose state is like `expected`, converted to `dtype` (None: as they are).
+    """Copy `weights` for a model whose state is like `expected`, converted to `dtype` (None: unchanged).
 
-    They are copies because tensors read from a file may be that file: whoever writes to it later changes them.
+    Copies are needed because tensors from a file may be memory-mapped: they would change when the file changes.
 
     Raises:
         ValueError: `weights` do not fit, are not all of one floating-point type, or are not finite.
@@ -65,6 +65,6 @@ def checked_copies(
 
 
 def shortened(lines: list[str]) -> list[str]:
-    """Keep the first lines, and say how many more there are."""
+    """Keep the first `MAX_LISTED` lines and add one line with the number of the others."""
     more = len(lines) - MAX_LISTED
     return lines if more <= 0 else [*lines[:MAX_LISTED], f"… and {more} more"]

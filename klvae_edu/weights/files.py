@@ -1,6 +1,6 @@
-"""Files of tensors: safetensors and pickles, read without executing anything in them; safetensors, written.
+"""Files of tensors: read safetensors and pickles without executing anything in them, and write safetensors.
 
-They are read so that a few tensors can be taken out of a checkpoint of several GB without the rest.
+Tensors are read one by one, so that a few can be taken out of a checkpoint of several GB without loading the others.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from klvae_edu.weights.checks import shortened
 
-MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 SAFETENSORS = (".safetensors", ".sft")
 
-# What training frameworks keep beside the weights: Lightning's callbacks and NumPy's numbers.
-BOOKKEEPING = re.compile(r"(pytorch_lightning|lightning)\..+|numpy\.(dtype|(core|_core)\.multiarray\.scalar)")
-_ALLOWING = threading.Lock()  # PyTorch has one list of allowed classes for all threads
+# Classes that training frameworks save besides the weights: Lightning's callbacks and NumPy's numbers.
+IGNORED_CLASSES = re.compile(r"(pytorch_lightning|lightning)\..+|numpy\.(dtype|(core|_core)\.multiarray\.scalar)")
+_SAFE_GLOBALS_LOCK = threading.Lock()  # PyTorch has one list of allowed classes for all threads
 
-TO_SAFETENSORS = (  # what the error about a pickle with foreign classes tells its reader to run
+CONVERSION_SCRIPT = (  # Python code in the error message about a pickle with other classes
     "import sys, torch, safetensors.torch as s; "
     "w = torch.load(sys.argv[1], map_location='cpu', weights_only=False); w = w.get('state_dict', w); "
     "s.save_file({k: v.clone().contiguous() for k, v in w.items() if torch.is_tensor(v)}, sys.argv[2])"
@@ -37,10 +37,10 @@ TO_SAFETENSORS = (  # what the error about a pickle with foreign classes tells i
 
 
 class SafetensorsFile(Mapping[str, Tensor]):
-    """The tensors of a safetensors file by name. Each is read when it is asked for: of a whole checkpoint, few are.
+    """Tensors of a safetensors file by name. Each tensor is read when it is accessed.
 
     Raises:
-        ValueError: the file is damaged or cut off.
+        ValueError: the file is damaged or truncated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +50,7 @@ class SafetensorsFile(Mapping[str, Tensor]):
             self._file = cast(Any, safe_open(path, framework="pt"))
         except SafetensorError as error:
             raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
-        self._names: dict[str, None] = dict.fromkeys(self._file.keys())  # with their order, and quick to look up
+        self._names: dict[str, None] = dict.fromkeys(self._file.keys())  # a dict keeps the order and finds names fast
         self.metadata: dict[str, str] = self._file.metadata() or {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -68,8 +68,8 @@ class SafetensorsFile(Mapping[str, Tensor]):
         return len(self._names)
 
 
-class Inert:
-    """Stands for a bookkeeping class while a pickle is read: takes anything, does nothing, keeps nothing."""
+class Placeholder:
+    """Placeholder for an ignored class while a pickle is read: it accepts any arguments and stores nothing."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Self:
         return super().__new__(cls)
@@ -82,7 +82,7 @@ class Inert:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle and not safetensors: by its first bytes, or where they say nothing by its name."""
+    """Tell whether a file is a pickle and not safetensors, by its first bytes or, if they are unclear, by its name."""
     with open(path, "rb") as file:
         head = file.read(9)
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
@@ -91,66 +91,66 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, its tensors still in the file where the format allows it.
+    """Read a file that `torch.save` wrote. Its tensors are memory-mapped if the format allows it.
 
-    Objects of `BOOKKEEPING` classes become `Inert`.
+    Objects of `IGNORED_CLASSES` become `Placeholder` objects.
 
     Raises:
-        ValueError: damaged, or it holds more than tensors, numbers, text and their collections. The message names the
-            classes it asks for and how to convert the file; nothing in it is executed.
+        ValueError: the file is damaged, or contains more than tensors, numbers, text and collections of them. The
+            message names the classes in the file and gives a command that converts it. Nothing in it is executed.
     """
     with open(path, "rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"  # the format since PyTorch 1.6; the one before cannot be mapped
-    misnamed = path.suffix == ".safetensors"  # PyTorch goes by the name, so it gets none, and nothing can be mapped
+        zipped = file.read(4) == b"PK\x03\x04"  # the format since PyTorch 1.6; the older format cannot be memory-mapped
+    misnamed = path.suffix == ".safetensors"  # PyTorch would read it as safetensors: pass the open file, without mmap
     try:
-        inert: list[Any] = [(Inert, name) for name in _foreign(path) if BOOKKEEPING.fullmatch(name)]
-        with _ALLOWING, torch.serialization.safe_globals(inert), open(path, "rb") as file:
+        ignored: list[Any] = [(Placeholder, name) for name in _unsafe_globals(path) if IGNORED_CLASSES.fullmatch(name)]
+        with _SAFE_GLOBALS_LOCK, torch.serialization.safe_globals(ignored), open(path, "rb") as file:
             mapped = zipped and not misnamed
             return torch.load(file if misnamed else path, map_location="cpu", weights_only=True, mmap=mapped)
     except (MemoryError, OSError):
         raise
-    except Exception as error:  # on damaged files the unpickler raises whatever it stumbles over
+    except Exception as error:  # on a damaged file the unpickler can raise any error
         raise ValueError(f"{path}: expected a file of tensors and nothing else, {_reason(path, error)}") from error
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why a pickle cannot be read: it asks for classes, or is damaged."""
-    classes = _foreign(path) or re.findall(r"(?:Unsupported global:|load unsupported) GLOBAL (\S+)", str(error))
+    """Explain why a pickle cannot be read: it contains objects of classes, or it is damaged."""
+    classes = _unsafe_globals(path) or re.findall(r"(?:Unsupported global:|load unsupported) GLOBAL (\S+)", str(error))
     if not classes:
-        return f"and this one is damaged or is none ({type(error).__name__})"
-    command = f'python -c "{TO_SAFETENSORS}" {shlex.quote(str(path))} converted.safetensors'
+        return f"got a damaged file or another format ({type(error).__name__})"
+    command = f'python -c "{CONVERSION_SCRIPT}" {shlex.quote(str(path))} converted.safetensors'
     return (
-        f"but it asks for {', '.join(shortened(sorted(classes)))}, and whoever loads such classes runs code that the "
-        "file chooses. If you trust where it comes from, convert it once, on a machine that has these classes "
+        f"but it asks for {', '.join(shortened(sorted(classes)))}. Loading such classes runs code that the file "
+        "chooses. If you trust the source of the file, convert it once, on a machine where these classes are "
         f"installed: {command}"
     )
 
 
-def _foreign(path: Path) -> list[str]:
-    """The classes and functions that a pickle asks for; none in the format before PyTorch 1.6, where nobody knows."""
+def _unsafe_globals(path: Path) -> list[str]:
+    """List the classes and functions that a pickle asks for; empty for the format before PyTorch 1.6."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # also on damaged files, which raise whatever the reader stumbles over
+    except Exception:  # the older format, or a damaged file, which can raise any error
         return []
 
 
 def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` as they are written."""
+    """Return `weights` detached, on the CPU and contiguous, as safetensors needs them."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write `weights` to `path` atomically, under their names.
+    """Write `weights` by name to a safetensors file, atomically.
 
     Raises:
-        OSError: the disk is full, or gone.
+        OSError: the disk is full or not available.
     """
     from safetensors.torch import save_file
 
     try:
-        with atomic_write(path) as aside:
-            save_file(on_cpu(weights), aside, metadata=metadata)
-            with open(aside, "rb+") as file:
+        with atomic_write(path) as temporary:
+            save_file(on_cpu(weights), temporary, metadata=metadata)
+            with open(temporary, "rb+") as file:
                 order_metadata(file)
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written ({error})") from error
@@ -158,22 +158,22 @@ def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: dict[
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Atomically replace `path`: yield a temporary file beside it to write to, then fsync and rename it."""
-    aside = path.with_name(f".{path.name}.{uuid4().hex}.part")  # its own, for threads that write the same file
+    """Atomically replace `path`: yield a temporary file in the same folder, then fsync and rename it."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")  # unique, because threads may write the same file
     try:
-        aside.touch(exist_ok=False)
-        mode = aside.stat().st_mode
-        yield aside
-        aside.chmod(mode)  # safetensors makes files that only their owner can read
-        with open(aside, "rb+") as file:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def order_metadata(file: BinaryIO) -> None:
-    """Sort the metadata in a safetensors file: the library leaves their order, and so the file's bytes, to chance."""
+    """Sort the metadata of a safetensors file. The library writes them in random order, so that the bytes differ."""
     file.seek(0)
     header = file.read(int.from_bytes(file.read(8), "little"))
     values = json.loads(header)

@@ -1,8 +1,8 @@
-"""What the weights are called: CompVis' names, diffusers' names, and the configuration that they imply.
+"""State-dict keys: convert CompVis' and diffusers' names, and infer the configuration from names and shapes.
 
-CompVis' names (latent-diffusion, `ldm/modules/diffusionmodules/model.py`) are also those of Stability's SGM, of the
-Stable Diffusion checkpoints and of Flux' `ae.safetensors`. Current diffusers' are ours. Rules match whole names: with
-replaced parts of names, whoever converts twice gets `to_to_q`.
+CompVis' names (latent-diffusion, `ldm/modules/diffusionmodules/model.py`) are used in Stability's SGM, in Stable
+Diffusion's checkpoints and in Flux' `ae.safetensors`, too. This package uses the names of current diffusers. A rule
+matches a whole name, so that a second conversion changes nothing: replacing `q` in `to_q` would give `to_to_q`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from klvae_edu.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, AutoencoderKLConfig
 
-# The map, read in both directions. Each name goes on with .weight or .bias. CompVis counts the decoder's levels from
-# the largest map, diffusers from the smallest: {reversed} is levels - 1 - {level}.
+# Corresponding names, used in both directions. Each name is followed by .weight or .bias. CompVis numbers the decoder's
+# levels from the largest feature map, diffusers from the smallest: {reversed} is levels - 1 - {level}.
 TEMPLATES = (  # CompVis, diffusers
     ("quant_conv", "quant_conv"),
     ("post_quant_conv", "post_quant_conv"),
@@ -35,7 +35,7 @@ TEMPLATES = (  # CompVis, diffusers
     ("{half}.norm_out", "{half}.conv_norm_out"),
     ("{half}.conv_out", "{half}.conv_out"),
 )
-LAYERS = {  # what {resnet} and {attention} stand for: CompVis, diffusers
+LAYERS = {  # values of {resnet} and {attention}: CompVis, diffusers
     "resnet": (
         ("norm1", "norm1"),
         ("conv1", "conv1"),
@@ -45,34 +45,34 @@ LAYERS = {  # what {resnet} and {attention} stand for: CompVis, diffusers
     ),
     "attention": (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")),
 }
-COMPVIS, DIFFUSERS = 0, 1  # columns of both tables
+COMPVIS, DIFFUSERS = 0, 1  # columns of TEMPLATES and LAYERS
 
-# The attention layers' names before diffusers' refactoring: most Stable Diffusion VAEs on the Hub still have them.
+# Names of attention layers before diffusers' refactoring; most Stable Diffusion VAEs on the Hub still use them.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_ATTENTION_KEY = re.compile(r"(.*\.attentions\.[0-9]+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
 _ATTENTION_WEIGHT = re.compile(r".*\.attentions\.[0-9]+\.to_(?:q|k|v|out\.0)\.weight")
 
-# A file of its own; of a model that was trained on several GPUs; in Stable Diffusion's checkpoints; in ComfyUI's.
+# Prefixes in: a file of one autoencoder, training on several GPUs, Stable Diffusion's checkpoints, ComfyUI's.
 PREFIXES = ("", "module.", "first_stage_model.", "vae.")
 _NUMBER = "0|[1-9][0-9]{0,3}"
 _LEVEL = re.compile(rf"(?:encoder\.(?:down|down_blocks)|decoder\.(?:up|up_blocks))\.({_NUMBER})\..*")
 
 
 def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` under current diffusers' names, from CompVis' names or from those before the attention refactoring.
+    """Rename `weights` to current diffusers' names, from CompVis' names or older diffusers' names.
 
-    Attention weights (C, C, 1, 1), 1x1 convolutions in CompVis, become (C, C). What already has its current name, or
-    a name that is not in the table, passes through.
+    Attention weights are 1x1 convolutions in CompVis: (C, C, 1, 1) becomes (C, C). Current names and names that are not
+    in `TEMPLATES` stay as they are.
 
     The names are built in notebook 05, section 7.
 
     Raises:
-        ValueError: two tensors for one name.
+        ValueError: two tensors get the same name.
     """
     levels, found = _levels(map(uncompiled, weights)), dict[str, Tensor]()
     for name, tensor in weights.items():
         plain = uncompiled(name)
-        current = _current_name(_translated(plain, COMPVIS, levels) or plain)
+        current = _current_name(_translate(plain, COMPVIS, levels) or plain)
         if current in found:
             raise ValueError(f"two tensors are {current} in diffusers' names, one of them under the name {name}")
         convolution = tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and _ATTENTION_WEIGHT.fullmatch(current)
@@ -81,23 +81,23 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_compvis(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights`, which have current diffusers' names, under CompVis' names; attention weights become (C, C, 1, 1)."""
+    """Rename `weights` from current diffusers' names to CompVis' names; attention weights become (C, C, 1, 1)."""
     levels, found = _levels(weights), dict[str, Tensor]()
     for name, tensor in weights.items():
         linear = tensor.ndim == 2 and _ATTENTION_WEIGHT.fullmatch(name)
-        found[_translated(name, DIFFUSERS, levels) or name] = tensor[:, :, None, None] if linear else tensor
+        found[_translate(name, DIFFUSERS, levels) or name] = tensor[:, :, None, None] if linear else tensor
     return found
 
 
 def uncompiled(name: str) -> str:
-    """`name` without what `torch.compile` adds: `decoder._orig_mod.conv_in.bias` is `decoder.conv_in.bias`."""
+    """Remove the part that `torch.compile` adds: `decoder._orig_mod.conv_in.bias` becomes `decoder.conv_in.bias`."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def name_style(names: Iterable[str]) -> str:
-    """Whose names these are (without a prefix), in words."""
+    """Describe the naming scheme of `names` (without a prefix) in words."""
     names = [uncompiled(name) for name in names]
-    if any(_translated(name, COMPVIS, 0) not in (None, name) for name in names):
+    if any(_translate(name, COMPVIS, 0) not in (None, name) for name in names):
         return "CompVis' names"
     if any(_current_name(name) != name for name in names):
         return "diffusers' names from before its attention refactoring"
@@ -105,10 +105,10 @@ def name_style(names: Iterable[str]) -> str:
 
 
 def find_prefix(names: Iterable[str]) -> str:
-    """The prefix, perhaps empty, under which an autoencoder's weights lie among `names`.
+    """Find the prefix, which may be empty, of an autoencoder's weights among `names`.
 
     Raises:
-        ValueError: there is no autoencoder, or there are several: which one is meant cannot be guessed.
+        ValueError: `names` contain no autoencoder, or more than one.
     """
     names = list(names)
     counts = {
@@ -129,14 +129,17 @@ def find_prefix(names: Iterable[str]) -> str:
 
 
 def infer_config(weights: Mapping[str, Tensor], **fields: Any) -> AutoencoderKLConfig:
-    """The configuration that `weights` (current diffusers' names) belong to; `fields` are taken as they are given.
+    """Infer the configuration from the shapes of `weights` (current diffusers' names).
 
-    Tensors do not tell the number of groups (32, as everywhere in the field), the activation, or how latents are
-    scaled (left open). Where the tensors contradict each other the configuration follows the encoder, and
-    `checks.check_fit` has the list.
+    Three fields cannot be inferred: the number of groups (32 is assumed), the activation (SiLU is assumed) and the
+    scaling factor (None). If tensors contradict each other, the configuration follows the encoder, and
+    `checks.check_fit` lists the contradictions.
+
+    Args:
+        **fields: fields of the configuration with known values.
 
     Raises:
-        ValueError: 32 groups do not divide the widths; pass norm_num_groups.
+        ValueError: 32 does not divide the widths; pass norm_num_groups.
     """
     usual = AutoencoderKLConfig()
     widths = _widths(weights, "encoder.down_blocks") or _widths(weights, "decoder.up_blocks")[::-1]
@@ -147,7 +150,7 @@ def infer_config(weights: Mapping[str, Tensor], **fields: Any) -> AutoencoderKLC
             f"divide the widths {widths}: pass norm_num_groups=…"
         )
     blocks = _blocks(weights, "encoder.down_blocks") or _blocks(weights, "decoder.up_blocks") - 1
-    latent = (  # the encoder puts out twice as many: mean and log-variance
+    latent = (  # the encoder returns twice as many channels: mean and log-variance
         _size(weights, "encoder.conv_out.bias", None) // 2,
         _size(weights, "encoder.conv_out.weight", None, widths[-1]) // 2,
         _size(weights, "decoder.conv_in.weight", widths[-1], None),
@@ -159,7 +162,7 @@ def infer_config(weights: Mapping[str, Tensor], **fields: Any) -> AutoencoderKLC
         "up_block_types": _block_types(weights, "decoder.up_blocks", UP_BLOCK_TYPES, len(widths)),
         "block_out_channels": widths,
         "layers_per_block": blocks if blocks > 0 else usual.layers_per_block,
-        "latent_channels": _commonest(filter(None, latent)) or usual.latent_channels,
+        "latent_channels": _most_common(filter(None, latent)) or usual.latent_channels,
         "scaling_factor": None,
         "use_quant_conv": _has(weights, "quant_conv."),
         "use_post_quant_conv": _has(weights, "post_quant_conv."),
@@ -169,13 +172,13 @@ def infer_config(weights: Mapping[str, Tensor], **fields: Any) -> AutoencoderKLC
 
 
 def _current_name(name: str) -> str:
-    """The name that a tensor has today: `…attentions.0.query.weight` is `…attentions.0.to_q.weight`."""
+    """Convert an older diffusers name: `…attentions.0.query.weight` becomes `…attentions.0.to_q.weight`."""
     match = _OLD_ATTENTION_KEY.fullmatch(name)
     return f"{match[1]}{_OLD_ATTENTION[match[2]]}{match[3]}" if match else name
 
 
 def _pattern(template: str, column: int) -> re.Pattern[str]:
-    """The regular expression of a template, with a group for every placeholder."""
+    """Compile the regular expression of a template, with a named group for every placeholder."""
     parts = {"half": "encoder|decoder", "level": _NUMBER, "reversed": _NUMBER, "index": _NUMBER}
     parts |= {kind: "|".join(re.escape(layer[column]) for layer in layers) for kind, layers in LAYERS.items()}
     text = re.escape(template + ".") + "(?P<kind>weight|bias)"
@@ -185,15 +188,15 @@ def _pattern(template: str, column: int) -> re.Pattern[str]:
 
 
 def rules(templates: Iterable[tuple[str, str]], column: int) -> list[tuple[re.Pattern[str], str]]:
-    """What to look for in one column of the table, and what the other column has for it."""
+    """Compile `templates` into pairs: the pattern of a name in `column`, and the template in the other column."""
     return [(_pattern(pair[column], column), pair[1 - column] + ".{kind}") for pair in templates]
 
 
 RULES = {column: rules(TEMPLATES, column) for column in (COMPVIS, DIFFUSERS)}
 
 
-def _translated(name: str, column: int, levels: int) -> str | None:
-    """`name`, of the tables' given column, as the other column has it; None where no template matches."""
+def _translate(name: str, column: int, levels: int) -> str | None:
+    """Translate `name` from the naming scheme of `column` to the other one; None if no template matches."""
     for pattern, target in RULES[column]:
         if match := pattern.fullmatch(name):
             parts = match.groupdict()
@@ -209,6 +212,7 @@ def _translated(name: str, column: int, levels: int) -> str | None:
 
 
 def _levels(names: Iterable[str]) -> int:
+    """Count the levels of the encoder or the decoder."""
     return 1 + max((int(match[1]) for name in names if (match := _LEVEL.fullmatch(name))), default=-1)
 
 
@@ -222,35 +226,35 @@ def _has(names: Iterable[str], *beginnings: str) -> bool:
 
 
 def _size(weights: Mapping[str, Tensor], name: str, *shape: int | None) -> int:
-    """The size of the axis that is None in `shape`; 0 where the tensor is missing or its shape begins otherwise."""
+    """Return the size of the axis that is None in `shape`; 0 if the tensor is missing or has another shape."""
     sizes = tuple(weights[name].shape[: len(shape)]) if name in weights else ()
     fits = len(sizes) == len(shape) and all(want in (None, size) for want, size in zip(shape, sizes, strict=True))
     return sizes[shape.index(None)] if fits else 0
 
 
 def _widths(weights: Mapping[str, Tensor], blocks: str) -> tuple[int, ...]:
-    """The width of each level: the size of most of its vectors, so that one misshapen tensor does not change it."""
+    """Infer the width of each level: the most common size of its vectors. One misshapen tensor has no effect."""
     blocks = re.escape(blocks)
     vector = re.compile(rf"{blocks}\.({_NUMBER})\.resnets\.(?:{_NUMBER})\.(?:conv1|norm2|conv2)\.(?:weight|bias)")
     sizes = defaultdict[int, list[int]](list)
     for name, tensor in weights.items():
         if tensor.ndim == 1 and (match := vector.fullmatch(name)):
             sizes[int(match[1])].append(len(tensor))
-    return tuple(_commonest(sizes[level]) for level in takewhile(sizes.__contains__, count()))
+    return tuple(_most_common(sizes[level]) for level in takewhile(sizes.__contains__, count()))
 
 
 def _blocks(names: Iterable[str], blocks: str) -> int:
-    """How many ResNet blocks most of the levels have."""
+    """Count the ResNet blocks per level; the most common count of all levels."""
     pattern = re.compile(rf"{re.escape(blocks)}\.({_NUMBER})\.resnets\.({_NUMBER})\..*")
     found = {(match[1], match[2]) for name in names if (match := pattern.fullmatch(name))}
-    return _commonest(Counter(level for level, _ in found).values())
+    return _most_common(Counter(level for level, _ in found).values())
 
 
-def _commonest(numbers: Iterable[int]) -> int:
-    """The number that comes most often, the first of several; 0 where there is none."""
+def _most_common(numbers: Iterable[int]) -> int:
+    """Return the most common number, the first of several equally common ones; 0 without numbers."""
     return next((number for number, _ in Counter(numbers).most_common(1)), 0)
 
 
 def _block_types(names: Iterable[str], blocks: str, types: tuple[str, ...], levels: int) -> tuple[str, ...]:
-    """The plain type, or the one with attention, for each level."""
+    """Choose the block type of each level: `types[1]` with attention, `types[0]` without."""
     return tuple(types[_has(names, f"{blocks}.{level}.attentions.")] for level in range(levels))

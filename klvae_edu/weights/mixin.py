@@ -40,7 +40,7 @@ class ModelMixin(nn.Module):
         return next(self.parameters()).device
 
     def num_parameters(self) -> int:
-        """Count the learned numbers."""
+        """Count the parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def get_parameters(self) -> Tensor:
@@ -51,7 +51,7 @@ class ModelMixin(nn.Module):
         """Copy a vector such as `get_parameters` returns into the parameters.
 
         Raises:
-            ValueError: not (num_parameters(),) real numbers. The model is left as it was.
+            ValueError: not a floating-point vector of shape (num_parameters(),). The model is left unchanged.
         """
         expected = f"expected a Tensor of shape ({self.num_parameters()},) with floating-point numbers"
         if not isinstance(vector, Tensor):
@@ -64,7 +64,7 @@ class ModelMixin(nn.Module):
                 parameter.copy_(values.view_as(parameter))
 
     def clone(self) -> Self:
-        """Make a copy with weights of its own and the same settings."""
+        """Make a copy with its own weights and the same settings."""
         return copy.deepcopy(self)
 
     # ---- Loading: each builds the class that it is called on ---------------------------------------------------------
@@ -80,13 +80,13 @@ class ModelMixin(nn.Module):
         """Load a model that `save_pretrained` wrote, here or in diffusers.
 
         Args:
-            folder_or_hub_id: a folder, or a Hub id such as "stabilityai/sd-vae-ft-mse" (from the network or its cache).
-            subfolder: the model's folder within it, e.g. "vae" in a whole pipeline.
+            folder_or_hub_id: a folder, or a Hub id such as "stabilityai/sd-vae-ft-mse" (downloaded, or from the cache).
+            subfolder: folder of the model inside it, such as "vae" in a pipeline.
             revision: branch, tag or commit on the Hub.
-            dtype: data type of the weights; None: as in the file.
+            dtype: data type of the weights; None: same as in the file.
 
         Raises:
-            FileNotFoundError: neither a folder that holds a model nor reachable on the Hub.
+            FileNotFoundError: no folder with a model, and not available on the Hub.
             ValueError: the weights do not fit the configuration (the message lists the tensors by name and shape), are
                 not finite, or cannot be read.
         """
@@ -95,10 +95,10 @@ class ModelMixin(nn.Module):
 
     @classmethod
     def from_bundled(cls, name: str = "kl-f8-mini") -> Self:
-        """Load the trained model that comes with the package, in float32; its file holds float16.
+        """Load the trained model that comes with the package, in float32 (the file has float16).
 
-        It has f = 8 and 4 latent channels as in Stable Diffusion, and 2.1 million parameters;
-        `assets/kl-f8-mini/README.md` is its model card. Nothing is downloaded.
+        It has f = 8 and 4 latent channels, as Stable Diffusion, and 2.1 million parameters. Its model card is
+        `assets/kl-f8-mini/README.md`. Nothing is downloaded.
 
         Raises:
             ValueError: no bundled model of that name.
@@ -113,14 +113,14 @@ class ModelMixin(nn.Module):
 
         Args:
             path: `.safetensors`, `.sft`, or a pickle: `.ckpt`, `.pt`, `.pth`, `.bin`.
-            dtype: data type of the weights; None: as in the file.
-            ema: take the averaged weights (`model_ema.…`) that CompVis' training keeps beside the others.
+            dtype: data type of the weights; None: same as in the file.
+            ema: load the averaged weights (`model_ema.…`) of a checkpoint of CompVis' training.
             **fields: single fields of the configuration by name, such as norm_num_groups=8 or scaling_factor=0.13025.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: no autoencoder in it, or not a whole one (the message lists the tensors by name and shape); a
-                damaged file; a pickle that asks for classes (nothing in it is executed); an unknown field or dtype.
+            ValueError: the file contains no complete autoencoder (the message lists the tensors by name and shape), is
+                damaged, or is a pickle that asks for classes (nothing in it is executed); an unknown field or dtype.
         """
         check_dtype(dtype)
         config, weights, _ = read_single_file(path, ema, **fields)
@@ -137,8 +137,8 @@ class ModelMixin(nn.Module):
         """Build the model of `config` with copies of `weights`, which have current diffusers' names.
 
         Args:
-            source: where the weights come from, for error messages.
-            dtype: data type of the copies; None: that of `weights`.
+            source: origin of the weights, for error messages.
+            dtype: data type of the copies; None: same as `weights`.
 
         Raises:
             ValueError: `weights` do not fit `config`, are not of one floating-point type, or are not finite.
@@ -153,14 +153,14 @@ class ModelMixin(nn.Module):
         return model
 
     def load_state(self, stream: BinaryIO) -> None:
-        """Load into this model what `save_state` wrote, from the position of `stream` and no byte further.
+        """Load a state that `save_state` wrote into this model. No byte after the state is read.
 
-        The model keeps its data type and device. It takes over the latents' scaling, and the other fields of the
+        The model keeps its data type and device. It takes over the scaling of latents and the other fields of the
         configuration that do not change the network.
 
         Raises:
-            ValueError: a state of another architecture (the fields are listed), no binary stream, an empty one, or one
-                that ends too early. The model is left unchanged.
+            ValueError: a state of another architecture (the fields are listed), not a binary stream, an empty stream,
+                or a stream that ends too early. The model is left unchanged.
         """
         config, weights = read_state(stream)
         expected, got = self.config.to_dict(), config.to_dict()
@@ -182,16 +182,16 @@ class ModelMixin(nn.Module):
 
         Raises:
             ValueError: as `checked_weights`.
-            OSError: the disk is full, or gone; files that were there are whole.
+            OSError: the disk is full or not available. Earlier files are left unchanged.
         """
         write_pretrained(self.config, self.checked_weights(), folder)
 
     def to_single_file(self, path: str | os.PathLike[str], names: Literal["compvis", "diffusers"] = "compvis") -> None:
-        """Write the model into one safetensors file, under CompVis' names (which other programs expect) or diffusers'.
+        """Write the model into one safetensors file, with CompVis' names (which other programs expect) or diffusers'.
 
         Raises:
-            ValueError: another suffix than .safetensors, or unknown `names`; as `checked_weights`.
-            OSError: the disk is full, or gone; a file that was there is whole.
+            ValueError: a suffix other than .safetensors, or unknown `names`; as `checked_weights`.
+            OSError: the disk is full or not available. An earlier file is left unchanged.
         """
         write_single_file(self.config, self.checked_weights(), path, names)
 
@@ -199,16 +199,16 @@ class ModelMixin(nn.Module):
         """Write weights and configuration to a binary stream and flush it. The stream stays open.
 
         Raises:
-            ValueError: no binary stream, or one that is closed or only for reading; as `checked_weights`.
+            ValueError: not a binary stream that is open for writing; as `checked_weights`.
         """
         write_state(self.config, self.checked_weights(), stream)
 
     def checked_weights(self) -> dict[str, Tensor]:
-        """The weights by the names of files, also where parts of the model are compiled.
+        """Return the weights under diffusers' names, also when parts of the model are compiled.
 
         Raises:
-            ValueError: they are not those of the configuration, because parts of the model were changed (the message
-                lists the tensors), or the model is a copy for inference that `optimize` made.
+            ValueError: the weights do not fit the configuration, because parts of the model were changed (the message
+                lists the tensors); or the model is a copy for inference that `optimize` made.
         """
         if self.inference_only:
             raise ValueError(
@@ -220,6 +220,6 @@ class ModelMixin(nn.Module):
 
     @classmethod
     def _on_meta(cls, config: AutoencoderKLConfig) -> Self:
-        """Build the model of `config` with shapes only: no time is spent on random weights."""
+        """Build the model of `config` on the meta device: names and shapes, without random weights."""
         with torch.device("meta"):
             return cls(config)

@@ -1,7 +1,7 @@
-"""Models in diffusers' folder layout, `config.json` beside `diffusion_pytorch_model.safetensors`, and on the Hub.
+"""Models in diffusers' folder layout (`config.json` and `diffusion_pytorch_model.safetensors`), and on the Hub.
 
-Nothing in a weight file is ever executed: safetensors holds numbers only, and a pickle is read with
-`weights_only=True`. Single files are read and written by `klvae_edu.weights.single_file`.
+Nothing in a weight file is executed: safetensors contains numbers only, and pickles are read with `weights_only=True`.
+Single files are read and written by `klvae_edu.weights.single_file`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 PICKLE_NAME = "diffusion_pytorch_model.bin"
 
-BUNDLED = ("kl-f8-mini",)  # folders in assets/ that hold a model
+BUNDLED = ("kl-f8-mini",)  # models in assets/
 
 # Fields of the configuration that do not change the network.
 FREE_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast")
@@ -35,11 +35,11 @@ def read_pretrained(
 
     Args:
         folder_or_hub_id: a folder, or a Hub id such as "stabilityai/sd-vae-ft-mse".
-        subfolder: the model's folder within it, e.g. "vae" in a whole pipeline.
+        subfolder: folder of the model inside it, such as "vae" in a pipeline.
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        FileNotFoundError: neither a folder that holds a model nor reachable on the Hub.
+        FileNotFoundError: no folder with a model, and not available on the Hub.
         ValueError: a file that cannot be read.
     """
     config_file = _find(folder_or_hub_id, subfolder, revision, CONFIG_NAME)
@@ -53,10 +53,10 @@ def read_pretrained(
 
 
 def bundled_folder(name: str) -> Path:
-    """The folder of a model that comes with the package. Its `README.md` is the model card.
+    """Return the folder of a model that comes with the package. Its `README.md` is the model card.
 
     Raises:
-        ValueError: no bundled model of that name; the message lists them.
+        ValueError: unknown name; the message lists the bundled models.
     """
     if name not in BUNDLED:
         raise ValueError(f"name: expected one of the bundled models, {', '.join(BUNDLED)}; got {name!r}")
@@ -66,12 +66,12 @@ def bundled_folder(name: str) -> Path:
 def write_pretrained(
     config: AutoencoderKLConfig, weights: Mapping[str, Tensor], folder: str | os.PathLike[str]
 ) -> None:
-    """Write `config.json` and the weights into `folder`, which is made if it is missing.
+    """Write `config.json` and the weights into `folder`, which is created if it is missing.
 
-    Each file is replaced atomically: the one that was there stays whole until then.
+    Each file is replaced atomically.
 
     Raises:
-        OSError: the disk is full, or gone.
+        OSError: the disk is full or not available.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,30 +81,30 @@ def write_pretrained(
 
 
 def config_json(config: AutoencoderKLConfig, indent: int | None = None) -> str:
-    """The configuration in the form of diffusers' `config.json`."""
+    """Format the configuration as diffusers' `config.json`."""
     return json.dumps({"_class_name": "AutoencoderKL", **config.to_dict()}, indent=indent)
 
 
 def config_metadata(config: AutoencoderKLConfig) -> dict[str, str]:
-    """The metadata of a safetensors file without a `config.json` beside it: the configuration is in them."""
+    """Return the metadata of a safetensors file that contains the configuration, for files without a `config.json`."""
     return {"format": "pt", "config": config_json(config)}
 
 
 def config_of_metadata(metadata: Mapping[str, Any], source: str | Path) -> AutoencoderKLConfig | None:
-    """The configuration in such metadata; None without one (other programs keep theirs under the same key)."""
+    """Read the configuration from metadata; None if there is none (other programs use the same key)."""
     try:
         values = json.loads(metadata["config"])
     except (KeyError, RecursionError, TypeError, ValueError):
         return None
-    ours = isinstance(values, dict) and values.get("_class_name") == "AutoencoderKL"
-    return _config(values, source) if ours else None
+    is_config = isinstance(values, dict) and values.get("_class_name") == "AutoencoderKL"
+    return _config(values, source) if is_config else None
 
 
 def read_config(path: Path) -> AutoencoderKLConfig:
     """Read the configuration in a `config.json`.
 
     Raises:
-        ValueError: not JSON, or not a configuration.
+        ValueError: not JSON, or not a valid configuration.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ def read_config(path: Path) -> AutoencoderKLConfig:
 def _config(values: Mapping[str, Any], source: str | Path) -> AutoencoderKLConfig:
     try:
         return AutoencoderKLConfig.from_dict(values)
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # values of any kind come from files
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a file can contain values of any type
         raise ValueError(f"{source}: {error}") from error
 
 
@@ -132,7 +132,7 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
 
 
 def _find(source: str | os.PathLike[str], subfolder: str, revision: str | None, *names: str) -> Path:
-    """The first of the files `names` that `source` has, as a local path."""
+    """Return the local path of the first of the files `names` that `source`, a folder or a Hub id, contains."""
     folder = Path(source) / subfolder
     if Path(source).is_file():
         raise ValueError(f"{source}: expected a folder, got a file; AutoencoderKL.from_single_file reads it")
@@ -156,7 +156,7 @@ def _download(hub_id: str, subfolder: str, revision: str | None, names: tuple[st
             return Path(hf_hub_download(hub_id, name, subfolder=subfolder or None, revision=revision))
         except EntryNotFoundError as error:
             reason = error
-        except Exception as error:  # no network, no such repository, no access, not a Hub id: one message serves all
+        except Exception as error:  # no network, no such repository, no access, or not a Hub id
             reason = error
             break
     raise FileNotFoundError(

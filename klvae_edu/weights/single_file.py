@@ -1,7 +1,8 @@
-"""One file with a whole autoencoder in it, or with one among other things, as Stable Diffusion's checkpoints have it.
+"""Read and write an autoencoder in a single file.
 
-Read are safetensors and pickles, under CompVis' and diffusers' names, bare or under a prefix. Written are safetensors,
-with the configuration in their metadata.
+Safetensors and pickles are read, with CompVis' or diffusers' names, with or without a prefix. The file may contain
+other models, too, as checkpoints of Stable Diffusion do. Safetensors are written, with the configuration in the
+metadata.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from klvae_edu.weights.pretrained import CONFIG_NAME, FREE_FIELDS, config_metada
 NAMES = ("compvis", "diffusers")
 SUFFIXES = (*SAFETENSORS, ".ckpt", ".pt", ".pth", ".bin")
 
-# What lies beside the autoencoder in a whole checkpoint tells which diffusion model's latents it makes.
-BESIDE = {
+# Prefixes of other tensors in a checkpoint -> preset with the scaling of the checkpoint's diffusion model.
+PRESET_BY_PREFIX = {
     "conditioner.embedders.": "sdxl",
     "model.diffusion_model.joint_blocks.": "sd3",
     "model.diffusion_model.double_blocks.": "flux",
     "double_blocks.": "flux",
     "cond_stage_model.": "sd-v1",
-    # After Stable Diffusion's text encoder: its image variations (2.1 unCLIP) have a label_emb, too.
+    # After cond_stage_model: Stable Diffusion's image variations (2.1 unCLIP) have a label_emb, too.
     "model.diffusion_model.label_emb.": "sdxl",
 }
 
@@ -40,30 +41,30 @@ BESIDE = {
 def read_single_file(
     path: str | os.PathLike[str], ema: bool = False, **fields: Any
 ) -> tuple[AutoencoderKLConfig, dict[str, Tensor], str]:
-    """Read the autoencoder in one file: configuration, weights under diffusers' names, naming scheme in words.
+    """Read an autoencoder from one file: its configuration, weights with diffusers' names, naming scheme in words.
 
-    The configuration is the file's own, if this package wrote it, or in the `config.json` beside a file that diffusers
-    wrote (`diffusion_pytorch_model…`). Otherwise it is inferred from the tensors, and the scaling from what else is in
-    the file; where that leaves two possibilities, a warning says which was taken.
+    The configuration comes from the metadata, if this package wrote the file, or from the `config.json` in the folder
+    of a file that diffusers wrote (`diffusion_pytorch_model…`). Otherwise it is inferred from the tensors, and the
+    scaling from the other models in the file. If several scalings are possible, a warning says which one was chosen.
 
     Args:
         path: `.safetensors`, `.sft`, or a pickle: `.ckpt`, `.pt`, `.pth`, `.bin`.
-        ema: take the averaged weights (`model_ema.…`) that CompVis' training keeps beside the others.
+        ema: read the averaged weights (`model_ema.…`) of a checkpoint of CompVis' training.
         **fields: single fields of the configuration by name, such as norm_num_groups=8 or scaling_factor=0.13025.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no autoencoder in it; a damaged file; a pickle that asks for classes (nothing in it is executed); an
-            unknown field.
+        ValueError: the file contains no autoencoder, is damaged, or is a pickle that asks for classes (nothing in it is
+            executed); an unknown field.
     """
     check_field_names(fields)
     path = Path(path)
     tensors, metadata = _open(path)
     try:
         prefix = find_prefix(tensors)
-        weights = to_diffusers(_chosen(tensors, prefix, ema))
-        config = config_of_metadata(metadata, "the configuration in its metadata") or _config_beside(path)
-        config = replace(config, **fields) if config else _inferred(weights, tensors, fields)
+        weights = to_diffusers(_autoencoder_tensors(tensors, prefix, ema))
+        config = config_of_metadata(metadata, "the configuration in its metadata") or _diffusers_config(path)
+        config = replace(config, **fields) if config else _inferred_config(weights, tensors, fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     style = name_style(name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
@@ -73,11 +74,15 @@ def read_single_file(
 def write_single_file(
     config: AutoencoderKLConfig, weights: Mapping[str, Tensor], path: str | os.PathLike[str], names: str = "compvis"
 ) -> None:
-    """Write `weights` into one safetensors file, under CompVis' names (which other programs expect) or "diffusers"'.
+    """Write `weights` into one safetensors file, with CompVis' names (which other programs expect) or diffusers'.
+
+    Args:
+        weights: tensors under diffusers' names.
+        names: "compvis" or "diffusers".
 
     Raises:
-        ValueError: another suffix than .safetensors, or unknown `names`.
-        OSError: the disk is full, or gone.
+        ValueError: a suffix other than .safetensors, or unknown `names`.
+        OSError: the disk is full or not available.
     """
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
@@ -89,7 +94,7 @@ def write_single_file(
 
 
 def _open(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-    """The tensors of a file by name, read when they are asked for, and its metadata."""
+    """Open a file: return its tensors by name, read when they are accessed if possible, and its metadata."""
     if path.is_dir():
         raise ValueError(f"{path}: expected a file, got a folder; AutoencoderKL.from_pretrained reads it")
     if path.suffix.lower() not in SUFFIXES:
@@ -97,26 +102,26 @@ def _open(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
     if not is_pickle(path):
         file = SafetensorsFile(path)
         return file, file.metadata
-    found = read_pickle(path)
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):  # beside the training's counters
-        found = found["state_dict"]
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected tensors by name, got something else ({type(found).__name__})")
-    tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if found and not tensors:
-        listed = ", ".join(shortened([f"{name!r:.40} ({type(value).__name__})" for name, value in found.items()]))
+    content = read_pickle(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):  # a checkpoint of training
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected tensors by name, got something else ({type(content).__name__})")
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if content and not tensors:
+        listed = ", ".join(shortened([f"{name!r:.40} ({type(value).__name__})" for name, value in content.items()]))
         raise ValueError(f"{path}: expected tensors by name, bare or in a dict state_dict; found {listed}")
     return tensors, {}
 
 
-def _chosen(tensors: Mapping[str, Tensor], prefix: str, ema: bool) -> dict[str, Tensor]:
-    """The autoencoder's tensors without the prefix, and without what only its training needs: loss and averages."""
+def _autoencoder_tensors(tensors: Mapping[str, Tensor], prefix: str, ema: bool) -> dict[str, Tensor]:
+    """Select the autoencoder's tensors, without the prefix and without the tensors of training: loss and averages."""
     names = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
     plain = {name: full for name, full in names.items() if not name.startswith(("loss.", "model_ema."))}
     if codebook := [name for name in plain if name.startswith("quantize.")]:
-        raise ValueError(f"a VQ model, whose latents are entries of a codebook ({codebook[0]}); expected a KL one")
+        raise ValueError(f"a VQ model, whose latents are entries of a codebook ({codebook[0]}); expected a KL model")
     if ema:
-        # CompVis' averages have the names without their dots: model_ema.encoderconv_inweight.
+        # CompVis removes the dots from the names of averages: model_ema.encoderconv_inweight.
         averages = {name.replace(".", ""): full for name, full in names.items() if name.startswith("model_ema.")}
         found = {name: averages.get("model_ema" + name.replace(".", ""), "") for name in plain}
         if missing := [name for name, full in found.items() if not full and tensors[plain[name]].ndim]:
@@ -126,54 +131,55 @@ def _chosen(tensors: Mapping[str, Tensor], prefix: str, ema: bool) -> dict[str, 
             )
         plain = {name: full for name, full in found.items() if full}
     weights = {name: tensors[full] for name, full in plain.items()}
-    return {name: tensor for name, tensor in weights.items() if tensor.ndim}  # counters, such as global_step, are none
+    return {name: tensor for name, tensor in weights.items() if tensor.ndim}  # without counters such as global_step
 
 
-def _inferred(
+def _inferred_config(
     weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
 ) -> AutoencoderKLConfig:
+    """Infer the configuration from the autoencoder's `weights` and from all `tensors` of the file."""
     config = infer_config(weights, **fields)
-    scale = tensors.get("scale_factor")  # CompVis' LatentDiffusion keeps the one that it measured
-    told = {}
+    scale = tensors.get("scale_factor")  # CompVis' LatentDiffusion saves the scaling factor that it measured
+    measured = {}
     if scale is not None and scale.numel() == 1 and scale.is_floating_point():
-        told["scaling_factor"] = scale.item()
-    scaling = _scaling(config, tensors, guess="scaling_factor" not in told | dict(fields)) | told
+        measured["scaling_factor"] = scale.item()
+    scaling = _scaling(config, tensors, guess="scaling_factor" not in measured | dict(fields)) | measured
     return replace(config, **{name: value for name, value in scaling.items() if name not in fields})
 
 
 def _scaling(config: AutoencoderKLConfig, names: Collection[str], guess: bool) -> dict[str, Any]:
-    """How latents are scaled, from what lies beside the autoencoder; with a warning, by what is likely."""
-    for beginning, preset in BESIDE.items():
+    """Infer how latents are scaled from other tensors in the file, or, with `guess`, choose and warn."""
+    for beginning, preset in PRESET_BY_PREFIX.items():
         if any(name.startswith(beginning) for name in names):
-            of_preset = PRESETS[preset].to_dict()
-            same = of_preset["latent_channels"] == config.latent_channels
-            return {name: of_preset[name] for name in FREE_FIELDS} if same else {}
+            known = PRESETS[preset]
+            same = known.latent_channels == config.latent_channels
+            return {name: getattr(known, name) for name in FREE_FIELDS} if same else {}
     network = replace(config, **{name: getattr(PRESETS["sd-v1"], name) for name in FREE_FIELDS})
     if guess and network == PRESETS["sd-v1"]:
         _warn(
-            f"taken as Stable Diffusion 1's or 2's: scaling_factor={network.scaling_factor}. SDXL's autoencoder is the "
-            f"same network; for it, pass scaling_factor={PRESETS['sdxl'].scaling_factor}"
+            f"taken as Stable Diffusion 1's or 2's: scaling_factor={network.scaling_factor}. SDXL's autoencoder has "
+            f"the same network; for it, pass scaling_factor={PRESETS['sdxl'].scaling_factor}"
         )
         return {"scaling_factor": network.scaling_factor}
     if guess and config.latent_channels == 16 and not config.use_quant_conv:
-        known = " or ".join(
-            f"scaling_factor={PRESETS[preset].scaling_factor}, shift_factor={PRESETS[preset].shift_factor} ({whose})"
-            for preset, whose in (("sd3", "Stable Diffusion 3"), ("flux", "Flux"))
+        choices = " or ".join(
+            f"scaling_factor={PRESETS[preset].scaling_factor}, shift_factor={PRESETS[preset].shift_factor} ({model})"
+            for preset, model in (("sd3", "Stable Diffusion 3"), ("flux", "Flux"))
         )
-        _warn(f"16 latent channels, whose scaling is not in the file: pass {known}")
+        _warn(f"16 latent channels, whose scaling is not in the file: pass {choices}")
     return {}
 
 
 def _warn(message: str) -> None:
-    """Warn about the line that called this package, whichever of its functions it called."""
+    """Warn, and attribute the warning to the line outside of this package that called it."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and str(frame.f_globals.get("__name__")).startswith("klvae_edu."):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 
 
-def _config_beside(path: Path) -> AutoencoderKLConfig | None:
-    """The configuration in the `config.json` beside a file that diffusers wrote."""
+def _diffusers_config(path: Path) -> AutoencoderKLConfig | None:
+    """Read the `config.json` in the folder of a file that diffusers wrote; None for other files."""
     config_file = path.with_name(CONFIG_NAME)
-    ours = path.name.startswith("diffusion_pytorch_model.") and config_file.is_file()
-    return read_config(config_file) if ours else None
+    from_diffusers = path.name.startswith("diffusion_pytorch_model.") and config_file.is_file()
+    return read_config(config_file) if from_diffusers else None

@@ -1,7 +1,7 @@
-"""Weights and configuration through a binary stream: a pipe, a socket's file, memory, an entry of an archive.
+"""Write weights and configuration to a binary stream, and read them: a pipe, a socket, memory, an archive.
 
-The bytes are those of a safetensors file under diffusers' names. They tell their own length, so that several models,
-and anything else, may follow each other in one stream.
+The bytes form a safetensors file with diffusers' names. They contain their own length, so that several models and other
+data can follow each other in one stream.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from klvae_edu.weights.files import MAX_HEADER, on_cpu, order_metadata
 from klvae_edu.weights.keys import to_diffusers
 from klvae_edu.weights.pretrained import config_metadata, config_of_metadata
 
-PIECE = 1 << 24  # bytes read at a time
-SOURCE = "the state in the stream"  # in errors
+READ_SIZE = 1 << 24  # bytes read at a time
+SOURCE = "the state in the stream"  # name of the source in error messages
 
 
 def write_state(config: AutoencoderKLConfig, weights: Mapping[str, Tensor], stream: BinaryIO) -> None:
     """Write weights and configuration to a binary stream and flush it. The stream stays open.
 
     Raises:
-        ValueError: no binary stream, or one that is closed or only for reading.
+        ValueError: not a binary stream that is open for writing.
     """
     from safetensors.torch import save
 
@@ -38,17 +38,17 @@ def write_state(config: AutoencoderKLConfig, weights: Mapping[str, Tensor], stre
             written: int | None = stream.write(rest)
             if written is None and isinstance(stream, io.RawIOBase):
                 raise BlockingIOError(f"{stream!r} takes no more at the moment; expected a stream that waits")
-            rest = rest[len(rest) if written is None else written :]  # an unbuffered stream may take a part
+            rest = rest[len(rest) if written is None else written :]  # an unbuffered stream may write only a part
         stream.flush()
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"expected a binary stream that is open for writing, got {stream!r} ({error})") from error
 
 
 def read_state(stream: BinaryIO) -> tuple[AutoencoderKLConfig, dict[str, Tensor]]:
-    """Read what `write_state` wrote, from the position of `stream` and no byte further: configuration and weights.
+    """Read the configuration and the weights that `write_state` wrote. No byte after them is read.
 
     Raises:
-        ValueError: no binary stream, an empty one, one that ends too early, or other content.
+        ValueError: not a binary stream, an empty stream, a stream that ends too early, or other content.
     """
     metadata, weights = _read_safetensors(stream)
     config = config_of_metadata(metadata, SOURCE)
@@ -58,12 +58,12 @@ def read_state(stream: BinaryIO) -> tuple[AutoencoderKLConfig, dict[str, Tensor]
 
 
 def _read_safetensors(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and tensors of the safetensors bytes that begin where `stream` stands; nothing after them is read."""
+    """Read metadata and tensors of a safetensors file at the current position of `stream`, and nothing after it."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     length = _read(stream, 8, "is empty, or at its end")
-    if int.from_bytes(length, "little") > MAX_HEADER:  # other bytes: a pipe would be waited on for more of them
+    if int.from_bytes(length, "little") > MAX_HEADER:  # other content: do not wait for that many bytes of a pipe
         raise ValueError(f"expected a stream that save_state wrote, got something else (it begins with {length!r})")
     head = _read(stream, int.from_bytes(length, "little"))
     try:
@@ -79,20 +79,24 @@ def _read_safetensors(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, Tenso
         raise ValueError(f"expected a stream that save_state wrote, got something else ({error})") from error
 
 
-def _read(stream: BinaryIO, size: int, when_nothing_comes: str = "ends too early") -> bytes:
-    """Exactly `size` bytes, piece by piece: pipes give what they have, and a damaged header may ask for any number."""
+def _read(stream: BinaryIO, size: int, empty: str = "ends too early") -> bytes:
+    """Read exactly `size` bytes in parts: a pipe may return fewer bytes, and a damaged header may give any size.
+
+    Args:
+        empty: phrase of the error message for a stream without any data.
+    """
     data = bytearray()
     while len(data) < size:
         try:
-            piece = stream.read(min(size - len(data), PIECE))
+            part = stream.read(min(size - len(data), READ_SIZE))
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"expected a binary stream that is open for reading, got {stream!r} ({error})") from error
-        if not isinstance(piece, (bytes, bytearray, memoryview)):
+        if not isinstance(part, (bytes, bytearray, memoryview)):
             raise ValueError(
-                f"expected a binary stream that waits for its data, got {stream!r}, which gave {piece!r:.40}"
+                f"expected a binary stream that waits for its data, got {stream!r}, which returned {part!r:.40}"
             )
-        if not piece:
-            end = f"ends too early, after {len(data)} of {size} bytes" if data else when_nothing_comes
+        if not part:
+            end = f"ends too early, after {len(data)} of {size} bytes" if data else empty
             raise ValueError(f"the stream {end}: expected what save_state writes")
-        data += piece
+        data += part
     return bytes(data)

@@ -243,12 +243,12 @@ print("relative |Δ| of the whole gradient < 1e-10")
 # `frozen` is your `requires_grad_(False)` and back; `model` is the VAE and `accelerator` Accelerate's engine, both for several
 # processes.
 #
-# `parts` splits a batch too large for memory into `accumulate` pieces, `finish` clips the gradient and updates, `clamped` says
-# whether λ met its limit. Where does the KL come in, and where does any graph end?
+# `micro_batches` splits a batch too large for memory into `accumulate` pieces, `optimizer_step` clips the gradient and updates,
+# `clamped` says whether λ met its limit. Where does the KL come in, and where does any graph end?
 
 # %%
 print(inspect.getsource(steps.generator_step))
-print(inspect.getsource(steps.generator_backward))
+print(inspect.getsource(steps.generator_losses))
 print(inspect.getsource(steps.adversarial_weight))
 
 # %% [markdown]

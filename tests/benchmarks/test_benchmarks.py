@@ -1,39 +1,30 @@
-"""The benchmarks run, and refuse to compare two training steps that do not do the same."""
+"""The benchmark of training runs, and refuses to compare two steps that compute different things."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from benchmarks import train_step
 from klvae_edu.config import PRESETS
 
-
-@pytest.fixture(scope="module")
-def train_step() -> Iterator[ModuleType]:
-    from benchmarks import train_step
-
-    yield train_step
-    PRESETS.pop("small")  # the benchmark's own
+Pair = tuple[train_step.Ours, train_step.Peer, Tensor]
 
 
 @pytest.fixture(scope="module")
-def pair(train_step: ModuleType) -> tuple[Any, Any, Any]:
-    """Ours, CompVis' and the images, at the smallest size."""
+def pair() -> Pair:
+    """Our step, CompVis' step and the images, at the smallest size."""
     setting = train_step.SETTINGS["tiny"]
-    return train_step.Ours(setting.config()), train_step.Peer(setting.config()), setting.images()
+    return train_step.Ours(setting), train_step.Peer(setting), setting.images()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_the_training_benchmark_writes_a_report_of_time_memory_and_parts(
-    train_step: ModuleType, tmp_path: Path
-) -> None:
+def test_the_training_benchmark_writes_a_report_of_time_memory_and_parts(tmp_path: Path) -> None:
     train_step.main(["--settings", "tiny", "--rounds", "1", "--out", str(tmp_path / "report.json")])
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report) == ["machine", "rounds", "tiny"]
@@ -53,14 +44,18 @@ def test_the_training_benchmark_writes_a_report_of_time_memory_and_parts(
     assert sum(shares.values()) == pytest.approx(100, abs=0.5)
 
 
-def test_the_reports_in_the_repository_are_of_this_form(train_step: ModuleType) -> None:
+def test_the_reports_in_the_repository_are_of_this_form() -> None:
     report = json.loads(Path(train_step.__file__).with_suffix(".json").read_text())
     assert list(report) == ["machine", "rounds", "small", "sd-v1"]
     for name in ("small", "sd-v1"):
         assert all(value < train_step.AGREEMENT for value in report[name]["relative differences"].values())
 
 
-def test_both_ways_start_from_the_same_weights_and_agree(train_step: ModuleType, pair: tuple[Any, Any, Any]) -> None:
+def test_the_benchmark_adds_no_preset(pair: Pair) -> None:
+    assert "small" not in PRESETS
+
+
+def test_both_ways_start_from_the_same_weights_and_agree(pair: Pair) -> None:
     ours, peer, images = pair
     before = {name: tensor.clone() for name, tensor in ours.training.vae.state_dict().items()}
     train_step.check_agreement(ours, peer, images)
@@ -74,7 +69,7 @@ def test_both_ways_start_from_the_same_weights_and_agree(train_step: ModuleType,
     ("spoiled", "named"), [("perceptual", "adaptive weight"), ("kl", "gradient"), ("hinge", "discriminator's gradient")]
 )
 def test_ways_that_differ_are_not_compared(
-    train_step: ModuleType, pair: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch, spoiled: str, named: str
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, spoiled: str, named: str
 ) -> None:
     ours, peer, images = pair
     if spoiled == "perceptual":
@@ -89,9 +84,7 @@ def test_ways_that_differ_are_not_compared(
         train_step.check_agreement(ours, peer, images)
 
 
-def test_a_clamped_adaptive_weight_is_no_agreement(
-    train_step: ModuleType, pair: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_clamped_adaptive_weight_is_no_agreement(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, peer, images = pair
     last = ours.training.patchgan.main[-1].weight
     monkeypatch.setattr(last, "data", 1e-6 * last.data)

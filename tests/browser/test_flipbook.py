@@ -1,4 +1,4 @@
-"""A flipbook in a real browser, without a kernel: sliders change the picture, by keyboard too."""
+"""A flipbook in a real browser, without a kernel: sliders change the picture, also from the keyboard."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def page_of(setting, level):
 
 @pytest.fixture(scope="module")
 def page():
-    """Two flipbooks on one page, the first with two sliders; `page.errors` is what the page complained about."""
+    """Two flipbooks on one page, the first with two sliders. `page.errors` lists the errors of the page."""
     from playwright.sync_api import sync_playwright
 
     start = page_of("none", 50)
@@ -43,7 +43,7 @@ def page():
 
 
 def shown(page, book=0):
-    """Alt texts of the pictures that can be seen, and the line above them."""
+    """Return the alt texts of the visible pictures, and the caption above them."""
     figure = page.locator("figure").nth(book)
     alts = [image.get_attribute("alt") for image in figure.locator("img").all() if image.is_visible()]
     return alts, figure.locator("figcaption").inner_text()
@@ -59,7 +59,7 @@ def test_a_slider_turns_the_pages_from_the_keyboard_and_the_others_go_back(page)
     b.focus()
     page.keyboard.press("Home")
     assert shown(page) == (["b0: grey 10."], "b0: grey 10.")
-    assert a.input_value() == "0" and a.get_attribute("aria-valuetext") == "none"  # one control at a time is shown
+    assert a.input_value() == "0" and a.get_attribute("aria-valuetext") == "none"  # the other slider is reset
     a.focus()
     page.keyboard.press("End")
     assert shown(page) == (["a2: grey 130."], "a2: grey 130.") and b.input_value() == "1"

@@ -1,4 +1,4 @@
-"""The course in a real JupyterLab and a real browser: what no test of the kernel alone can see."""
+"""The course in a real JupyterLab and a real browser. A test of the kernel alone cannot see the page."""
 
 import os
 import shutil
@@ -17,8 +17,8 @@ from playwright.sync_api import TimeoutError
 from tools import learner_copy
 
 NOTEBOOKS = ["02_kl_loss.ipynb", "10_latent_space_explorer.ipynb"]
-SECONDS = 180  # for all cells of a notebook, on a machine with other work
-PATIENCE = 30_000  # milliseconds until a picture follows its slider, on such a machine
+SECONDS = 180  # limit for all cells of a notebook, on a busy machine
+PICTURE_TIMEOUT = 30_000  # milliseconds until a slider's new picture appears, on a busy machine
 TOKEN = "only-for-this-test"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -46,7 +46,7 @@ PIXELS = """image => {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of a JupyterLab on a learner's copy of the course, as `make lab` starts it, with empty settings."""
+    """The address of a JupyterLab on a learner's copy of the course, started like `make lab`, with default settings."""
     folder = tmp_path_factory.mktemp("lab")
     assert learner_copy.main(["--to", str(folder / "work")]) == 0
     with socket.socket() as free:
@@ -89,7 +89,7 @@ def server(tmp_path_factory):
 def page(request, server):
     """A notebook, open in JupyterLab, with every cell executed.
 
-    `page.errors` is what the page complained about, `page.asked_elsewhere` what it wanted from other machines.
+    `page.errors` lists the errors of the page, `page.other_requests` the addresses that it requested elsewhere.
     """
     from playwright.sync_api import sync_playwright
 
@@ -97,20 +97,20 @@ def page(request, server):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(SECONDS * 1000)
-        page.errors, page.asked_elsewhere = [], []
+        page.errors, page.other_requests = [], []
 
         def elsewhere(route):
-            page.asked_elsewhere.append(route.request.url)
+            page.other_requests.append(route.request.url)
             route.fulfill(body="<svg xmlns='http://www.w3.org/2000/svg'/>", content_type="image/svg+xml")
 
         page.route(lambda url: url.startswith("http") and not url.startswith(server), elsewhere)
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-        # A workspace of its own: in a shared one the notebook before is opened again, and may lie on top.
+        # Its own workspace: a shared one opens the previous notebook again, which may cover this one.
         page.goto(f"{server}/lab/workspaces/{request.param[:2]}/tree/{request.param}?token={TOKEN}")
         page.wait_for_function(f"() => ({KERNEL_STATUS})() === 'idle'")
         page.evaluate(f"() => Promise.race([({RUN_ALL_CELLS})(), new Promise(r => setTimeout(r, {SECONDS * 1000}))])")
-        # Cells are done before the page has drawn what they sent.
+        # Cells finish before the page has drawn their outputs.
         page.wait_for_function(DRAWN)
         yield page
         browser.close()
@@ -123,26 +123,26 @@ def test_every_cell_runs_without_an_error(page):
 
 
 def explorers(page):
-    """Each explorer on the page: sliders above a picture, with no other explorer inside."""
+    """List the explorers on the page: boxes with sliders and a picture, and without another explorer inside."""
     boxes = page.locator(".widget-vbox", has=page.locator(".noUi-handle")).filter(has=page.locator("img"))
     return [box for box in boxes.all() if box.locator(".widget-vbox", has=page.locator(".noUi-handle")).count() == 0]
 
 
 def change(page, explorer, action):
-    """Do `action` and wait until the explorer's picture is another one."""
+    """Run `action`, and wait until the explorer's picture has changed."""
     picture = explorer.locator("img").first
     page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
     before = picture.evaluate(PIXELS)
     action()
     changed = f"([image, before]) => image.complete && image.naturalWidth > 0 && ({PIXELS})(image) !== before"
     try:
-        page.wait_for_function(changed, arg=[picture.element_handle(), before], timeout=PATIENCE)
+        page.wait_for_function(changed, arg=[picture.element_handle(), before], timeout=PICTURE_TIMEOUT)
     except TimeoutError as error:
-        raise AssertionError(f"the picture stayed as it was: {explorer.inner_text()}") from error
+        raise AssertionError(f"the picture did not change: {explorer.inner_text()}") from error
 
 
 def is_last(handle):
-    """Whether a slider stands at its end, from where it can only go back."""
+    """Tell whether a slider is at its maximum."""
     return handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
 
 
@@ -153,7 +153,7 @@ def test_every_slider_changes_its_picture_from_the_keyboard(page):
             handle.scroll_into_view_if_needed()
             handle.focus()
             there, back = ("ArrowLeft", "ArrowRight") if is_last(handle) else ("ArrowRight", "ArrowLeft")
-            for key in (there, back):  # back, because a muted channel does not answer to the other sliders
+            for key in (there, back):  # back again: with a muted channel the other sliders would change nothing
                 change(page, explorer, lambda key=key: page.keyboard.press(key))
 
 
@@ -184,7 +184,7 @@ def test_no_slider_ended_in_an_error_message(page):
 
 
 def test_a_screenshot_is_kept(page):
-    """For people to look at; git ignores the folder."""
+    """Screenshots are for people; git ignores the folder."""
     folder = Path(__file__).parents[2] / "screenshots"
     folder.mkdir(exist_ok=True)
     number = page.url.split("/")[-1][:2]
@@ -199,7 +199,7 @@ def test_a_screenshot_is_kept(page):
 def test_an_uploaded_photograph_takes_the_place_of_the_first_in_every_panel_that_follows(page, tmp_path):
     button = page.locator(".widget-upload")
     if not button.count():
-        assert page.url.split("?")[0].endswith("02_kl_loss.ipynb")  # which has nothing to upload
+        assert page.url.split("?")[0].endswith("02_kl_loss.ipynb")  # this notebook has no upload
         return
     path = tmp_path / "stripes.png"
     stripes = np.zeros((300, 400, 3), np.uint8)
@@ -214,7 +214,7 @@ def test_an_uploaded_photograph_takes_the_place_of_the_first_in_every_panel_that
 
     first = explorers(page)[0]
     change(page, first, upload)
-    page.wait_for_function("() => document.body.innerText.includes('stripes.png')", timeout=PATIENCE)
+    page.wait_for_function("() => document.body.innerText.includes('stripes.png')", timeout=PICTURE_TIMEOUT)
     (tmp_path / "notes.txt").write_text("no picture")
     before = first.locator("img").first.evaluate(PIXELS)
     path = tmp_path / "notes.txt"
@@ -228,4 +228,4 @@ def test_the_page_reports_no_error(page):
 
 
 def test_nothing_but_the_badge_is_asked_from_the_internet(page):
-    assert {*page.asked_elsewhere} <= {"https://colab.research.google.com/assets/colab-badge.svg"}
+    assert {*page.other_requests} <= {"https://colab.research.google.com/assets/colab-badge.svg"}

@@ -1,7 +1,7 @@
-"""Colab: the package goes in beside what is installed there, and a notebook alone runs under Colab's front end.
+"""Colab: the package installs without changing Colab's versions, and a single notebook runs under Colab's front end.
 
-Colab itself is not to be had in a test. What stands in for it: the versions it publishes, in constraints.txt; and a
-virtual environment that has what this one has, without the package, under Colab's versions of what shows a notebook.
+A test cannot use Colab itself. It is simulated by the versions that Colab publishes, in constraints.txt, and by a
+virtual environment with the packages of this one except klvae_edu, and with Colab's versions of the front end.
 """
 
 import json
@@ -35,7 +35,7 @@ NO_NETWORK = r"NewConnectionError|NameResolutionError|ProxyError|ConnectTimeout|
 
 
 def run(command, network=False, **options):
-    """What the command prints. Without a network, one that needs it is skipped; but not in continuous integration."""
+    """Return exit code and output of a command. Without a network, a test that needs it is skipped, except in CI."""
     command = [str(word) for word in command]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
     if result.returncode and network and not os.environ.get("CI") and re.search(NO_NETWORK, result.stdout):
@@ -49,12 +49,12 @@ def succeed(*arguments, **options):
     return output
 
 
-# ---- What is installed there stays -----------------------------------------------------------------------------------
+# ---- Installed versions stay -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def resolve(tmp_path_factory):
-    """resolve(text of pyproject.toml) -> (exit code, what Colab would have then, or why that cannot be)."""
+    """resolve(text of pyproject.toml) -> (exit code, the versions on Colab after an installation, or an error)."""
     tools, folder = tmp_path_factory.mktemp("uv"), tmp_path_factory.mktemp("project")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--retries=1"]
     succeed([*pip, "--no-deps", "--target", tools, "uv"], network=True)
@@ -73,7 +73,7 @@ NEWER_TORCH = re.sub(r'"torch>=[\d.]+"', '"torch>=2.12"', PROJECT)
 
 
 def beyond_colab(text):
-    """The requirements that the versions on Colab do not meet, of those that are there at all."""
+    """List the requirements on packages of Colab that Colab's versions do not meet."""
     project = tomllib.loads(text)["project"]
     asked = [Requirement(it) for it in [*project["dependencies"], *project["optional-dependencies"]["notebooks"]]]
     known = {canonicalize_name(name): version for name, version in COLAB.items()}
@@ -111,7 +111,7 @@ def test_a_bound_above_colabs_torch_does_not_resolve(resolve):
 
 @pytest.fixture(scope="module")
 def colab(tmp_path_factory):
-    """The Python of an environment like Colab's, in which klvae_edu is not installed."""
+    """The Python of an environment like Colab's, without klvae_edu."""
     folder = tmp_path_factory.mktemp("colab")
     venv.create(folder / "env", symlinks=True)
     own = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder / "env")}))
@@ -122,7 +122,7 @@ def colab(tmp_path_factory):
             (machine / path.name).symlink_to(path)
     (own / "google" / "colab").mkdir(parents=True)
     (own / "google" / "colab" / "__init__.py").write_text(
-        '"""A stand-in: there, as on Colab, before the first cell."""'
+        '"""A stand-in, imported before the first cell as on Colab."""'
     )
     (own / "colab.pth").write_text(f"{machine}\nimport google.colab\n")
     python = folder / "env" / "bin" / "python"
@@ -149,7 +149,7 @@ print(json.dumps([klvae_edu.__file__, "google.colab" in sys.modules, {it: metada
 
 
 def run_notebook(notebook, python, folder):
-    """Run every cell in a kernel of this Python; pip has no network there."""
+    """Run every cell in a kernel of this Python, in which pip has no network."""
     spec = {"argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
     (folder / ".kernels" / "colab").mkdir(parents=True)
     (folder / ".kernels" / "colab" / "kernel.json").write_text(json.dumps(spec | {"display_name": "Colab"}))
@@ -165,7 +165,7 @@ def printed(cell):
     return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
 
 
-# The first one installs the package from the wheel; the second one finds it there.
+# The first notebook installs the package from the wheel; the second one finds it installed.
 @pytest.mark.parametrize("number", ["01", "10"])
 def test_a_notebook_copied_alone_runs_to_its_end_and_prints_what_is_stored(number, colab, wheel, tmp_path):
     stored = nbformat.read(COURSE.built(COURSE.named(number), solved=False), as_version=4)
@@ -184,7 +184,7 @@ def test_a_notebook_copied_alone_runs_to_its_end_and_prints_what_is_stored(numbe
 
 
 def test_sliders_and_panels_work_under_colabs_ipywidgets(colab):
-    tests = [f"tests/test_{module}.py" for module in ("explorer", "controls", "panels", "photograph")]
+    tests = [f"tests/explore/test_{module}.py" for module in ("explorer", "controls", "panels", "photograph")]
     command = [colab, "-m", "pytest", "-q", *tests]
     output = succeed(command, cwd=COURSE.root, env=os.environ | {"PYTHONPATH": ""})
     assert re.search(r"^\d+ passed", output, re.MULTILINE), output

@@ -1,4 +1,4 @@
-"""What the commands' tests are given: a saved model, a photograph, and the one line of an error."""
+"""Fixtures for the tests of commands: a saved model, a photograph, and the line of an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from klvae_edu.data import photographs, save_image
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model; how good it is does not matter here."""
+    """A saved model, untrained."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     AutoencoderKL.from_preset("tiny", seed=0).save_pretrained(folder)
     return folder
@@ -29,7 +29,7 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """Gives what was printed to stderr: one line that begins with the program's name."""
+    """Return a function that reads stderr, which must be one line that begins with the program's name."""
 
     def read() -> str:
         (line,) = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""`klvae convert`: from one layout and style of names to another, and never over anything."""
+"""`klvae convert`: file layouts and naming schemes; nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def test_takes_the_autoencoder_out_of_a_whole_checkpoint(tmp_path: Path, capsys:
     assert "sd.ckpt: CompVis' names under first_stage_model., f = 2, 4 latent channels, " in printed
     assert printed.endswith(f" -> {target}, diffusers' names\n")
     again = AutoencoderKL.from_single_file(target)
-    assert again.config == vae.config  # Stable Diffusion's scale, for what lay beside
+    assert again.config == vae.config  # Stable Diffusion's scaling, inferred from the other tensors
     assert load_file(target).keys() == vae.state_dict().keys()
 
 
-def test_takes_on_its_command_line_what_a_single_file_does_not_tell(
+def test_options_give_fields_that_a_single_file_lacks(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, source, target = load_file(model / WEIGHTS_NAME), tmp_path / "bare.safetensors", tmp_path / "folder"
-    save_file(weights, source)  # neither a configuration in it nor one beside it
-    told = ["--scaling-factor", "0.13025", "--norm-num-groups", "8"]
-    assert main(["convert", str(source), str(target), "--names", "diffusers", *told]) == 0
+    save_file(weights, source)  # neither metadata nor a config.json
+    options = ["--scaling-factor", "0.13025", "--norm-num-groups", "8"]
+    assert main(["convert", str(source), str(target), "--names", "diffusers", *options]) == 0
     config = AutoencoderKL.from_pretrained(target).config
     assert (config.scaling_factor, config.norm_num_groups) == (0.13025, 8)
-    assert main(["convert", str(model), str(tmp_path / "other"), "--names", "diffusers", *told]) == 2
+    assert main(["convert", str(model), str(tmp_path / "other"), "--names", "diffusers", *options]) == 2
     assert "scaling_factor and norm_num_groups: for a single file only" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
@@ -122,7 +122,7 @@ def test_does_not_write_over_anything(model: Path, tmp_path: Path, error_of: Cal
     (tmp_path / "folder").mkdir()
     for target in ("vae.safetensors", "folder"):
         assert main(["convert", str(model), str(tmp_path / target), "--names", "diffusers"]) == 2
-        assert f"{target}: in use, and nothing in it was changed" in error_of()
+        assert f"{target}: it already exists and was not changed" in error_of()
     assert (tmp_path / "vae.safetensors").read_text() == "precious"
     assert not list((tmp_path / "folder").iterdir())
 
@@ -130,7 +130,7 @@ def test_does_not_write_over_anything(model: Path, tmp_path: Path, error_of: Cal
 @pytest.mark.parametrize(
     ("target", "names", "message"),
     [
-        ("vae.ckpt", "diffusers", "vae.ckpt: expected a file name that ends in .safetensors, or a folder's"),
+        ("vae.ckpt", "diffusers", "vae.ckpt: expected a file name that ends in .safetensors, or a folder name"),
         ("model", "compvis", "model: a folder has diffusers' names; for CompVis' names write"),
     ],
 )
@@ -147,7 +147,7 @@ def test_says_what_is_wrong_with_a_file_and_does_not_ask_the_hub_for_it(
 ) -> None:
     target = str(tmp_path / "out.safetensors")
     (tmp_path / "broken.ckpt").write_bytes(b"nothing")
-    missing = [("missing.safetensors", "there is no such file"), ("missing.CKPT", "there is no such file")]
+    missing = [("missing.safetensors", "file not found"), ("missing.CKPT", "file not found")]
     for source, message in (*missing, ("broken.ckpt", "damaged")):
         assert main(["convert", str(tmp_path / source), target, "--names", "compvis"]) == 2
         error = error_of()
@@ -157,5 +157,5 @@ def test_says_what_is_wrong_with_a_file_and_does_not_ask_the_hub_for_it(
 def test_asks_the_hub_for_what_is_not_here_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "no/such-model", str(tmp_path / "model"), "--names", "diffusers"]) == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert first == "klvae: there is no folder no/such-model; asking the Hugging Face Hub for it"
+    assert first == "klvae: there is no folder no/such-model; looking for it on the Hugging Face Hub"
     assert second.startswith("klvae: 'no/such-model' is not a folder here")

@@ -1,4 +1,4 @@
-"""`klvae doctor`: a line a check, and what to do about each failure."""
+"""`klvae doctor`: one line per check, and a remedy for each failure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from klvae_edu.environment import PROCESS_SETTINGS
 def test_the_doctor_finds_what_is_required_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    assert "FAIL" not in printed and "All that is required is there." in printed
+    assert "FAIL" not in printed and "All required checks passed." in printed
     assert re.search(r"^ok +python +3\.", printed, re.MULTILINE)
 
 
@@ -55,10 +55,10 @@ def test_the_doctor_succeeds_when_only_optional_things_are_missing(
     assert main(["doctor"]) == 0
 
 
-# ---- Each check -----------------------------------------------------------------------------------------------------
+# ---- Single checks ---------------------------------------------------------------------------------------------------
 
 
-def test_every_check_of_the_doctor_has_its_say_and_what_is_required_is_here() -> None:
+def test_every_check_reports_a_result_and_all_required_checks_pass() -> None:
     checks = list(doctor.doctor())
     assert {"python", "memory", "disk", "write access", "torch loads", "gpu", "torchvision fits torch"} <= {
         check.name for check in checks
@@ -78,14 +78,14 @@ def test_the_doctor_looks_at_every_package_of_pyproject() -> None:
 
 
 def test_a_missing_package_fails_with_the_command_that_installs_it() -> None:
-    check = doctor.check_package("no-such-package-anywhere", ">=1.0")
+    check = doctor.check_package("no-such-package", ">=1.0")
     assert check == Check(
-        "no-such-package-anywhere", False, "not installed, wanted >=1.0", "pip install 'no-such-package-anywhere>=1.0'"
+        "no-such-package", False, "not installed, expected >=1.0", "pip install 'no-such-package>=1.0'"
     )
 
 
 def test_a_missing_optional_package_says_who_needs_it() -> None:
-    check = doctor.check_package("no-such-package-anywhere", ">=1.0", "the notebooks need it")
+    check = doctor.check_package("no-such-package", ">=1.0", "the notebooks need it")
     assert not check.ok and not check.required
     assert "the notebooks need it" in check.remedy
 
@@ -94,10 +94,10 @@ def test_a_package_that_is_too_old_fails_with_both_versions() -> None:
     found = metadata.version("numpy")
     check = doctor.check_package("numpy", ">=999")
     assert not check.ok
-    assert check.detail == f"{found}, wanted >=999"
+    assert check.detail == f"{found}, expected >=999"
 
 
-def test_a_package_that_is_not_installed_at_all_is_told_from_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_installation_is_distinguished_from_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def not_found(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 

@@ -1,4 +1,4 @@
-"""`klvae encode`: images to a folder of latents, in one line each what went wrong, and gone on with after a kill."""
+"""`klvae encode`: images become a folder of latents; errors take one line; an interrupted run is resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from klvae_edu.data import save_image
 from klvae_edu.data.latent_dataset import LatentDataset
 from klvae_edu.environment import PROCESS_SETTINGS
 
-PATIENCE = 300  # seconds, on a busy machine
+TIMEOUT = 300  # seconds, on a busy machine
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -97,14 +97,14 @@ def test_a_half_finished_folder_of_another_model_is_left_alone(
     capsys.readouterr()
     before = files(out)
     assert main(["encode", *options, "--model", str(other)]) == 2
-    assert "other latents are there, and were left alone" in (error := error_of())
+    assert "holds other latents, which were not changed" in (error := error_of())
     assert f"model: {model} there, {other} now" in error and "weights_sha256" in error
     assert files(out) == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 def test_a_run_that_is_killed_and_started_again_ends_with_the_same_files(model: Path, tmp_path: Path) -> None:
-    """The real thing, in processes of its own."""
+    """Run the command in separate processes."""
 
     def start(out: Path) -> subprocess.Popen[bytes]:
         options = ["sprites", str(out), "--model", str(model), "--size", "8", "--count", "6000", "--device", "cpu"]
@@ -113,14 +113,14 @@ def test_a_run_that_is_killed_and_started_again_ends_with_the_same_files(model: 
 
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start(killed)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not list(killed.glob("data/train-*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait(PATIENCE)
-    assert 0 < len(list(killed.glob("data/train-*"))) < 6  # otherwise it was not cut off
+    process.wait(TIMEOUT)
+    assert 0 < len(list(killed.glob("data/train-*"))) < 6  # the run was interrupted
     for out in (killed, whole):
-        assert start(out).wait(PATIENCE) == 0
+        assert start(out).wait(TIMEOUT) == 0
     assert files(killed) == files(whole)
     assert len(LatentDataset(killed)) == 6000

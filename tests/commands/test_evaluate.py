@@ -1,4 +1,4 @@
-"""`klvae evaluate`: models side by side, the baselines beside them, and the values as JSON."""
+"""`klvae evaluate`: models and baselines in one table, and the results as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from klvae_edu.data import image_dataset
 from klvae_edu.metrics import psnr
 from klvae_edu.training.config import TrainingConfig
 
-SHORT = ["--size", "32", "--crops", "22", "--device", "cpu"]
+FEW_CROPS = ["--size", "32", "--crops", "22", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def test_models_and_baselines_stand_in_one_table_and_in_the_file(
     model: Path, coarser: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "values.json"
-    assert main(["evaluate", str(model), str(coarser), *SHORT, "--out", str(out)]) == 0
+    assert main(["evaluate", str(model), str(coarser), *FEW_CROPS, "--out", str(out)]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     found = json.loads(out.read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def test_models_and_baselines_stand_in_one_table_and_in_the_file(
 
 
 def test_the_baselines_are_what_they_are_called(model: Path, tmp_path: Path) -> None:
-    assert main(["evaluate", str(model), *SHORT, "--out", str(tmp_path / "values.json")]) == 0
+    assert main(["evaluate", str(model), *FEW_CROPS, "--out", str(tmp_path / "values.json")]) == 0
     found = json.loads((tmp_path / "values.json").read_text(encoding="utf-8"))["models"]
     batch = torch.stack([*image_dataset("photos", 32, split="held-out", length=22)])
     fitted = PatchPCA(4, 4).fit(torch.stack([*image_dataset("photos", 64, length=16)]))
@@ -83,15 +83,15 @@ def test_the_baselines_are_what_they_are_called(model: Path, tmp_path: Path) -> 
         assert found[name]["PSNR"]["value"] == pytest.approx(psnr(reconstruction, batch).mean().item(), rel=1e-5)
 
 
-def test_the_foot_says_what_the_table_rests_on(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(model), *SHORT, "--fit", "dead-leaves"]) == 0
+def test_the_notes_name_data_and_methods(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(model), *FEW_CROPS, "--fit", "dead-leaves"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for part in (
         "22 images from 2 photographs: 22 crops of 32x32 pixels, held out of photos.",
-        "that draw crops, as 2 photographs are too few to draw",
-        "LPIPS is left out: the trained weights of its network, VGG16, cannot be had here.",
+        "that draw crops, because 2 photographs are too few",
+        "LPIPS is left out: the trained weights of its network, VGG16, are not available.",
         "Fréchet distance, random features: features of a small network with fixed random weights",
-        "patch-PCA keeps as many numbers as the latent, and is fitted to training crops of dead-leaves.",
+        "patch-PCA has as many numbers as the latent, and is fitted to training crops of dead-leaves.",
         "JPEG, 256 bytes, one for each number of the latent:",
         "22 of 22 did not fit",
     ):
@@ -130,7 +130,7 @@ def test_lpips_is_taken_in_where_its_network_is_trained(
             return torch.full((len(a),), 0.125)
 
     monkeypatch.setattr("klvae_edu.perceptual.LPIPS", Trained)
-    assert main(["evaluate", str(model), *SHORT]) == 0
+    assert main(["evaluate", str(model), *FEW_CROPS]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "LPIPS (0 is best)" in text and "0.125 [0.125, 0.125]" in text
     assert "LPIPS: features of the shelf." in text and "left out" not in text
@@ -148,8 +148,8 @@ def test_lpips_is_taken_in_where_its_network_is_trained(
         (["MODEL", "--data", "EMPTY", "--split", "all"], "found no image files"),
         (["MODEL", "--split", "all"], "expected held-out for photos"),
         (["EMPTY"], "expected config.json, found nothing"),
-        (["MODEL", "--out", "TAKEN"], "in use, and nothing in it was changed"),
-        (["MODEL", "--out", "EMPTY/none/values.json"], "expected a folder that is there"),
+        (["MODEL", "--out", "TAKEN"], "it already exists and was not changed"),
+        (["MODEL", "--out", "EMPTY/none/values.json"], "expected a file in an existing folder"),
     ],
 )
 def test_wrong_use_is_one_line_that_says_what_was_expected(
@@ -165,12 +165,12 @@ def test_wrong_use_is_one_line_that_says_what_was_expected(
     assert (tmp_path / "taken.json").read_text() == "precious"
 
 
-def test_a_file_that_is_in_the_way_is_told_before_anything_is_loaded(
+def test_an_existing_output_file_is_an_error_before_anything_is_loaded(
     tmp_path: Path, error_of: Callable[[], str]
 ) -> None:
     (tmp_path / "taken.json").touch()
     assert main(["evaluate", "no/such-model", "--out", str(tmp_path / "taken.json")]) == 2
-    assert "in use" in error_of()
+    assert "already exists" in error_of()
 
 
 def test_patch_pca_of_large_patches_is_fitted_to_crops_of_no_more_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

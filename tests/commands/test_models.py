@@ -1,4 +1,4 @@
-"""A model by whatever name a command is given for it."""
+"""Loading the model that a command names."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ def test_a_bundled_model_goes_before_a_folder_of_its_name(
 def test_a_missing_file_is_not_asked_of_the_hub_and_anything_else_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors: file not found"):
         load_model(str(tmp_path / "none.safetensors"))
     assert capsys.readouterr().err == ""
     with pytest.raises(FileNotFoundError, match="'no/such-model' is not a folder here"):
         load_model("no/such-model")
-    assert capsys.readouterr().err == ("klvae: there is no folder no/such-model; asking the Hugging Face Hub for it\n")
+    expected = "klvae: there is no folder no/such-model; looking for it on the Hugging Face Hub\n"
+    assert capsys.readouterr().err == expected
 
 
-def test_a_device_that_is_not_there_is_told_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_device_is_an_error_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="'cuda' is not available here"):
         load_model("no/such-model", "cuda")

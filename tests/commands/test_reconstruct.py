@@ -1,4 +1,4 @@
-"""`klvae reconstruct`: what it writes and prints, and what it does about photographs that cannot be read."""
+"""`klvae reconstruct`: files, printed values, and unreadable photographs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All images of a source, each once and whole."""
+"""All images of a source, each exactly once, as centred squares."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from klvae_edu.data import UnreadableImage, dead_leaves, load_image, photographs, save_image
-from klvae_edu.data.all_images import AllImages, centre
-from klvae_edu.data.files import resize
+from klvae_edu.data.all_images import AllImages
+from klvae_edu.data.files import center_square, resize
 from klvae_edu.data.sprites import sprite
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images of 20x30 pixels: a grey of its own each, names in an order of their own."""
+    """Make images of 20x30 pixels: each has another grey, and they are not written in the order of their names."""
     for number, name in enumerate(["b/2.png", "a.png", "c.png", "b/1.png"]):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save_image(torch.full((3, 20, 30), number / 10), tmp_path / name)
@@ -37,7 +37,7 @@ def test_an_image_is_its_largest_centred_square_scaled(folder: Path) -> None:
     stored = load_image(folder / "a.png")
     assert torch.equal(AllImages(str(folder), 20).load(0), stored[:, :, 5:25])
     assert torch.equal(AllImages(str(folder), 8).load(0), resize(stored[:, :, 5:25], 8, 8))
-    assert torch.equal(centre(stored.mT, 20), stored.mT[:, 5:25])
+    assert torch.equal(center_square(stored.mT, 20), stored.mT[:, 5:25])
 
 
 def test_a_single_image_is_there_once(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_the_photographs_are_all_there() -> None:
     images = AllImages("photos", 16)
     assert {*images.names} == {*photographs("train"), *photographs("held-out")}
     number = images.names.index("chelsea")
-    assert torch.equal(images.load(number), centre(photographs("held-out")["chelsea"], 16))
+    assert torch.equal(images.load(number), center_square(photographs("held-out")["chelsea"], 16))
 
 
 def test_the_rows_of_a_data_set_are_all_there_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Other colours for training images."""
+"""Colour augmentation of training images."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_run_is_given_them_where_it_asks() -> None:
 def test_a_share_that_is_none_and_a_stream_are_refused() -> None:
     with pytest.raises(ValueError, match=r"recolour: expected a share from 0 to 1, got 1\.5"):
         image_dataset("photos", 16, recolour=1.5)
-    with pytest.raises(ValueError, match="recolour: not for a data set that is streamed"):
+    with pytest.raises(ValueError, match="recolour: not available for a data set that is streamed"):
         image_dataset("hf:owner/name", 16, streaming=True, recolour=0.5)
     with pytest.raises(ValueError, match="recolour: expected a number from 0 to 1, got -1"):
         TrainingConfig(recolour=-1)

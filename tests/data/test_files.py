@@ -1,4 +1,4 @@
-"""Files: whatever Pillow reads becomes RGB in [-1, 1], and what it cannot read is named."""
+"""Files: all formats of Pillow become RGB in [-1, 1], and unreadable files are named in the error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def picture(height: int = 6, width: int = 8) -> np.ndarray:
-    """Random RGB pixels (height, width, 3), the same every time."""
+    """Draw random RGB pixels (height, width, 3) from a fixed seed."""
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -31,7 +31,7 @@ def pixel(image: torch.Tensor, row: int = 0, column: int = 0) -> list[float]:
     return [round(value, 3) for value in image[:, row, column].tolist()]
 
 
-# --- what comes out
+# --- reading
 
 
 def test_rgb_becomes_float32_channels_first_in_minus_one_to_one(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_alpha_is_laid_over_white_in_proportion(tmp_path: Path) -> None:
     image.save(tmp_path / "alpha.png")
     loaded = load_image(tmp_path / "alpha.png")
     assert pixel(loaded, 0, 0) == [1, -1, -1]
-    assert pixel(loaded, 0, 1) == [1, 1, 1]  # the colour under full transparency is not seen
+    assert pixel(loaded, 0, 1) == [1, 1, 1]  # the colour of a fully transparent pixel is invisible
     assert pixel(loaded, 0, 2) == [1, 0.6, 0.6]
 
 
@@ -177,8 +177,8 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
 
 # --- EXIF
 
-# The corners, clockwise from the top left, that a 2×3 picture with red, green, blue and white corners shows once it is
-# stored with each orientation and turned as the EXIF standard says.
+# A 2×3 picture has red, green, blue and white corners. For each EXIF orientation: its corners, clockwise from the top
+# left, after it was rotated as the standard prescribes.
 TURNED = {
     1: "RGBW",
     2: "GRWB",
@@ -217,7 +217,7 @@ def test_damaged_exif_data_do_not_lose_the_picture(tmp_path: Path) -> None:
     torch.testing.assert_close(load_image(tmp_path / "exif.png"), expected(picture()))
 
 
-# --- what cannot be read
+# --- unreadable files
 
 
 def test_a_text_file_is_no_image(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
         load_image(path)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own remarks about the damage
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns about the damage
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".webp", ".tif", ".bmp"])
 def test_damaged_bytes_give_an_image_or_unreadable_image_and_nothing_else(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
@@ -284,7 +284,7 @@ def test_unreadable_image_is_a_value_error() -> None:
     assert issubclass(UnreadableImage, ValueError)
 
 
-# --- tensors from elsewhere
+# --- tensors
 
 
 def test_the_range_check_passes_images_and_a_little_overshoot() -> None:

@@ -1,4 +1,4 @@
-"""Latents on disk: what `encode_images` writes, what a run that ends too early leaves, and how it is read."""
+"""Latents on disk: writing with `encode_images`, resuming an interrupted run, and reading."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def vae() -> AutoencoderKL:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_writer, "PER_SHARD", 4)
-    monkeypatch.setattr(latent_writer, "PIXELS_AT_ONCE", 3 * SIZE**2)
+    monkeypatch.setattr(latent_writer, "IMAGES_PER_SHARD", 4)
+    monkeypatch.setattr(latent_writer, "PIXELS_PER_BATCH", 3 * SIZE**2)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def moments(vae: AutoencoderKL, images: AllImages) -> tuple[Tensor, Tensor]:
     return posterior.mean, posterior.logvar
 
 
-# ---- What is written -------------------------------------------------------------------------------------------------
+# ---- Writing --------------------------------------------------------------------------------------------------------
 
 
 def test_the_posterior_of_every_image_is_there_in_order(vae: AutoencoderKL, images: AllImages, done: Path) -> None:
@@ -114,14 +114,14 @@ def test_the_statistics_are_those_of_samples(done: Path) -> None:
     torch.testing.assert_close(data.statistics.std, by_drawing.std, rtol=0.01, atol=0)
     assert data.statistics.overall_std == pytest.approx(by_drawing.overall_std, rel=0.01)
     spread = torch.cat([data.posterior(shard).mean for shard in range(3)]).std().item()
-    assert data.statistics.overall_std > 1.05 * spread  # so the noise of the posteriors is in it
+    assert data.statistics.overall_std > 1.05 * spread  # the noise of the posteriors is included
 
 
-# ---- What is interrupted ---------------------------------------------------------------------------------------------
+# ---- Interruptions --------------------------------------------------------------------------------------------------
 
 
 class Stop(BaseException):
-    """As a kill: nothing catches it."""
+    """Interrupts a run like a kill: no handler catches it."""
 
 
 @pytest.mark.parametrize("after", [0, 2, 4, 5, 10])
@@ -147,7 +147,7 @@ def test_a_run_that_was_cut_off_and_started_again_ends_with_the_same_files(
     loaded: list[int] = []
     monkeypatch.setattr(AllImages, "load", lambda self, number: loaded.append(number) or load(self, number))
     encode_images(vae, images, out, ABOUT)
-    assert loaded == [*range(after // 4 * 4, COUNT)]  # whole shards are not made again
+    assert loaded == [*range(after // 4 * 4, COUNT)]  # complete shards are not encoded again
     assert contents(out) == contents(done)
 
 
@@ -175,7 +175,7 @@ def test_no_more_than_a_batch_of_images_is_held(
     assert len(held) == COUNT and most == 3
 
 
-# ---- What goes wrong -------------------------------------------------------------------------------------------------
+# ---- Errors ----------------------------------------------------------------------------------------------------------
 
 
 def test_images_that_cannot_be_read_are_left_out_and_named(vae: AutoencoderKL, tmp_path: Path) -> None:
@@ -254,8 +254,8 @@ def test_a_full_disk_leaves_whole_shards_and_says_that_they_are_gone_on_from(
     with pytest.raises(OSError, match=r"could not be written \(No space left on device\); the 1 shards before it"):
         encode_images(vae, images, out, ABOUT)
     monkeypatch.undo()
-    monkeypatch.setattr(latent_writer, "PER_SHARD", 4)
-    monkeypatch.setattr(latent_writer, "PIXELS_AT_ONCE", 3 * SIZE**2)
+    monkeypatch.setattr(latent_writer, "IMAGES_PER_SHARD", 4)
+    monkeypatch.setattr(latent_writer, "PIXELS_PER_BATCH", 3 * SIZE**2)
     assert [path.name for path in (out / "data").iterdir()] == ["train-00000-of-00003.parquet"]
     encode_images(vae, images, out, ABOUT)
     assert contents(out) == contents(done)

@@ -14,7 +14,7 @@ from klvae_edu.data.procedural import dead_leaves, leaf_radii, power_law_noise
 
 
 def spectral_slope(images: np.ndarray) -> float:
-    """The exponent of the radially averaged power spectrum of square grey images (B, N, N), over its middle range."""
+    """Fit the exponent of the radially averaged power spectrum of grey images (B, N, N) over its middle range."""
     size = images.shape[-1]
     window = np.hanning(size) * np.hanning(size)[:, None]
     centred = images - images.mean((1, 2), keepdims=True)
@@ -80,7 +80,7 @@ def test_radii_follow_the_inverse_cube_law_between_their_limits() -> None:
     radii = leaf_radii(np.random.default_rng(0), 200_000, 2.0, 50.0)
     assert radii.min() >= 2
     assert radii.max() <= 50
-    for threshold in (3.0, 5.0, 10.0, 25.0):  # the share above it, integrated by hand
+    for threshold in (3.0, 5.0, 10.0, 25.0):  # share above the threshold, integrated by hand
         share = (threshold**-2 - 50**-2) / (2**-2 - 50**-2)
         assert (radii > threshold).mean() == pytest.approx(share, abs=4 * math.sqrt(share / 200_000))
 
@@ -102,7 +102,7 @@ def test_textures_have_the_spectrum_they_are_asked_for(alpha: float) -> None:
 
 
 def test_the_power_spectrum_falls_as_that_of_photographs(pictures: torch.Tensor) -> None:
-    """About 1/f² for sharp scenes (Field 1987); out-of-focus pictures and the window steepen the fit somewhat."""
+    """Sharp scenes have about 1/f² (Field 1987); out-of-focus images and the window make the fit steeper."""
     assert -3.3 < spectral_slope(pictures.mean(1).numpy()) < -2.0
 
 

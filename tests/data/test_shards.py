@@ -1,4 +1,4 @@
-"""Streams: every image once in a pass, whoever reads it, and whenever the run was cut off."""
+"""Streams: every image comes once per pass, for any number of readers, also after a run was interrupted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from klvae_edu.data import shards
 from klvae_edu.data.shards import START, Place, ProcessShare, Row, ShardReader, StreamedCrops, StreamPosition
 
-DataSet = Callable[[int], Path]  # so many Parquet files, of 5, 6, 7, 5, 6, 7, … rows
+DataSet = Callable[[int], Path]  # number of Parquet files (5, 6, 7, 5, 6, 7, … rows) -> folder
 
 
 def rows_of(shard: int) -> int:
@@ -28,7 +28,7 @@ def all_numbers(count: int) -> list[int]:
 
 
 def png(number: int) -> bytes:
-    """A small image of one colour, which is its number."""
+    """Make a small image of one colour, which encodes its number."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (number // 256, number % 256, 0)).save(file, "PNG")
     return file.getvalue()
@@ -41,7 +41,7 @@ def number_of(crop: Tensor) -> int:
 
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    """A folder for `load_dataset`, made once for each number of files; rows are numbered through all of them."""
+    """Make folders for `load_dataset`, one for each number of files; row numbers continue over the files."""
     import datasets
 
     made: dict[int, Path] = {}
@@ -98,7 +98,7 @@ def test_every_row_of_a_pass_goes_to_exactly_one_reader(data_set: DataSet, count
     assert sorted(number for share in shares for number in numbers(share)) == all_numbers(count)
     if count >= readers:
         owners = [{row.shard for row in share} for share in shares]
-        assert sum(map(len, owners)) == count  # no shard is read by two
+        assert sum(map(len, owners)) == count  # no shard has two readers
         assert max(map(len, owners)) - min(map(len, owners)) <= 1
     else:
         assert all(len({row.shard for row in share}) <= 1 for share in shares)
@@ -162,7 +162,7 @@ def test_rows_that_were_had_before_are_not_decoded_again(data_set: DataSet, monk
 def test_after_a_stop_in_mid_pass_every_image_has_come_once_over_all_processes_and_workers(
     data_set: DataSet, count: int, workers: int, processes: int
 ) -> None:
-    """Readers are ahead of one another where their shares differ, so each is followed to the end of its own pass."""
+    """Readers with different shares end their pass at different times, so each is read to the end of its own pass."""
     data, seen = stream(data_set(count)), []
     for process in range(processes):
         position = StreamPosition([START] * max(1, workers))
@@ -172,7 +172,7 @@ def test_after_a_stop_in_mid_pass_every_image_has_come_once_over_all_processes_a
             for crops, places in DataLoader(share, batch_size=1, num_workers=workers):
                 seen += [number_of(crop) for crop, place in zip(crops, places, strict=True) if place[0] == 0]
                 position.follow(places)
-                if not stopped and len(seen) % 3 == 2:  # once, somewhere
+                if not stopped and len(seen) % 3 == 2:  # stop once in the middle
                     stopped = True
                     break
                 if all(place.epoch > 0 for place in position.places):

@@ -1,4 +1,4 @@
-"""Sources: one function for every kind of training data; crops are pure functions, bad files are replaced and named."""
+"""Sources: every kind of training data; crops are pure functions, unreadable files are replaced and reported."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from klvae_edu.data.crops import hold_out, pyramid, random_crop
 from klvae_edu.data.sources import Folder, Mixture, image_dataset, joined_sources, photographs, source_folders
 
-LEVELS = 20  # flat test images are told apart by their grey level: number i of them has the level 10·i
+LEVELS = 20  # number of flat test images; image i has the grey level 10·i
 
 
 def flat_images(folder: Path, count: int, side: int = 24) -> Path:
-    """A folder with `count` one-coloured images, 00.png and on."""
+    """Make a folder with `count` images of one colour each: 00.png, 01.png, …"""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         Image.new("RGB", (side, side), (10 * number,) * 3).save(folder / f"{number:02}.png")
@@ -32,7 +32,7 @@ def flat_images(folder: Path, count: int, side: int = 24) -> Path:
 
 
 def number_of(crop: Tensor) -> int:
-    """Which of the flat images a crop is of."""
+    """Return the number of the flat image that a crop was cut from."""
     return round((crop.mean().item() + 1) * 127.5 / 10)
 
 
@@ -43,7 +43,7 @@ def damage(folder: Path, *numbers: int) -> None:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing here may reach for the network, not even in vain; `datasets` is offline, with a cache of our own."""
+    """Let every network access fail; `datasets` is offline and has an empty cache."""
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError(f"tried to connect: {arguments}")
@@ -144,7 +144,7 @@ def test_pyramid_levels_are_area_averages_down_to_the_smallest_side() -> None:
 
 
 def coordinates(height: int, width: int) -> Tensor:
-    """An image whose first channel is the column and whose second is the row, over the longer side."""
+    """Make an image: channel 0 is the column, channel 1 the row, both divided by the longer side."""
     longer = max(height, width)
     columns = torch.arange(width).expand(height, width) / longer
     rows = torch.arange(height)[:, None].expand(height, width) / longer
@@ -419,7 +419,7 @@ def test_sources_take_turns_each_with_its_own_images_in_order(split: Any) -> Non
 
 
 def test_every_image_of_a_source_has_its_turn(tmp_path: Path) -> None:
-    """With image i of a part for image i of the mixture, two sources would leave out half of an even number."""
+    """If image i of the mixture were image i of a part, two sources would skip every second image."""
     source = f"dead-leaves+{flat_images(tmp_path, 5)}"
     mixed = image_dataset(source, 8, length=8)
     assert len({number_of(mixed[index]) for index in (1, 3, 5, 7)}) == 4
@@ -516,7 +516,7 @@ def test_the_folders_of_a_source_are_those_on_this_disk(tmp_path: Path, monkeypa
 
 
 def hub_data(tmp_path: Path, splits: dict[str, list[int]], bad: tuple[int, ...] = ()) -> Any:
-    """A `DatasetDict` of flat images with labels; those in `bad` are damaged."""
+    """Make a `DatasetDict` of flat images with labels; images in `bad` are damaged."""
     import datasets
 
     features = datasets.Features({"label": datasets.Value("int64"), "photo": datasets.Image()})
@@ -533,7 +533,7 @@ def hub_data(tmp_path: Path, splits: dict[str, list[int]], bad: tuple[int, ...] 
 
 
 def saved(tmp_path: Path, layout: str, splits: dict[str, list[int]], bad: tuple[int, ...] = ()) -> str:
-    """A folder with that data set in one of the layouts that `datasets` writes or reads."""
+    """Write the data of `hub_data` to a folder in one of the layouts of `datasets`."""
     data, folder = hub_data(tmp_path, splits, bad), tmp_path / layout
     if layout == "save_to_disk":
         data.save_to_disk(str(folder))
@@ -671,7 +671,7 @@ def test_a_folder_that_datasets_cannot_read_is_named(tmp_path: Path) -> None:
 
 
 def stream_of(tmp_path: Path, shards: int, **arguments: Any) -> Any:
-    """A stream over `shards` parquet files with five flat images each."""
+    """Make a stream of `shards` parquet files with five flat images each."""
     data, folder = hub_data(tmp_path, {"train": list(range(5 * shards)), "test": [0]}), tmp_path / "stream"
     folder.mkdir()
     for shard in range(shards):
@@ -686,7 +686,7 @@ def test_in_one_pass_the_workers_see_every_image_once(tmp_path: Path, shards: in
     stream = stream_of(tmp_path, shards, length=5 * shards)
     seen = [number_of(crop) for crop in DataLoader(stream, batch_size=None, num_workers=workers)]
     assert len(seen) == 5 * shards
-    if shards % max(workers, 1) == 0 or shards == 1:  # else some workers begin a second pass to fill their share
+    if shards % max(workers, 1) == 0 or shards == 1:  # otherwise some workers need a second pass for their share
         assert sorted(seen) == list(range(5 * shards))
 
 

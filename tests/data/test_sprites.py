@@ -1,4 +1,4 @@
-"""Sprites: what is drawn is known, and can be read back."""
+"""Sprites: images are drawn from labels, and labels are read from images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation: means over images, in one pass of constant memory, with intervals that mean what they say."""
+"""Evaluation: means over images in one pass with constant memory, and intervals of the right width."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.evaluation import compare
-from klvae_edu.evaluation.compare import ENOUGH, REPLICATES, Evaluation, Sums, evaluate
+from klvae_edu.evaluation.compare import MIN_UNITS, REPLICATES, Evaluation, Sums, evaluate
 from klvae_edu.evaluation.images import Key
 from klvae_edu.metrics import FrechetDistance, gradient_energy, psnr, ssim
 
@@ -29,12 +29,12 @@ def halved(batch: Tensor) -> Tensor:
 
 
 def with_errors(of_image: Tensor) -> Any:
-    """A method whose constant error differs by image, told by the image's first value."""
+    """Return a method that adds a constant error to an image; the image's first value selects the error."""
     return lambda batch: batch + of_image[batch[:, 0, 0, 0].long()][:, None, None, None]
 
 
 class Pictures:
-    """Images with the photograph of each; `photographs` of them take turns."""
+    """Images that belong to `photographs` photographs in turn."""
 
     what = "made-up images"
 
@@ -126,7 +126,7 @@ def test_lpips_is_a_column_where_it_is_given() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_images() -> None:
-    """Only the images of one batch are alive at a time, and what is summed up has a fixed size."""
+    """Only the images of one batch are in memory at a time, and the sums have a fixed size."""
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     most = 0
 
@@ -153,7 +153,7 @@ def test_memory_does_not_grow_with_the_number_of_images() -> None:
 
 
 def of_values(values: np.ndarray, keys: list[Key]) -> Evaluation:
-    """An evaluation whose one metric has these values, one an image."""
+    """Make an evaluation with one metric that has these values, one per image."""
     sums = Sums(1)
     for value, key in zip(values, keys, strict=True):
         sums.add(compare.bootstrap_weights(0, key), np.array([value]), np.ones(1))
@@ -171,7 +171,7 @@ def test_an_interval_is_1_96_standard_errors_to_either_side() -> None:
 
 
 def test_crops_of_one_photograph_count_as_often_as_each_other() -> None:
-    """10 equal crops of each of 40 photographs are worth 40 values, not 400."""
+    """10 equal crops of each of 40 photographs count as 40 values, not 400."""
     of_photograph = np.random.default_rng(1).normal(30, 2, 40)
     values = np.repeat(of_photograph, 10)
     together = of_values(values, [(n // 10,) for n in range(400)]).estimate("made up", "PSNR")
@@ -182,26 +182,26 @@ def test_crops_of_one_photograph_count_as_often_as_each_other() -> None:
 
 
 def test_photographs_are_drawn_where_there_are_enough_else_crops_and_the_notes_say_which() -> None:
-    batch = images(2 * ENOUGH)
+    batch = images(2 * MIN_UNITS)
     few, many = (
-        evaluate({"halved": halved}, Pictures(batch, count), frechet="random") for count in (ENOUGH - 1, ENOUGH)
+        evaluate({"halved": halved}, Pictures(batch, count), frechet="random") for count in (MIN_UNITS - 1, MIN_UNITS)
     )
     assert few.about["intervals"]["drawn"] == "images" and many.about["intervals"]["drawn"] == "photographs"
-    assert f"that draw crops, as {ENOUGH - 1} photographs are too few" in " ".join(few.notes)
-    assert "that draw photographs, with all that is cut from one" in " ".join(many.notes)
-    by_hand = of_values(psnr(halved(batch), batch).double().numpy(), [(n % ENOUGH,) for n in range(len(batch))])
+    assert f"that draw crops, because {MIN_UNITS - 1} photographs are too few" in " ".join(few.notes)
+    assert "that draw photographs, each with all its crops" in " ".join(many.notes)
+    by_hand = of_values(psnr(halved(batch), batch).double().numpy(), [(n % MIN_UNITS,) for n in range(len(batch))])
     assert many.estimate("halved", "PSNR") == pytest.approx(by_hand.estimate("made up", "PSNR"), rel=1e-6)
 
 
 def test_with_few_images_there_is_no_interval() -> None:
-    found = evaluate({"halved": halved}, images(ENOUGH - 1), frechet="random")
+    found = evaluate({"halved": halved}, images(MIN_UNITS - 1), frechet="random")
     assert found.estimate("halved", "PSNR")[1:] == (None, None)
     assert found.about["intervals"] is None and "No intervals" in " ".join(found.notes)
     assert "[" not in found.table()
 
 
 def test_a_difference_is_paired() -> None:
-    """Images differ by decibels, the models by a little on each: their difference is sure where their means are not."""
+    """Images differ by decibels, the models by little on each: the interval of their difference is the narrow one."""
     batch = torch.zeros(40, 3, 16, 16)
     batch[:, 0, 0, 0] = torch.arange(40) / 40
     error = torch.linspace(0.01, 0.3, 40)
@@ -233,7 +233,7 @@ def test_an_exact_image_makes_the_mean_infinite_and_nothing_not_a_number() -> No
     json.dumps(found.to_dict(), allow_nan=False)
 
 
-# --- what is shown
+# --- output
 
 
 def test_the_table_has_a_row_for_each_model_and_says_what_it_rests_on() -> None:

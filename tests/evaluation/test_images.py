@@ -1,4 +1,4 @@
-"""What is evaluated on: crops that know their photograph, or the whole images of a folder."""
+"""Evaluation data: crops with the key of their photograph, or the whole images of a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GREYS = {"a.png": 40, "b.png": 90, "sub/c.png": 140, "d.png": 190}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four grey pictures of 40x24 pixels and a file that is none."""
+    """Make four grey images of 40x24 pixels and a file that is not an image."""
     (tmp_path / "images" / "sub").mkdir(parents=True)
     for name, grey in GREYS.items():
         Image.new("RGB", (40, 24), (grey,) * 3).save(tmp_path / "images" / name)

@@ -1,4 +1,4 @@
-"""What the tests of every notebook's exercises share: how an answer is tried, and what is expected of the verdict."""
+"""Helpers for the tests of all exercises: run an answer, and assert the verdict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SOURCES = Path(__file__).parents[2] / "notebooks" / "source"
 
 
 def imported(notebook):
-    """What the cells of a notebook import, by name."""
+    """Return the names that the cells of a notebook import."""
     file, names = SOURCES / f"{notebook}.py", {}
     statements = ast.parse(file.read_text(encoding="utf-8")).body
     imports = [statement for statement in statements if isinstance(statement, ast.Import | ast.ImportFrom)]

@@ -1,4 +1,4 @@
-"""What holds for every exercise."""
+"""Properties of every exercise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""check, hint, solution, progress, and what a verdict says of answers that do not run at all."""
+"""`check`, `hint`, `solution`, `progress`, and the verdict on answers that do not run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.exercises.answers import imported
 
 @pytest.fixture(autouse=True)
 def new_session(monkeypatch, tmp_path):
-    """As in a new kernel in an empty folder, with a reader before it."""
+    """Simulate a new kernel in an empty folder, used by a reader."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KLVAE_EDU_STRICT", raising=False)
     monkeypatch.delenv("KLVAE_EDU_QUIET", raising=False)
@@ -59,7 +59,7 @@ def test_a_blank_is_reported_as_not_attempted_in_one_line(capsys, attempt):
 
 
 def test_the_finished_version_does_not_count_as_the_readers(capsys):
-    """`f = check(id, f)` twice, the first time with a wrong answer."""
+    """`f = check(id, f)` runs twice, first with a wrong answer."""
     finished = check("01.2", var_for_std)
     check("01.2", finished)
     assert "not attempted yet: this is the finished version" in capsys.readouterr().out.splitlines()[1]
@@ -146,7 +146,7 @@ def test_an_exception_that_a_mistake_raises_as_well_names_the_mistake():
     exercise = Exercise("00.0", "", "", 1, 1, None, (), (), judge)
     assert exercise.run(lambda x: torch.reshape(x, (5,))).message == "a wrong shape"
     assert exercise.run(lambda x: x - x[0, 1:]).message == "two of them"
-    # Of the same type, but not the same; and raised on another probe than the first.
+    # An exception of the same type with another text; and one on another probe than the first.
     assert exercise.run(lambda x: x.reshape(7)).message.startswith("it raised RuntimeError: shape '[7]'")
     assert "it raised RuntimeError" in exercise.run(lambda x: x.sum(1) if len(x) == 2 else x.reshape(5)).message
 
@@ -213,7 +213,7 @@ def test_a_common_factor_is_told():
 def test_other_wrong_values_are_told_with_the_largest_difference():
     message = EXERCISES["01.2"].run(lambda mean, logvar, noise: mean + logvar.tanh() * noise).message
     assert "where they differ most" in message
-    assert message.endswith("for inputs of shape (3, 4, 5, 2)")  # of all three, and so said once
+    assert message.endswith("for inputs of shape (3, 4, 5, 2)")  # all three have this shape, so it is named once
 
 
 def test_different_shapes_of_inputs_are_all_told():

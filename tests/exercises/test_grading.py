@@ -1,4 +1,4 @@
-"""Grading: what a hand-in says of itself counts for nothing, and none of them stops the others from being graded."""
+"""Grading: a notebook's own claims have no effect, and no notebook stops the grading of the others."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ from klvae_edu.exercises import EXERCISES, check
 check("01.2", EXERCISES["01.2"].reference)
 """
 
-# Cells, by the student who hands them in.
+# The cells of each student's notebook.
 HAND_INS = {
     "after trouble": [
         "1 / 0",
@@ -85,7 +85,7 @@ def notebook(*cells, text="### Exercise 01.2"):
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
-    """What the command returned for a class of all these, and the rows of its table by student and exercise."""
+    """Grade a class of all these. Returns the exit code, and the rows of the table by student and exercise."""
     folder = tmp_path_factory.mktemp("the class")
     for student, cells in HAND_INS.items():
         (folder / student).mkdir()

@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 01 as people write them: blank, half done, wrong, and right in many styles."""
+"""Typical answers to the exercises of notebook 01: blank, unfinished, wrong, and right in many styles."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def split_in_place_on_the_input(parameters):
 
 def split_in_place_on_a_chunk(parameters):
     mean, logvar = parameters.clone().chunk(2, 1)
-    return mean, logvar.clamp_(-30, 20)  # which autograd allows on no output of chunk
+    return mean, logvar.clamp_(-30, 20)  # autograd allows this on no output of chunk
 
 
 def split_assigning_to_the_input(parameters):
@@ -928,7 +928,7 @@ class SampleWithoutReturn(Right):
 
 class ModeWithoutReturn(Right):
     def mode(self):
-        """The likeliest value."""
+        """The most likely value."""
 
 
 class NllWithoutReturn(Right):

@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 02 as people write them: blank, half done, wrong, and right in many styles."""
+"""Typical answers to the exercises of notebook 02: blank, unfinished, wrong, and right in many styles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 04 as people write them: blank, half done, wrong, and right in many styles."""
+"""Typical answers to the exercises of notebook 04: blank, unfinished, wrong, and right in many styles."""
 
 from __future__ import annotations
 
@@ -1289,7 +1289,7 @@ class WithOwnAttention(Right):
 
 class WithPixelsInAnotherOrder(Right):
     def forward(self, x):
-        tokens = self.group_norm(x).mT.flatten(2).mT  # column by column, which attention does not mind
+        tokens = self.group_norm(x).mT.flatten(2).mT  # column by column: attention does not depend on the order
         return x + self.attend(tokens).mT.reshape(x.mT.shape).mT
 
 

@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 05 as people write them: blank, half done, wrong, and right in many styles."""
+"""Typical answers to the exercises of notebook 05: blank, unfinished, wrong, and right in many styles."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def walk_as_a_tuple(block_out_channels, latent_channels, side):
 
 
 def walk_by_the_network(block_out_channels, latent_channels, side):
-    """Asks a network of that shape."""
+    """Pads and slices a tensor like the network's convolutions, and reads its sides."""
     x = torch.zeros(1, block_out_channels[0], side, side, device="meta")
     walk = [x.shape[1:3]]
     for level, width in enumerate(block_out_channels):
@@ -352,7 +352,7 @@ class EncoderHalf(nn.Module):
 
 
 class EncoderRight(nn.Module):
-    """With indices, a Sequential, functional SiLU, and every argument spelt out."""
+    """Uses indices, a Sequential, functional SiLU, and every argument by name."""
 
     last_halves = first_keeps = False
     more_layers = 0
@@ -380,7 +380,7 @@ class EncoderRight(nn.Module):
 
 
 class EncoderByHand(EncoderRight):
-    """SiLU written out, and without calling the levels as a whole."""
+    """Writes out SiLU, and calls the layers of each level one by one."""
 
     def forward(self, x):
         x = self.conv_in(x)
@@ -398,7 +398,7 @@ class EncoderWithFourHalvings(EncoderRight):
 
 
 class EncoderOfFourLevels(EncoderRight):
-    """Asks whether level < 3."""
+    """Compares level < 3, which assumes four levels."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -517,7 +517,7 @@ class EncoderInAList(EncoderRight):
 
 
 class EncoderPairsOfWidths(EncoderRight):
-    """pairwise(widths) without the first width twice."""
+    """Uses pairwise(widths) without repeating the first width."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -613,7 +613,7 @@ class DecoderBlank(nn.Module):
 
 
 class DecoderRight(nn.Module):
-    """Counts downwards through the configured widths, and collects the levels in a list first."""
+    """Counts down through the configured widths, and collects the levels in a list first."""
 
     turn_round = True
     more_layers = 1
@@ -717,7 +717,7 @@ class DecoderWithoutSiLU(DecoderRight):
 
 
 class DecoderUpsamplingFirst(DecoderRight):
-    """The doubling at the beginning of a level: all weights fit, the blocks see the large side of the step."""
+    """Upsamples at the start of a level: all weights fit, but the blocks see the larger feature map."""
 
     def forward(self, z):
         z = self.mid_block(self.conv_in(z))
@@ -822,7 +822,7 @@ class AutoencoderBlank(nn.Module):
 
 
 class AutoencoderRight(nn.Module):
-    """From the package's halves, with the mean for the mode."""
+    """Uses the package's encoder and decoder, and the mean instead of mode()."""
 
     kernel = 1
 
@@ -848,7 +848,7 @@ class AutoencoderRight(nn.Module):
 
 
 class OwnGaussian:
-    """As a reader of notebook 01 may have written it."""
+    """A Gaussian as a reader of notebook 01 may have written it."""
 
     def __init__(self, parameters):
         self.mean, logvar = parameters.chunk(2, dim=1)
@@ -999,7 +999,7 @@ class AutoencoderBypassingDecode(AutoencoderRight):
 
 
 class AutoencoderSharing(AutoencoderRight):
-    """One convolution for both places."""
+    """Uses one convolution in both places."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -1076,7 +1076,7 @@ NEW = dict(line.split() for line in TABLE.split(","))
 
 
 def name_by(level, **other):
-    """An answer with the right table but for some entries; an entry None stays as it is."""
+    """Make an answer with the right table except for some entries. A name whose entry is None is kept."""
     new = {part: target for part, target in (NEW | other).items() if target}
 
     def translate(name, levels):
@@ -1152,7 +1152,7 @@ def name_without_old_diffusers(name, levels):
 
 
 def name_by_replacement(name, levels):
-    """As converters have done it: right for CompVis' names, wrong for what is converted already."""
+    """Replaces substrings like older converters: right for CompVis' names, wrong for converted names."""
     if re.match(r"decoder\.up\.\d", name):
         level = int(name.split(".")[2])
         name = name.replace(f"up.{level}", f"up_blocks.{levels - 1 - level}")

@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 06 as people write them: blank, half done, wrong, and right in many styles."""
+"""Typical answers to the exercises of notebook 06: blank, unfinished, wrong, and right in many styles."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def pca_of_columns(train, patches, components):
 def pca_of_the_weakest(train, patches, components):
     mean = train.mean(0)
     _, vectors = torch.linalg.eigh((train - mean).T @ (train - mean))
-    basis = vectors[:, :components].T  # eigh has the smallest first
+    basis = vectors[:, :components].T  # eigh sorts eigenvalues in ascending order
     return (patches - mean) @ basis.T @ basis + mean
 
 

@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 07 as people write them: blank, half done, wrong, and right in many styles."""
+"""Typical answers to the exercises of notebook 07: blank, unfinished, wrong, and right in many styles."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def pix2pix(
     end=(),
     act=None,
 ):
-    """The network as pix2pix' own code builds it, loop and all, with the choices that people get wrong."""
+    """Build the network like the code of pix2pix, with options for the usual mistakes."""
 
     class Net(nn.Module):
         def __init__(self, in_channels=3, num_filters=64, num_layers=3):
@@ -105,7 +105,7 @@ def pix2pix(
 
 
 def named(name, code):
-    """A class under a name of its own, by which the tests are listed."""
+    """Make a class with this name, which appears in the list of tests."""
     code.__name__ = name
     return code
 

@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 08 as people write them: blank, half done, wrong, and right in many styles."""
+"""Typical answers to the exercises of notebook 08: blank, unfinished, wrong, and right in many styles."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def step_half(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=
 
 
 def losses_of(vae, discriminator, images):
-    """The part that most answers share."""
+    """The losses that most answers compute in the same way."""
     posterior = vae.encode(images).latent_dist
     reconstruction = vae.decode(posterior.sample()).sample
     with frozen(discriminator):
@@ -433,7 +433,7 @@ def test_the_finished_step_moves_the_weights_as_the_package_does():
     assert torch.equal(ours, theirs)
     before = training.optimizer.param_groups[0]["lr"]
     moved = (vae.get_parameters() - training.vae.get_parameters()).abs() < 0.05 * before
-    assert moved.float().mean() > 0.99  # AdamW turns a gradient that is 0 up to rounding into a step of either sign
+    assert moved.float().mean() > 0.99  # where a gradient is only rounding, AdamW's step has either sign
 
 
 # 08.2

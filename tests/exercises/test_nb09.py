@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 09 as people write them: blank, half done, wrong, and right in many styles."""
+"""Typical answers to the exercises of notebook 09: blank, unfinished, wrong, and right in many styles."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from klvae_edu import metrics
 from klvae_edu.exercises import EXERCISES, nb09
+from klvae_edu.exercises.judges.functions import probe
 from klvae_edu.exercises.nb09 import local_mean
 from tests.exercises.answers import assert_blank, assert_passes, assert_rejected, mistakes, verdicts
 
@@ -323,8 +324,9 @@ def test_a_right_ssim_passes_in_any_style(answer):
 
 
 def test_the_finished_ssim_is_the_packages_and_torchmetrics_unshifted_one_is_named():
-    a, b = nb09._shown(2, 3, 24, 20)
-    window = nb09._window(11, 1.5)
+    a, b = (image.clamp(-1, 1) for image in probe((2, 3, 24, 20), (2, 3, 24, 20), scale=0.4))
+    row = torch.exp(-((torch.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window = torch.outer(row, row) / row.sum() ** 2
     torch.testing.assert_close(nb09.ssim(a, b, window), metrics.ssim(a, b), rtol=1e-4, atol=0)
     unshifted = structural_similarity_index_measure(a, b, data_range=2.0, reduction="none")
     (message,) = (message for message, _ in nb09.SSIM_MISTAKES if message.startswith("not shifted"))

@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 10 as people write them: blank, half done, wrong, and right in many styles."""
+"""Typical answers to the exercises of notebook 10: blank, unfinished, wrong, and right in many styles."""
 
 from __future__ import annotations
 
@@ -810,7 +810,7 @@ def slerp_by_modules(a, b, t):
 
 
 def slerp_by_turning(a, b, t):
-    """Turn a's direction towards what of b is at right angles to it, and give it the length that belongs there."""
+    """Rotates the direction of a towards the part of b that is orthogonal to it, and scales it to the right norm."""
     x, y = a.flatten(1).double(), b.flatten(1).double()
     u = F.normalize(x)
     v = y - (y * u).sum(1, keepdim=True) * u

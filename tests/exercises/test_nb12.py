@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 12 as people write them: blank, half done, wrong, and right in many styles."""
+"""Typical answers to the exercises of notebook 12: blank, unfinished, wrong, and right in many styles."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def norm_always_bfloat16(x, groups, eps=1e-6):
 
 
 def norm_in_the_maps_own_type(x, groups, eps=1e-6):
-    return F.group_norm(x, groups, eps=eps)  # on a CPU it computes inside in float32
+    return F.group_norm(x, groups, eps=eps)  # on a CPU it computes in float32
 
 
 def norm_by_function(x, groups, eps=1e-6):

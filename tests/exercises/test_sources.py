@@ -1,4 +1,4 @@
-"""The exercises as the notebooks hand them out, and as they solve them."""
+"""The exercises in the notebooks: the skeletons are blank, and the solutions pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.markers import select
 
 
 def verdicts(name, solved):
-    """What the checks of one notebook say, in their order, without the rest of the notebook."""
+    """Yield the verdicts of the checks of one notebook in order, without running its other cells."""
     file = SOURCES / f"{name}.py"
     names, written = imported(name), {}
     for node in ast.parse(select(file.read_text(encoding="utf-8"), solved, file.name)).body:

@@ -1,4 +1,4 @@
-"""Slider and Choice: the widgets they make, and the settings of them that a sheet or a flipbook shows."""
+"""Slider and Choice: their widgets, and the settings that a contact sheet or a flipbook shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_a_slider_has_a_label_and_its_readout_shows_the_step():
     assert (coarse.min, coarse.max, coarse.step, coarse.readout_format) == (0, 10, 5, ".0f")
 
 
-def test_a_choice_takes_its_first_value_unless_told_and_labels_its_values():
+def test_a_choice_starts_at_its_first_value_by_default_and_labels_its_values():
     values = [0.0, 0.01, 1.0]
     assert Choice("β", values).widget().value == 0.0
     assert Choice("β", values, 1.0).widget().value == 1.0
@@ -24,17 +24,17 @@ def test_a_choice_takes_its_first_value_unless_told_and_labels_its_values():
     ("slider", "count", "expected"),
     [
         (Slider("", 0, 10, 1, 0), 3, [0, 5, 10]),
-        (Slider("", 0, 1, 0.1, 0), 4, [0, 0.3, 0.7, 1]),  # 0.3 as it is typed, not as three steps of 0.1 add up
-        (Slider("", 1, 4, 1, 1), 9, [1, 2, 3, 4]),  # no more than there are
+        (Slider("", 0, 1, 0.1, 0), 4, [0, 0.3, 0.7, 1]),  # exactly 0.3, not the rounded sum of three steps
+        (Slider("", 1, 4, 1, 1), 9, [1, 2, 3, 4]),  # fewer settings than asked for
     ],
 )
 def test_some_settings_go_from_end_to_end_on_the_steps_each_once(slider, count, expected):
-    assert slider.some(count) == expected
+    assert slider.evenly_spaced(count) == expected
 
 
 def test_some_values_of_a_choice_go_from_end_to_end():
-    assert Choice("", "abcde").some(3) == ["a", "c", "e"]
-    assert Choice("", "ab").some(3) == ["a", "b"]
+    assert Choice("", "abcde").evenly_spaced(3) == ["a", "c", "e"]
+    assert Choice("", "ab").evenly_spaced(3) == ["a", "b"]
 
 
 def test_the_current_setting_takes_its_place_among_them():

@@ -1,4 +1,4 @@
-"""Explorer: controls move the picture, errors are told, and a notebook without a kernel still shows pictures."""
+"""Explorer: controls redraw the picture, errors are shown, and a notebook without a kernel still shows pictures."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_the_rows_of_a_contact_sheet_are_the_controls():
     controls = {name: Slider(name, 0, 200, 100, 0) for name in "ab"}
     explorer = Explorer(lambda a, b: grey(int(a or b)), controls, alt="", thumbnail=15)
     sheet = plots.figure_to_image(explorer.contact_sheet())
-    assert sheet.shape[1] < 4 * 120  # three of 15×10 pixels, magnified 8 times, though more would have room
+    assert sheet.shape[1] < 4 * 120  # three of 15×10 pixels, magnified 8 times; more would fit
     assert ((sheet == 200).all(axis=2).sum(axis=1) == 120).sum() == 2 * 80  # one in each of two rows
 
 
@@ -205,7 +205,7 @@ def test_what_a_notebook_stores_is_the_sheet_with_alt_text_beside_the_live_widge
     explorer = make(title="Greys")
     data, metadata = explorer._repr_mimebundle_()
     assert data["text/plain"] == "Explorer('Greys': Level)"
-    assert ("application/vnd.jupyter.widget-view+json" in data) == EIGHT  # 7 displays itself before it is asked
+    assert ("application/vnd.jupyter.widget-view+json" in data) == EIGHT  # 7 has another way to display
     assert data["image/png"] == plots.render(explorer.contact_sheet())
     assert metadata == {"image/png": {"alt": "Greys for Level = 0, 20, 50, 80, 100, 120, 150, 180, 200. Grey 50."}}
 

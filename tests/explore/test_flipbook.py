@@ -1,4 +1,4 @@
-"""flipbook: pictures under sliders in one piece of HTML; tests/browser moves the sliders."""
+"""flipbook: sliders and pictures in one piece of HTML; tests/browser moves the sliders."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_picture_at_the_start_is_shown_and_the_others_are_not():
     assert base64.b64decode(images[0]["src"].removeprefix("data:image/jpeg;base64,")) == b"picture 2"
 
 
-def test_a_slider_has_its_label_and_tells_its_setting_in_words():
+def test_a_slider_has_its_label_and_shows_its_setting_as_text():
     book = flipbook("Greys", {"Level < 4": (pages("dark", "light"), 1)})
     (slider,) = Elements(book).all("input")
     assert slider["type"] == "range" and (slider["min"], slider["max"], slider["value"]) == ("0", "1", "1")

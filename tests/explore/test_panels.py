@@ -1,4 +1,4 @@
-"""panels: each slider does what `latents` does by hand, without encoding again, and follows a Photograph."""
+"""panels: each slider applies a function of `latents` without encoding again, and follows a Photograph."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def vae():
 
 @pytest.fixture
 def encodings(vae, monkeypatch):
-    """Grows by one whenever the model encodes."""
+    """List of calls: it grows by one when the model encodes."""
     calls, true = [], vae.encode
     monkeypatch.setattr(vae, "encode", lambda *arguments: calls.append(1) or true(*arguments))
     return calls
 
 
 def left(explorer):
-    """The left picture, as it was before it became a JPEG."""
+    """Return the left picture before JPEG compression."""
     return explorer._pixels[:SIDE, :SIDE]
 
 
@@ -146,8 +146,8 @@ def test_latents_are_mixed_along_line_and_arc_beside_the_decoded_pixels_mixed(va
     assert (right(panel) == to_image(latents.lerp(first.decoded, second.decoded, 0.25)[0])).all()
     move(panel, way=panels.ARC)
     assert (left(panel) == decoded(vae, latents.slerp(a, b, 0.25))).all()
-    lengths = [f"{z.norm().item():.3g}" for z in (a, latents.slerp(a, b, 0.25), b)]
-    assert f"Lengths of the first latent, the mixed and the second: {', '.join(lengths)}." in panel.status.value
+    norms = [f"{z.norm().item():.3g}" for z in (a, latents.slerp(a, b, 0.25), b)]
+    assert f"Norms of the first latent, the mixed and the second: {', '.join(norms)}." in panel.status.value
 
 
 def test_a_poked_pixel_is_framed_and_its_change_shown_in_grey(vae):

@@ -1,4 +1,4 @@
-"""Photograph: the learner's own picture comes in through ipywidgets 7 and 8 alike, and panels change with it."""
+"""Photograph: uploads with ipywidgets 7 and 8, and panels that are redrawn for another photograph."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from klvae_edu import AutoencoderKL
-from klvae_edu.data.files import UnreadableImage
+from klvae_edu.data.files import UnreadableImage, center_square
 from klvae_edu.explore import photograph
-from klvae_edu.explore.photograph import Photograph, encode, read, square, uploaded_files
+from klvae_edu.explore.photograph import Photograph, encode, read, uploaded_files
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def file(level=255, size=(40, 40), format="PNG"):
 
 
 def upload(shown, *files):
-    """What the browser does: `files` are names and contents."""
+    """Upload files as the browser does; `files` are (name, content)."""
     if int(ipywidgets.__version__.split(".")[0]) >= 8:
         kinds = {"type": "image/png", "last_modified": 1_700_000_000_000}
         value = [
@@ -94,7 +94,7 @@ def test_what_is_no_photograph_is_told_and_the_last_one_stays(files, message):
 
 
 def test_a_huge_photograph_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(photograph, "MOST_PIXELS", 1_000_000)
+    monkeypatch.setattr(photograph, "MAX_PIXELS", 1_000_000)
     shown = Photograph(grey(), "grey")
     upload(shown, ("huge.png", file(size=(2000, 501))))
     assert "huge.png: 2000×501 pixels; shrink it to 1 million or fewer" in shown.status.value
@@ -130,12 +130,12 @@ def test_a_name_from_elsewhere_is_escaped():
 
 
 def test_an_unexpected_error_is_told_as_well(monkeypatch):
-    monkeypatch.setattr(photograph, "resize", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(photograph, "center_square", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Photograph(grey())
     monkeypatch.undo()
     shown = Photograph(grey(), "grey")
-    monkeypatch.setattr(photograph, "resize", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(photograph, "center_square", lambda *arguments: 1 / 0)
     upload(shown, ("white.png", file()))
     assert "ZeroDivisionError: division by zero. The photograph stays: grey." in shown.status.value
 
@@ -165,7 +165,7 @@ def test_a_photograph_is_encoded_once_for_each_model_and_again_when_it_changes(v
     assert shown.encoded(vae) is shown.encoded(vae) and calls == [vae]
     first = shown.encoded(vae)
     shown.replace(grey(1.0), "white")
-    assert len(calls) == 1  # nobody has asked yet
+    assert len(calls) == 1  # encoding is lazy
     assert shown.encoded(vae) is not first and calls == [vae, vae]
     assert (shown.encoded(vae).image == 1).all()
 
@@ -183,7 +183,7 @@ def test_encoding_gives_the_mode_and_its_picture_in_the_models_dtype(vae):
     assert torch.equal(found.z, vae.encode(image[None]).latent_dist.mode())
     assert torch.equal(found.decoded, vae(image[None]).sample)
     assert encode(vae.clone().double(), image[None]).decoded.dtype == torch.float64
-    loss = vae.decode(found.z).sample.sum()  # a learner may go on with it
+    loss = vae.decode(found.z).sample.sum()  # the result allows a backward pass
     loss.backward()
     vae.zero_grad(set_to_none=True)
 
@@ -197,10 +197,10 @@ def test_other_shapes_are_a_value_error(vae, shape):
 def test_the_square_is_the_middle_of_the_photograph():
     wide = torch.full((3, 10, 30), -1.0)
     wide[:, :, 10:20] = 1.0
-    assert (square(wide, 10) == 1).all() and (square(wide.transpose(1, 2), 5) == 1).all()
-    assert square(wide, 64).shape == (3, 64, 64)
+    assert (center_square(wide, 10) == 1).all() and (center_square(wide.transpose(1, 2), 5) == 1).all()
+    assert center_square(wide, 64).shape == (3, 64, 64)
     with pytest.raises(ValueError, match=r"expected an image \(3, H, W\), got shape \(1, 3, 8, 8\)"):
-        square(torch.zeros(1, 3, 8, 8), 8)
+        center_square(torch.zeros(1, 3, 8, 8), 8)
 
 
 def test_a_reader_without_a_kernel_sees_the_photograph_with_alt_text():

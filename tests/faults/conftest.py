@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, as a user starts them, and what two runs must have in common."""
+"""Training runs in separate processes, started like a user's, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from klvae_edu.environment import PROCESS_SETTINGS
+from klvae_edu.training.run_folder import LOCK_NAME
 
-PATIENCE = 300  # seconds for anything that should happen at all, on a machine that is busy with other things
+TIMEOUT = 300  # seconds, on a busy machine
 
 
 def last_step(out: Path) -> int:
-    """The step of the last whole line in the log of the run in `out`, 0 before there is one."""
+    """Return the step of the last complete line in the log of the run in `out`; 0 if there is none."""
     try:
         lines = (out / "log.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     except FileNotFoundError:
@@ -35,13 +36,13 @@ def last_step(out: Path) -> int:
 
 
 def log_of(out: Path) -> list[dict[str, float]]:
-    """The log, without what no two runs have in common."""
+    """Read the log without the speed, which differs in every run."""
     records = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{name: value for name, value in record.items() if name != "images_per_second"} for record in records]
 
 
 def equal(first: Any, second: Any) -> bool:
-    """Bit for bit, in tensors and in collections of them."""
+    """Compare tensors, or collections of them, bit for bit."""
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
@@ -52,7 +53,7 @@ def equal(first: Any, second: Any) -> bool:
 
 
 def checkpoint_differences(first: Path, second: Path) -> list[str]:
-    """Which files of two checkpoints have other tensors or numbers in them."""
+    """List the files of two checkpoints whose tensors or numbers differ."""
     names = sorted(path.name for path in first.iterdir())
     if names != sorted(path.name for path in second.iterdir()):
         return ["the names of the files"]
@@ -69,11 +70,16 @@ def checkpoint_differences(first: Path, second: Path) -> list[str]:
     return differing
 
 
+def left_over(out: Path) -> list[str]:
+    """List temporary files and folders of a run. The lock file is none: filelock keeps it on purpose."""
+    return sorted(str(path) for path in out.rglob(".*") if path.name != LOCK_NAME)
+
+
 def run_differences(first: Path, second: Path) -> list[str]:
-    """Which of the results of two runs differ: weights, last checkpoint, log, pictures, left-over files."""
+    """List the results of two runs that differ: weights, last checkpoint, log, pictures, temporary files."""
     names = [sorted(path.name for path in out.iterdir()) for out in (first, second)]
     differing = [] if names[0] == names[1] else [f"the names of the files: {names[0]} and {names[1]}"]
-    differing += [f"left over: {path}" for out in (first, second) for path in out.rglob(".*")]
+    differing += [f"left over: {path}" for out in (first, second) for path in left_over(out)]
     differing += [
         path.name
         for path in [*sorted((first / "model").iterdir()), *sorted(first.glob("*.png"))]
@@ -87,7 +93,7 @@ def run_differences(first: Path, second: Path) -> list[str]:
 
 
 class Runs:
-    """Starts training runs, in one process or several, and kills what is left of them at the end."""
+    """Start training runs in one process or several, and kill remaining processes at the end."""
 
     last_step = staticmethod(last_step)
     log = staticmethod(log_of)
@@ -100,7 +106,7 @@ class Runs:
     def start(
         self, *options: str, ranks: int = 1, program: tuple[str, ...] = ("-m", "klvae_edu", "train"), **more: Any
     ) -> subprocess.Popen[str]:
-        """`python -m klvae_edu train …`, or the same under torchrun, in a process group of its own."""
+        """Start `python -m klvae_edu train …`, or the same under torchrun, in a new process group."""
         command = [sys.executable, *program, *options]
         if ranks > 1:
             with socket.socket() as free:
@@ -121,29 +127,29 @@ class Runs:
         return process
 
     def finish(self, *options: str, **how: Any) -> str:
-        """Run to the end; what it printed."""
+        """Run to the end, and return the printed text."""
         process = self.start(*options, **how)
-        printed, errors = process.communicate(timeout=PATIENCE)
+        printed, errors = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0, errors
         return str(printed)
 
     def wait_for_step(self, process: subprocess.Popen[str], out: Path, step: int) -> None:
-        """Until the log in `out` has a line for `step`."""
-        deadline = time.monotonic() + PATIENCE
+        """Wait until the log in `out` has a line for `step`."""
+        deadline = time.monotonic() + TIMEOUT
         while last_step(out) < step:
             assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, f"no step {step} in sight"
+            assert time.monotonic() < deadline, f"step {step} was not reached within {TIMEOUT} s"
             time.sleep(0.005)
 
     def kill(self, process: subprocess.Popen[str]) -> None:
-        """SIGKILL for the process and all that it has started: torchrun gives each rank a process group of its own."""
-        if process.poll() is not None:  # its number may be another's by now
+        """Kill the process and its descendants with SIGKILL: torchrun puts each rank into its own process group."""
+        if process.poll() is not None:  # its number may belong to another process now
             return
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for member in family:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs(family, timeout=PATIENCE)
+        psutil.wait_procs(family, timeout=TIMEOUT)
         process.communicate()
 
 
@@ -157,7 +163,7 @@ def runs() -> Iterator[Runs]:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 24 small images: runs on them begin at once."""
+    """A folder of 24 small images, on which runs start quickly."""
     folder, chance = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for number in range(24):
         coarse = Image.fromarray(chance.integers(0, 256, (5, 5, 3), dtype=np.uint8))

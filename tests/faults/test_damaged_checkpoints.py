@@ -1,4 +1,4 @@
-"""`klvae train --resume` with checkpoints that are damaged, planted, or of another run."""
+"""`klvae train --resume` with checkpoints that are damaged, malicious, or of another run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from klvae_edu.training.run_folder import RunFolder
 
 @pytest.fixture(scope="module")
 def command(pictures: Path) -> list[str]:
-    """A run of four steps with everything that a checkpoint can hold; it saves after steps 2 and 4."""
+    """A run of four steps with all parts of a checkpoint; it saves after steps 2 and 4."""
     sizes = ["--size", "16", "--batch-size", "1", "--held-out", "1", "--steps", "4", "--save-every", "2"]
     networks = ["--disc-weight", "0.5", "--disc-channels", "4", "--disc-layers", "1", "--ema", "0.9"]
     return ["train", *sizes, *networks, "--sample-every", "9", "--data", str(pictures), "--device", "cpu"]
@@ -33,7 +33,7 @@ def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(whole: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to be damaged."""
+    """A copy of the run, for the test to damage."""
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
@@ -50,7 +50,7 @@ def empty(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """One bit near the end: in `state.json` that is in its seal."""
+    """Flip one bit near the end; in `state.json` it is in the hash of the file."""
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
@@ -63,7 +63,7 @@ def test_auto_takes_the_checkpoint_before_one_with_a_damaged_file(
 ) -> None:
     folder = RunFolder(out, "auto")
     damage(folder.checkpoint(4) / name)
-    with pytest.warns(UserWarning, match=rf"step_0000004.*({name}|damaged).*; the checkpoint before it is tried"):
+    with pytest.warns(UserWarning, match=rf"step_0000004.*({name}|damaged).*; trying the checkpoint before it"):
         assert folder.to_resume() == folder.checkpoint(2)
 
 
@@ -104,7 +104,7 @@ def test_when_all_are_damaged_or_the_one_that_is_named_nothing_is_touched(
         (["--trained-part", "decoder"], "another training, trained_part: expected decoder, got all"),
     ],
 )
-def test_a_run_of_another_kind_is_not_gone_on_with(
+def test_a_run_with_other_settings_is_not_resumed(
     changes: list[str], difference: str, command: list[str], out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(out)
@@ -135,10 +135,8 @@ def test_where_there_is_nothing_to_resume_a_run_begins_at_the_beginning(
     assert runs.differences(whole, tmp_path / "run") == []
 
 
-def test_gone_on_with_from_an_earlier_checkpoint_the_later_ones_are_gone(
-    command: list[str], out: Path, runs: Any
-) -> None:
-    """Otherwise the next `--resume auto` would take one of them, of a past that has not come about."""
+def test_resuming_an_earlier_checkpoint_removes_the_later_ones(command: list[str], out: Path, runs: Any) -> None:
+    """Otherwise the next `--resume auto` would use one of them, which belongs to the other run."""
     earlier = out / "checkpoints" / "step_0000002"
     changed = [*command, "--lr", "1e-4", "--steps", "3", "--keep", "1", "--out", str(out)]
     assert main([*changed, "--resume", str(earlier)]) == 0
@@ -146,7 +144,7 @@ def test_gone_on_with_from_an_earlier_checkpoint_the_later_ones_are_gone(
     assert [record["step"] for record in runs.log(out)] == [1, 2, 3]
 
 
-def test_gone_on_with_in_a_new_folder_the_old_one_stays_as_it_is(
+def test_resuming_in_a_new_folder_leaves_the_old_one_unchanged(
     command: list[str], out: Path, runs: Any, tmp_path: Path
 ) -> None:
     before, new = contents(out), tmp_path / "branch"
@@ -158,7 +156,7 @@ def test_gone_on_with_in_a_new_folder_the_old_one_stays_as_it_is(
 
 
 class Planted:
-    """Whoever unpickles it makes a file."""
+    """Unpickling this object creates a file."""
 
     def __init__(self, trap: Path) -> None:
         self.trap = trap

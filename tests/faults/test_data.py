@@ -1,4 +1,4 @@
-"""A folder as people have them: 2,000 images of which 5 % cannot be read, each for a reason of its own."""
+"""A folder of 2,000 images of which 5 % cannot be read, for different reasons."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEED, CROPS, BATCH = 8, 11_500, 500  # with this seed every training image is am
 
 
 def picture(number: int, kind: str) -> bytes:
-    """A small image that is whole, in a format that Pillow writes."""
+    """Make a small intact image in a format that Pillow writes."""
     pixels = np.random.default_rng(number).integers(0, 256, (5, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((20, 24)).save(file, kind)
@@ -32,18 +32,18 @@ def picture(number: int, kind: str) -> bytes:
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    """A part of a PNG file, with its checksum."""
+    """Make a chunk of a PNG file, with its checksum."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def png(width: int, height: int, compressed: bytes) -> bytes:
-    """A PNG file with a header that is right, whatever comes after it."""
+    """Make a PNG file with a valid header and any data after it."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", compressed) + chunk(b"IEND", b"")
 
 
 def not_a_number() -> bytes:
-    """A floating-point TIFF with a NaN in it."""
+    """Make a floating-point TIFF that contains NaN."""
     file = io.BytesIO()
     Image.fromarray(np.array([[0.5, np.nan]], dtype=np.float32)).save(file, "TIFF")
     return file.getvalue()
@@ -53,7 +53,7 @@ def write(content: Callable[[], bytes]) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content())
 
 
-# The ending of the file's name, how it is broken, and a word that the reason has in it.
+# Suffix of the file, a function that writes it, and a word in the reported reason.
 BREAKAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "empty": (".png", write(lambda: b""), "not in any image format"),
     "cut off, jpeg": (".jpg", write(lambda: picture(1, "JPEG")[:-40]), "truncated"),
@@ -71,7 +71,7 @@ BREAKAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 
 class Collection(NamedTuple):
-    """The folder, and for each broken file in it how it is broken."""
+    """The folder, and the kind of damage of each broken file."""
 
     folder: Path
     broken: dict[str, str]
@@ -100,7 +100,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
 
 @pytest.fixture(scope="module")
 def met(collection: Collection) -> Collection:
-    """Of the collection, what is trained on: `CROPS` random crops are enough to ask for every training image."""
+    """The training part of the collection: `CROPS` random crops include every training image."""
     names = Folder(str(collection.folder), "train").names
     asked = {index % len(names) for index in islice(ShuffledFrom(0, PASS, SEED), CROPS)}
     assert asked == {*range(len(names))}
@@ -120,7 +120,7 @@ def test_a_hundred_broken_files_in_a_folder_end_no_run_and_every_one_is_named(
     heading = f"{len(met.broken)} of {len(Folder(str(met.folder), 'train'))} images could not be read"
     assert listed[0].startswith(heading)
     assert len(met.broken) > 90 and set(met.broken.values()) == {*BREAKAGES}
-    for name, breakage in collection.broken.items():  # those held out too
+    for name, breakage in collection.broken.items():  # also the held-out ones
         (line,) = [line for line in listed if f"{name}: " in line]
         assert BREAKAGES[breakage][2] in line, breakage
     (begin,) = [number for number, line in enumerate(printed) if line.startswith(heading)]

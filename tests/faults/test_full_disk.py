@@ -1,4 +1,4 @@
-"""A disk that is full: one line that says so, the checkpoint before is good, and nothing half written is left."""
+"""A full disk: the error is one line, the previous checkpoint is good, and no partial file is left."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from klvae_edu import AutoencoderKL
 from klvae_edu.cli import main
 from klvae_edu.training import trainer
 from klvae_edu.training.checkpoint import read_description
+from klvae_edu.training.run_folder import LOCK_NAME
 from klvae_edu.training.setup import Training
 
 AtStep4 = Callable[[Callable[[], None]], None]
@@ -24,32 +25,32 @@ needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="file-size lim
 
 @pytest.fixture
 def command(pictures: Path) -> list[str]:
-    """A run that saves after steps 2 and 4: 11 MB of checkpoint and 4 MB of weights to use."""
+    """A run that saves after steps 2 and 4: checkpoints of 11 MB, and weights of 4 MB in model/."""
     sizes = ["--size", "16", "--batch-size", "1", "--held-out", "1", "--sample-every", "9", "--device", "cpu"]
     return ["train", *sizes, "--steps", "5", "--save-every", "2", "--data", str(pictures)]
 
 
 @pytest.fixture
 def at_step_4(monkeypatch: pytest.MonkeyPatch) -> AtStep4:
-    """Lets something happen once, while step 4 is made, before anything of it is written."""
+    """Call a function once, at the start of step 4, before any of its files is written."""
 
     def let(happen: Callable[[], None]) -> None:
-        make_step = trainer.training_step
+        make_step = trainer.generator_step
 
-        def step(training: Training, images: Tensor) -> dict[str, float]:
-            if training.step == 3:
+        def step(training: Training, images: Tensor) -> tuple[dict[str, float], Tensor]:
+            if training.step == 4:
                 monkeypatch.undo()
                 happen()
             return make_step(training, images)
 
-        monkeypatch.setattr(trainer, "training_step", step)
+        monkeypatch.setattr(trainer, "generator_step", step)
 
     return let
 
 
 @pytest.fixture
 def no_file_above() -> Iterator[Callable[[int], None]]:
-    """From now on the system refuses to write beyond so many bytes in any file, as it does on a full disk."""
+    """Limit the size of all files: larger writes fail like on a full disk."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -58,7 +59,7 @@ def no_file_above() -> Iterator[Callable[[int], None]]:
 
 
 def left_over(out: Path) -> list[str]:
-    return [path.name for path in out.rglob(".*")]
+    return [path.name for path in out.rglob(".*") if path.name != LOCK_NAME]
 
 
 @needs_limits
@@ -81,15 +82,15 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
     no_file_above(-1)
     error = capsys.readouterr().err
     assert error.startswith("klvae: step 4 could not be saved") and error.count("\n") == 1
-    assert "File too large" in error  # as the system has it, not as torch does
+    assert "File too large" in error  # the system's message, not torch's
     good = out / "checkpoints" / "step_0000002"
     assert error.endswith(f"the last good checkpoint is {good}\n")
     assert [path.name for path in good.parent.iterdir()] == [good.name]
-    assert read_description(good)["files"][file]["bytes"] > size  # so it was this one
+    assert read_description(good)["files"][file]["bytes"] > size  # so this file did not fit
     assert left_over(out) == []
     AutoencoderKL.from_pretrained(out / "model")
 
-    assert main([*command, "--out", str(out), "--resume", "auto"]) == 0  # with room again
+    assert main([*command, "--out", str(out), "--resume", "auto"]) == 0  # with space again
     assert [record["step"] for record in runs.log(out)] == [1, 2, 3, 4, 5]
 
 
@@ -110,7 +111,7 @@ def test_a_log_that_cannot_grow_ends_the_run_in_the_same_way(
     error = capsys.readouterr().err
     assert error.startswith(f"klvae: {log} could not be written") and error.count("\n") == 1
     assert error.endswith(f"the last good checkpoint is {out / 'checkpoints' / 'step_0000002'}\n")
-    assert not log.read_text().endswith("\n")  # a part of the line is there
+    assert not log.read_text().endswith("\n")  # a partial line was written
 
     assert main([*command, "--out", str(out), "--resume", "auto"]) == 0
     assert [record["step"] for record in runs.log(out)] == [1, 2, 3, 4, 5]
@@ -118,7 +119,7 @@ def test_a_log_that_cannot_grow_ends_the_run_in_the_same_way(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A disk of its own in memory, of the size that is asked for, once more for another size."""
+    """Mount a disk in memory with the given size. A second call changes the size."""
     path, mounted = tmp_path / "disk", False
 
     def of(size: str) -> Path:
@@ -127,7 +128,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         options = f"remount,size={size}" if mounted else f"size={size}"
         made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, check=False)
         if made.returncode:
-            pytest.skip("no right to mount a disk; the tests with file-size limits do without")
+            pytest.skip("no permission to mount a disk; the tests with file-size limits need none")
         mounted = True
         return path
 

@@ -1,4 +1,4 @@
-"""Runs that end before their time: Ctrl-C, SIGTERM, a loss that is not finite."""
+"""Runs that end early: Ctrl-C, SIGTERM, a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from klvae_edu.training import steps, trainer
 from klvae_edu.training.checkpoint import read_description
 from klvae_edu.training.setup import Training
 
-PATIENCE = 300  # seconds, on a busy machine
+TIMEOUT = 300  # seconds, on a busy machine
 ENDLESS = 100_000  # steps
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
@@ -32,7 +32,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has
 
 @pytest.fixture
 def small(pictures: Path) -> list[str]:
-    """The options of a run with steps of some milliseconds."""
+    """The options of a run whose steps take milliseconds."""
     sizes = ["--size", "16", "--batch-size", "2", "--held-out", "2", "--device", "cpu"]
     return [*sizes, "--data", str(pictures)]
 
@@ -41,9 +41,9 @@ def weights_are_finite(folder: Path) -> bool:
     return all(tensor.isfinite().all() for tensor in AutoencoderKL.from_pretrained(folder).state_dict().values())
 
 
-def how_to_go_on(printed: str) -> list[str]:
+def how_to_resume(printed: str) -> list[str]:
     """The words of the command that an interrupted run ends with."""
-    (line,) = [line for line in printed.splitlines() if line.startswith("Interrupted. To go on: ")]
+    (line,) = [line for line in printed.splitlines() if line.startswith("Interrupted. To resume: ")]
     return shlex.split(line.split(": ", 1)[1])
 
 
@@ -51,20 +51,20 @@ def how_to_go_on(printed: str) -> list[str]:
 @pytest.mark.parametrize(
     ("send", "options"),
     [
-        (lambda pid: os.killpg(pid, signal.SIGINT), ["--workers", "1"]),  # Ctrl-C reaches the workers too
+        (lambda pid: os.killpg(pid, signal.SIGINT), ["--workers", "1"]),  # Ctrl-C reaches the workers, too
         (lambda pid: os.kill(pid, signal.SIGTERM), []),
         (lambda pid: os.killpg(pid, signal.SIGTERM), ["--workers", "1"]),
     ],
     ids=["ctrl-c", "sigterm", "sigterm to all"],
 )
-def test_an_interrupted_run_saves_everything_and_says_how_to_go_on(
+def test_an_interrupted_run_saves_everything_and_says_how_to_resume(
     send: Callable[[int], None], options: list[str], small: list[str], runs: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     process = runs.start(*small, *options, "--steps", str(ENDLESS), "--out", str(out))
     runs.wait_for_step(process, out, 3)
     send(process.pid)
-    printed, errors = process.communicate(timeout=PATIENCE)
+    printed, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert "Stopping after this step" in errors
@@ -74,12 +74,12 @@ def test_an_interrupted_run_saves_everything_and_says_how_to_go_on(
     assert weights_are_finite(out / "model")
     assert read_description(out / "checkpoints" / f"step_{step:07d}")["step"] == step
 
-    words = how_to_go_on(printed)
+    words = how_to_resume(printed)
     assert words[:2] == ["klvae", "train"]
     for option, value in {"--resume": "auto", "--out": str(out), "--steps": str(ENDLESS)}.items():
         assert words[words.index(option) + 1] == value
     words[words.index("--steps") + 1] = str(step + 2)
-    assert main(words[1:]) == 0  # the command as it was printed works
+    assert main(words[1:]) == 0  # the printed command works
     assert runs.last_step(out) == step + 2
 
 
@@ -89,7 +89,7 @@ def test_two_processes_stop_after_the_same_step_whichever_is_asked(small: list[s
     options = [*small, "--steps", str(ENDLESS), "--out", str(out)]
 
     def ctrl_c(torchrun: subprocess.Popen[str]) -> None:
-        os.killpg(torchrun.pid, signal.SIGINT)  # it passes it on
+        os.killpg(torchrun.pid, signal.SIGINT)  # torchrun passes the signal on
 
     def sigterm_for_one(torchrun: subprocess.Popen[str]) -> None:
         psutil.Process(torchrun.pid).children()[-1].terminate()
@@ -98,7 +98,7 @@ def test_two_processes_stop_after_the_same_step_whichever_is_asked(small: list[s
         process = runs.start(*options, ranks=2)
         runs.wait_for_step(process, out, step + 3)
         send(process)
-        printed, errors = process.communicate(timeout=PATIENCE)
+        printed, errors = process.communicate(timeout=TIMEOUT)
         assert process.returncode not in (0, -signal.SIGKILL), errors
         assert errors.count("Stopping after this step") >= 1
         assert not step or f"Resumed from {out}/checkpoints/step_{step:07d}." in printed
@@ -106,7 +106,7 @@ def test_two_processes_stop_after_the_same_step_whichever_is_asked(small: list[s
         state = read_description(out / "checkpoints" / f"step_{step:07d}")
         assert (state["step"], state["processes"]) == (step, 2)
         assert [record["step"] for record in runs.log(out)] == list(range(1, step + 1))
-        launcher, options = how_to_go_on(printed)[:6], how_to_go_on(printed)[6:]
+        launcher, options = how_to_resume(printed)[:6], how_to_resume(printed)[6:]
         assert launcher == ["torchrun", "--nproc-per-node", "2", "-m", "klvae_edu", "train"]
 
 
@@ -119,7 +119,7 @@ def test_a_second_ctrl_c_stops_at_once(
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
 
-    monkeypatch.setattr(trainer, "training_step", impatient)
+    monkeypatch.setattr(trainer, "generator_step", impatient)
     assert main(["train", *small, "--out", str(tmp_path / "run")]) == 130
     assert "klvae: interrupted" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
@@ -135,13 +135,13 @@ def test_after_a_run_ctrl_c_does_again_what_it_did_before(small: list[str], tmp_
 def test_an_interruption_in_the_last_step_is_none(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_step = trainer.training_step
+    make_step = trainer.generator_step
 
-    def interrupted(*args: Any) -> dict[str, float]:
+    def interrupted(*args: Any) -> tuple[dict[str, float], Tensor]:
         signal.raise_signal(signal.SIGINT)
         return make_step(*args)
 
-    monkeypatch.setattr(trainer, "training_step", interrupted)
+    monkeypatch.setattr(trainer, "generator_step", interrupted)
     assert main(["train", *small, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
 
 
@@ -190,16 +190,20 @@ def test_a_term_that_is_not_finite_ends_the_run_with_its_step_and_the_last_good_
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    make_step, out = trainer.training_step, tmp_path / "run"
+    out = tmp_path / "run"
 
-    def spoiled(training: Training, images: Tensor) -> dict[str, float]:
-        if training.step == 3:
-            spoil(training, images, spoiling)
-        return make_step(training, images)
+    def spoiling(make_step: Callable[..., Any]) -> Callable[..., Any]:
+        def spoiled(training: Training, images: Tensor) -> Any:
+            if training.step == 4:
+                spoil(training, images, patch)
+            return make_step(training, images)
+
+        return spoiled
 
     command = ["train", *small, *options, "--save-every", "2", "--steps", "5", "--out", str(out)]
-    with monkeypatch.context() as spoiling:
-        spoiling.setattr(trainer, "training_step", spoiled)
+    with monkeypatch.context() as patch:
+        for name in ("generator_step", "reconstruct"):  # one of them begins every step
+            patch.setattr(trainer, name, spoiling(getattr(trainer, name)))
         assert main(command) == 2
     error = capsys.readouterr().err
     assert error.startswith("klvae: step 4: ") and error.count("\n") == 1
@@ -207,7 +211,7 @@ def test_a_term_that_is_not_finite_ends_the_run_with_its_step_and_the_last_good_
     assert f"the last good checkpoint is {out / 'checkpoints' / 'step_0000002'}" in error
     assert runs.last_step(out) == 3
     assert weights_are_finite(out / "model")
-    assert main([*command, "--resume", "auto"]) == 0  # once the reason is gone
+    assert main([*command, "--resume", "auto"]) == 0  # after the cause is removed
     assert [record["step"] for record in runs.log(out)] == [1, 2, 3, 4, 5]
 
 

@@ -1,4 +1,4 @@
-"""Two processes that train one model: they stay the same, they equal one process with both batches, and they end."""
+"""Two processes train one model: they have equal weights, they equal one process with both batches, and they end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from klvae_edu.cli import main
 from klvae_edu.training.checkpoint import read_description
 
-PATIENCE = 300  # seconds, on a busy machine; gloo itself would wait for half an hour
+TIMEOUT = 300  # seconds, on a busy machine; gloo would wait for half an hour
 TOLERANCE = 1e-10  # in float64; a wrong average shows at 1e-4 and above
 
-# Every case in one or two processes, on the same crops. The batch norms of the discriminator are taken out, as each
-# process has its own part of the batch; and the noise of a posterior sample belongs to its crop.
+# Every case runs in one and in two processes, on the same crops. The discriminator's batch norms are removed, because
+# their statistics depend on the process's part of the batch. The noise of a posterior sample depends only on its crop.
 WORKER = """
 import json, os, sys
 import torch
@@ -27,7 +27,8 @@ from klvae_edu.discriminator import NLayerDiscriminator
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.training import setup
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.trainer import training_step
+from klvae_edu.training.steps import discriminator_step, generator_step
+from klvae_edu.training.trainer import reconstruct
 
 torch.set_default_dtype(torch.float64)
 cases, results = json.loads(sys.argv[1]), sys.argv[2]
@@ -72,7 +73,15 @@ for name, case in cases.items():
         crops = [100 * step + number for number in own_crops(config.accumulate, rank, processes)]
         noise_keys[:] = crops
         images = [torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(key)) * 2 - 1 for key in crops]
-        log.append(training_step(training, torch.stack(images)))
+        images = torch.stack(images)
+        training.begin_step()
+        if config.trains_autoencoder(training.step):
+            scalars, reconstructions = generator_step(training, images)
+        else:
+            scalars, reconstructions = {}, reconstruct(training, images)
+        if config.trains_discriminator(training.step):
+            scalars |= discriminator_step(training, images, reconstructions)
+        log.append(scalars)
         assert not noise_keys
     networks = {"autoencoder": training.vae, "average": training.averaged, "discriminator": training.patchgan}
     weights = {key: dict(network.named_parameters()) for key, network in networks.items()}
@@ -95,18 +104,18 @@ FAULTS = (
 
 
 class Outcome(NamedTuple):
-    """What each process has after five steps: its weights by network and name, and its log."""
+    """The weights of each process after five steps, by network and name, and its log."""
 
     weights: list[dict[str, dict[str, Tensor]]]
     logs: list[list[dict[str, float]]]
 
     def apart(self) -> dict[str, float]:
-        """How far the processes are from each other, by network."""
+        """Return the largest difference between the processes' weights, by network."""
         return distances(self.weights[0], self.weights[-1])
 
 
 def distances(first: dict[str, dict[str, Tensor]], second: dict[str, dict[str, Tensor]]) -> dict[str, float]:
-    """The largest difference between two weights of the same name, by network."""
+    """Return the largest difference between weights of the same name, by network."""
     return {
         network: max((weight - second[network][name]).abs().max().item() for name, weight in weights.items())
         for network, weights in first.items()
@@ -117,7 +126,7 @@ def distances(first: dict[str, dict[str, Tensor]], second: dict[str, dict[str, T
 def outcome(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Outcome]:
     results = tmp_path_factory.mktemp("ranks")
     (results / "worker.py").write_text(WORKER)
-    # Without norms the discriminator's first gradients are tiny, and the adaptive weight large: hence a gain.
+    # Without norms the discriminator's first gradients are tiny, and the adaptive weight is at its limit: hence a gain.
     cases: dict[str, Any] = {
         name: {"config": EVERYTHING | changes, "gain": 1 if "clamp" in name else 10} for name, changes in CASES.items()
     }
@@ -142,7 +151,7 @@ def test_after_five_steps_both_processes_have_the_same_weights_bit_for_bit(case:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one_with_both_batches(case: str, outcome: Outcomes) -> None:
-    """AdamW divides by the gradient's size: where that is 0, as at a key's bias, its eps keeps rounding small."""
+    """AdamW divides by the size of the gradient. Where it is 0, as at the bias of a key, eps keeps rounding small."""
     one, two = outcome(case, 1), outcome(case, 2)
     assert max(distances(one.weights[0], two.weights[0]).values()) < TOLERANCE
 
@@ -154,12 +163,12 @@ def test_what_is_logged_is_the_mean_over_the_processes(case: str, outcome: Outco
     for expected, record in zip(whole, logs[0], strict=True):
         assert record.keys() == expected.keys()
         for name, value in record.items():
-            tolerance = 1e-5 if name == "psnr" else TOLERANCE  # it is measured in float32
+            tolerance = 1e-5 if name == "psnr" else TOLERANCE  # PSNR is computed in float32
             assert value == pytest.approx(expected[name], rel=tolerance, abs=tolerance), name
 
 
 def test_the_cases_are_what_they_are_called(outcome: Outcomes) -> None:
-    """The adaptive weight is below its clamp, or at it; they take turns, or not."""
+    """The adaptive weight is below its limit or at it, and the networks train jointly or in turns."""
     logs = {case: outcome(case, 2).logs[0] for case in CASES}
     clamped = {case: {record.get("clamped") for record in log} for case, log in logs.items()}
     assert clamped == {
@@ -185,64 +194,64 @@ def test_a_network_called_behind_its_wrapper_would_be_noticed(network: str, outc
     assert max(distances(outcome("joint", 1).weights[0], faulty.weights[0]).values()) > 1e6 * TOLERANCE
 
 
-# Two runs one after the other in the same two processes: in each, the second process comes to grief in step 3.
-GRIEF = """
+# Two runs in sequence in the same two processes: in each, the second process fails in step 3.
+FAILING_PROGRAM = """
 import os, signal, sys
 from klvae_edu.cli import main
 from klvae_edu.training import trainer
 
-rank, make_step = int(os.environ["RANK"]), trainer.training_step
+rank, make_step = int(os.environ["RANK"]), trainer.generator_step
 
 def poisoned(training, images):
-    if rank == 1 and training.step == 2:
+    if rank == 1 and training.step == 3:
         images[0, 0, 0, 0] = float("nan")
     return make_step(training, images)
 
 def deadly(training, images):
-    if rank == 1 and training.step == 2:
+    if rank == 1 and training.step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return make_step(training, images)
 
-for name, grief in (("poisoned", poisoned), ("deadly", deadly)):
-    trainer.training_step = grief
+for name, step in (("poisoned", poisoned), ("deadly", deadly)):
+    trainer.generator_step = step
     code = main(["train", *sys.argv[2:], "--out", os.path.join(sys.argv[1], name)])
     print(f"{name}: rank {rank} ended with {code}", flush=True)
 """
 
 
 @pytest.fixture(scope="module")
-def grief(runs: Any, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, str, Path]:
-    """The exit code, what was printed, the errors, and the folder in which both runs lie."""
-    folder = tmp_path_factory.mktemp("grief")
-    (folder / "worker.py").write_text(GRIEF)
+def failed(runs: Any, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, str, Path]:
+    """The exit code, the printed text, the errors, and the folder of both runs."""
+    folder = tmp_path_factory.mktemp("failed")
+    (folder / "worker.py").write_text(FAILING_PROGRAM)
     options = ["--size", "16", "--batch-size", "2", "--held-out", "2", "--device", "cpu", "--steps", "6"]
     options += ["--save-every", "2", "--data", str(pictures)]
     process = runs.start(str(folder), *options, ranks=2, program=(str(folder / "worker.py"),))
-    printed, errors = process.communicate(timeout=PATIENCE)
+    printed, errors = process.communicate(timeout=TIMEOUT)
     return process.returncode, printed, errors, folder
 
 
 def test_not_a_number_in_one_process_stops_all_with_the_step_and_the_last_good_checkpoint(
-    grief: tuple[int, str, str, Path],
+    failed: tuple[int, str, str, Path],
 ) -> None:
-    _, printed, errors, folder = grief
+    _, printed, errors, folder = failed
     assert all(f"poisoned: rank {rank} ended with 2" in printed for rank in (0, 1))
     good = folder / "poisoned" / "checkpoints" / "step_0000002"
     for words in ("klvae: step 3: ", "pixel is nan", f"the last good checkpoint is {good}"):
         assert errors.count(words) == 2, errors
 
 
-def test_a_checkpoint_of_two_processes_is_not_gone_on_with_by_one(
-    grief: tuple[int, str, str, Path], pictures: Path, capsys: pytest.CaptureFixture[str]
+def test_a_checkpoint_of_two_processes_is_not_resumed_by_one(
+    failed: tuple[int, str, str, Path], pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--size", "16", "--held-out", "2", "--device", "cpu", "--data", str(pictures), "--resume", "auto"]
-    assert main(["train", *options, "--out", str(grief[3] / "poisoned")]) == 2
+    assert main(["train", *options, "--out", str(failed[3] / "poisoned")]) == 2
     error = capsys.readouterr().err
     assert "a checkpoint of 2 process(es), and this run has 1" in error and error.count("\n") == 1
 
 
-def test_a_process_that_dies_ends_the_run_with_an_error_and_not_in_waiting(grief: tuple[int, str, str, Path]) -> None:
-    code, printed, _, folder = grief
+def test_a_process_that_dies_ends_the_run_with_an_error_and_not_in_waiting(failed: tuple[int, str, str, Path]) -> None:
+    code, printed, _, folder = failed
     assert code not in (0, None)
-    assert "deadly: rank" not in printed  # the other one did not come to the end
+    assert "deadly: rank" not in printed  # the other process did not finish
     assert read_description(folder / "deadly" / "checkpoints" / "step_0000002")["processes"] == 2

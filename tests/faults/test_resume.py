@@ -1,6 +1,6 @@
-"""A run that is killed, whenever it may be, and gone on with ends bit for bit as one that never was.
+"""A run that is killed and resumed gives bit for bit the same result as one without interruptions.
 
-`make test` kills three times in one process and three times in two; KLVAE_EDU_KILLS sets another number (`make soak`).
+`make test` kills three times in one process and three times in two. KLVAE_EDU_KILLS changes the number (`make soak`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import pytest
 
 KILLS = int(os.environ.get("KLVAE_EDU_KILLS", "3"))
 STEPS = 12  # of the run that is killed at chosen moments
-KILLED_STEPS = 4 * KILLS  # of those that are killed at random ones, each kill some steps after the one before
+KILLED_STEPS = 4 * KILLS  # of the runs that are killed at random moments, some steps apart
 
-# With a discriminator, averaged weights and two batches a step: all that a checkpoint can hold.
+# With a discriminator, averaged weights and two micro-batches a step: all parts of a checkpoint.
 OPTIONS = [
     *("--size", "32", "--batch-size", "2", "--accumulate", "2", "--held-out", "3", "--sample-every", "5"),
     *("--ema", "0.9", "--disc-weight", "0.5", "--disc-start", "2", "--disc-channels", "8", "--disc-layers", "2"),
@@ -38,7 +38,7 @@ Reference = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def reference(runs: Any, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """The folder of a run that nobody disturbed, with a checkpoint of each of its last 12 steps. One of each kind."""
+    """Make runs without interruptions, which keep checkpoints of their last 12 steps; one for each (ranks, steps)."""
     made: dict[tuple[int, int], Path] = {}
 
     def of(ranks: int, steps: int) -> Path:
@@ -53,7 +53,7 @@ def reference(runs: Any, pictures: Path, tmp_path_factory: pytest.TempPathFactor
 
 @posix
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
+def test_killed_at_random_moments_a_run_ends_like_an_uninterrupted_one(
     ranks: int, runs: Any, reference: Reference, pictures: Path, tmp_path: Path
 ) -> None:
     whole, out, chance = reference(ranks, KILLED_STEPS), tmp_path / "run", random.Random(ranks)
@@ -64,7 +64,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
     for _ in range(KILLS):
         process = runs.start(*command, ranks=ranks)
         runs.wait_for_step(process, out, runs.last_step(out) + chance.randint(1, 3))
-        time.sleep(chance.random() * seconds_a_step)  # in a step, in a save, in a measurement
+        time.sleep(chance.random() * seconds_a_step)  # in a step, in a save, in a validation
         assert process.poll() is None, process.communicate()
         runs.kill(process)
     printed = runs.finish(*command, ranks=ranks)
@@ -72,8 +72,8 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
     assert runs.differences(whole, out) == []
 
 
-# A process that has imported everything and then forks one run after the other: each line it reads is one.
-NURSERY = """
+# This process imports everything once, and forks a run for each line that it reads: imports are slow.
+FORK_SERVER = """
 import io, json, os, re, signal, sys
 import accelerate, matplotlib.pyplot, safetensors.torch, shutil, torch._dynamo, tyro
 import klvae_edu.plots, klvae_edu.training.trainer
@@ -113,8 +113,8 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
-# Function, pattern of an argument, and when: before the call, after it, or after it with half of the file there.
-# They come one after the other, each in the run that goes on from the one before.
+# Function, pattern of an argument, and the moment of the kill: before the call, after it, or after it with half of the
+# file removed. The kills come in this order; each run resumes the one before.
 DEATHS: dict[str, tuple[str, str, str]] = {
     "before the first file has its name": ("os.replace", r"training\.json$", "before"),
     "before the first checkpoint is whole": ("torch.save", r"optimizers\.pt$", "half-way"),
@@ -125,7 +125,7 @@ DEATHS: dict[str, tuple[str, str, str]] = {
     "after the renaming, before model/": ("os.rename", r"/step_\d+$", "after"),
     "as the weights in model/ are written": ("safetensors.torch.save_file", r"/model/", "half-way"),
     "between the weights and config.json": ("os.replace", r"/model/config\.json$", "before"),
-    "as an old checkpoint is put aside": ("os.rename", r"\.step_\d+\.partial$", "after"),
+    "as an old checkpoint is renamed": ("os.rename", r"\.step_\d+\.partial$", "after"),
     "with an old checkpoint half deleted": ("os.unlink", r"^optimizers\.pt$", "after"),
     "as a picture is written": ("os.replace", r"held_out_\d+\.png$", "before"),
     "as the log is cut back": ("os.replace", r"log\.jsonl$", "before"),
@@ -134,16 +134,16 @@ DEATHS: dict[str, tuple[str, str, str]] = {
 
 
 class Death(NamedTuple):
-    """What one of them came to."""
+    """The outcome of one kill."""
 
     exit_code: int
-    step: int  # of the last checkpoint that it left
-    differences: dict[str, list[str]]  # between the checkpoints that are there and the undisturbed run's, by name
+    step: int  # of the last checkpoint
+    differences: dict[str, list[str]]  # from the uninterrupted run's checkpoints, by name
     printed: str
 
 
 class Chain(NamedTuple):
-    """A run that died every one of the `DEATHS`, and then was left alone."""
+    """A run that was killed at all of the `DEATHS`, and then finished."""
 
     out: Path
     deaths: dict[str, Death]
@@ -154,15 +154,15 @@ class Chain(NamedTuple):
 @pytest.fixture(scope="module")
 def chain(runs: Any, reference: Reference, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     whole, out = reference(1, STEPS), tmp_path_factory.mktemp("chain") / "run"
-    nursery = runs.start(program=("-c", NURSERY), stdin=subprocess.PIPE)
+    server = runs.start(program=("-c", FORK_SERVER), stdin=subprocess.PIPE)
     options = [*OPTIONS, "--save-every", "1", "--steps", str(STEPS), "--data", str(pictures)]
     options += ["--out", str(out), "--resume", "auto"]
 
     def run(death: tuple[str, str, str] | None) -> tuple[int, str]:
         printed = out.with_suffix(".txt")
-        nursery.stdin.write(json.dumps({"options": options, "death": death, "printed": str(printed)}) + "\n")
-        nursery.stdin.flush()
-        return int(nursery.stdout.readline()), printed.read_text()
+        server.stdin.write(json.dumps({"options": options, "death": death, "printed": str(printed)}) + "\n")
+        server.stdin.flush()
+        return int(server.stdout.readline()), printed.read_text()
 
     deaths = {}
     for moment, death in DEATHS.items():
@@ -173,22 +173,22 @@ def chain(runs: Any, reference: Reference, pictures: Path, tmp_path_factory: pyt
         }
         deaths[moment] = Death(code, int(saved[-1].name[5:]) if saved else 0, differences, printed)
     yield Chain(out, deaths, *run(None))
-    runs.kill(nursery)
+    runs.kill(server)
 
 
 @posix
 @pytest.mark.parametrize("moment", DEATHS)
-def test_killed_at_a_bad_moment_it_leaves_whole_checkpoints_that_are_the_undisturbed_run_s(
+def test_killed_at_a_bad_moment_it_leaves_intact_checkpoints_equal_to_the_uninterrupted_run_s(
     moment: str, chain: Chain
 ) -> None:
     death = chain.deaths[moment]
-    assert death.exit_code == -signal.SIGKILL, death.printed  # the moment did come
+    assert death.exit_code == -signal.SIGKILL, death.printed  # the kill happened
     assert "Warning" not in death.printed and "klvae:" not in death.printed
     assert not any(death.differences.values()), death.differences
 
 
 @posix
-def test_the_runs_between_two_kills_go_on_where_the_one_before_was_saved(chain: Chain) -> None:
+def test_the_runs_between_two_kills_resume_the_last_checkpoint(chain: Chain) -> None:
     steps = [death.step for death in chain.deaths.values()]
     assert steps[0] == 0 and steps[-1] == STEPS
     assert steps == sorted(steps)
@@ -198,7 +198,7 @@ def test_the_runs_between_two_kills_go_on_where_the_one_before_was_saved(chain: 
 
 
 @posix
-def test_killed_at_every_bad_moment_a_run_ends_as_if_it_never_was(
+def test_killed_at_every_bad_moment_a_run_ends_like_an_uninterrupted_one(
     chain: Chain, runs: Any, reference: Reference
 ) -> None:
     assert chain.exit_code == 0, chain.printed

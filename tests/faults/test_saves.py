@@ -1,4 +1,4 @@
-"""`save_pretrained` that goes wrong: whatever happens in it, the weights saved before are whole."""
+"""Failures in `save_pretrained`: the weights that were saved before stay intact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
 def filled(value: float) -> AutoencoderKL:
-    """A model whose every weight is `value`, so that a mixture of two saves would show."""
+    """Make a model with all weights `value`, so that a mixture of two saves is detected."""
     vae = AutoencoderKL.from_preset("tiny", seed=0)
     with torch.no_grad():
         for parameter in vae.parameters():
@@ -52,7 +52,7 @@ def test_an_error_of_the_disk_leaves_the_weights_of_before(
     monkeypatch.undo()
     assert values_in(folder) == {1.0}
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", WEIGHTS_NAME]
-    filled(3.0).save_pretrained(folder)  # once there is room again
+    filled(3.0).save_pretrained(folder)  # with space again
     assert values_in(folder) == {3.0}
 
 
@@ -87,7 +87,7 @@ def test_a_process_killed_at_the_worst_moment_leaves_weights_that_are_whole(
     folder: Path, moment: str, call: int
 ) -> None:
     child = os.fork()
-    if child == 0:  # from here to the kill, nothing may raise into pytest
+    if child == 0:  # in the child no exception may reach pytest
         try:
             calls = 0
             module, name = moment.split(".")
@@ -131,4 +131,4 @@ def test_a_process_killed_at_any_moment_leaves_weights_that_are_whole(tmp_path: 
         (value,) = values_in(folder)
         seen.add(value)
     assert seen <= {0.0, 1.0, 2.0, 3.0}
-    assert len(seen) > 1  # the kills did hit processes that were saving
+    assert len(seen) > 1  # some kills came during or after a save

@@ -1,4 +1,4 @@
-"""Two processes on one stream: over both, each image of a pass comes once, also when the run was cut off."""
+"""Two processes read one stream: together they see each image of an epoch once, also after an interruption."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 import pytest
 from PIL import Image
 
-SHARDS, ROWS, STEPS = 4, 6, 6  # two processes, two images a step in each: 24 images are a pass
+SHARDS, ROWS, STEPS = 4, 6, 6  # an epoch: 24 images, two in each process and step
 
-# Notes which images each process trains on; each image has one brightness, which is its number.
+# Records the images on which each process trains. The brightness of an image is its number.
 PROGRAM = """
 import os, sys
 from klvae_edu.cli import main
 from klvae_edu.training import trainer
 
-make_step = trainer.training_step
+make_step = trainer.generator_step
 
-def noting(training, images):
+def recording(training, images):
     with open(os.path.join(sys.argv[1], "seen-" + os.environ.get("RANK", "0")), "a") as file:
         numbers = ((images.mean((1, 2, 3)) + 1) * 127.5 / 10).round().int().tolist()
         file.write(" ".join(map(str, numbers)) + chr(10))
     return make_step(training, images)
 
-trainer.training_step = noting
+trainer.generator_step = recording
 raise SystemExit(main(["train", *sys.argv[2:]]))
 """
 
@@ -50,7 +50,7 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_process_reads_its_own_shards_and_goes_on_with_them(runs: Any, data_set: Path, tmp_path: Path) -> None:
+def test_each_process_reads_its_own_shards_and_resumes_them(runs: Any, data_set: Path, tmp_path: Path) -> None:
     program, seen = tmp_path / "program.py", [tmp_path / "seen-0", tmp_path / "seen-1"]
     program.write_text(PROGRAM)
     options = ["--data", f"hf:{data_set}", "--streaming", "--size", "16", "--batch-size", "2", "--held-out", "2"]

@@ -1,7 +1,7 @@
-"""What nbval does not see: every built notebook, in both states, is held against these rules.
+"""Rules for the built notebooks, learner's and solved, that nbval does not check.
 
-Each rule takes a notebook and yields what is wrong with it. A second set of tests plants one fault at a time in a
-notebook that has none, so that a rule which has gone blind is found out.
+Each rule takes a notebook and yields descriptions of its faults. A second set of tests puts one fault at a time into a
+faultless notebook, and asserts that the rule finds it.
 """
 
 import re
@@ -30,18 +30,18 @@ def text_cells(notebook):
 
 
 def outputs(notebook):
-    """Every output but the environment cell's, which is about the machine."""
+    """List all outputs except the environment cell's, which depends on the machine."""
     return [output for cell in code_cells(notebook) if not is_environment(cell) for output in cell.outputs]
 
 
 def words(output):
-    """What of an output is compared and read as text."""
+    """Return the text of an output."""
     data = output.get("data", {})
     return "".join([output.get("text", ""), *(str(data[kind]) for kind in data if kind.startswith("text/"))])
 
 
 def prose(notebook):
-    """The text without its fenced code."""
+    """List the text cells without fenced code."""
     return [re.sub(r"^```.*?^```", "", cell.source, flags=re.DOTALL | re.MULTILINE) for cell in text_cells(notebook)]
 
 
@@ -69,7 +69,7 @@ def no_error_and_no_warning_is_stored(notebook):
                 yield f"{output.get('ename', 'stderr')} after {short(cell.source)}"
 
 
-def nothing_is_stored_that_changes_by_itself(notebook):
+def nothing_stored_changes_from_run_to_run(notebook):
     if notebook.metadata != build_notebooks.METADATA:
         yield f"metadata of the notebook: {dict(notebook.metadata)}"
     for cell in notebook.cells:
@@ -148,7 +148,7 @@ def has_the_rhythm_of_the_course(notebook):
 RULES = [
     every_code_cell_was_executed_in_order,
     no_error_and_no_warning_is_stored,
-    nothing_is_stored_that_changes_by_itself,
+    nothing_stored_changes_from_run_to_run,
     no_path_of_a_machine,
     only_the_environment_cell_escapes_comparison,
     nothing_is_used_that_cannot_be_compared,
@@ -233,13 +233,13 @@ class TestEveryNotebook:
 def faultless():
     new = nbformat.v4
     figure = new.new_output("display_data", {"image/png": "aGVsbG8="}, metadata={"image/png": {"alt": "a picture"}})
-    told = new.new_output("stream", name="stdout", text="0.5 of /2 in 3 steps\n")
+    stream = new.new_output("stream", name="stdout", text="0.5 of /2 in 3 steps\n")
     cells = [
         new.new_markdown_cell("# Title\n\n```\n# a comment\n```\n![a cat](images/cat.png)"),
         new.new_code_cell("setup", metadata={"tags": ["environment", "nbval-ignore-output"]}, execution_count=1),
         new.new_markdown_cell("## Part\n\n$f: x \\mapsto a/b$"),
         new.new_code_cell("show(figure)", outputs=[figure], execution_count=2),
-        new.new_code_cell("print(x)", outputs=[told], execution_count=3),
+        new.new_code_cell("print(x)", outputs=[stream], execution_count=3),
     ]
     return new.new_notebook(cells=cells, metadata=build_notebooks.METADATA)
 
@@ -260,19 +260,19 @@ def data(mime):
     return stored({"output_type": "display_data", "data": {mime: "?"}, "metadata": {}})
 
 
-HOME = "/".join(["", "home", "me", "x.py"])  # in parts: the tree names no machine's path
+HOME = "/".join(["", "home", "me", "x.py"])  # joined here, because no file of the project may contain such a path
 
 FAULTS = [
     (every_code_cell_was_executed_in_order, lambda notebook: notebook.cells[3].update(execution_count=None)),
     (every_code_cell_was_executed_in_order, lambda notebook: notebook.cells[3].update(execution_count=4)),
     (no_error_and_no_warning_is_stored, stored({"output_type": "error", "ename": "E", "evalue": "", "traceback": []})),
     (no_error_and_no_warning_is_stored, stored({"output_type": "stream", "name": "stderr", "text": "careful"})),
-    (nothing_is_stored_that_changes_by_itself, lambda notebook: notebook.metadata.update(widgets={})),
-    (nothing_is_stored_that_changes_by_itself, lambda notebook: notebook.cells[3].metadata.update(execution={})),
-    (nothing_is_stored_that_changes_by_itself, data("image/svg+xml")),
-    (nothing_is_stored_that_changes_by_itself, data(build_notebooks.WIDGET_VIEW)),
-    (nothing_is_stored_that_changes_by_itself, printed("started at 12:30:00")),
-    (nothing_is_stored_that_changes_by_itself, printed("took 3.1 seconds")),
+    (nothing_stored_changes_from_run_to_run, lambda notebook: notebook.metadata.update(widgets={})),
+    (nothing_stored_changes_from_run_to_run, lambda notebook: notebook.cells[3].metadata.update(execution={})),
+    (nothing_stored_changes_from_run_to_run, data("image/svg+xml")),
+    (nothing_stored_changes_from_run_to_run, data(build_notebooks.WIDGET_VIEW)),
+    (nothing_stored_changes_from_run_to_run, printed("started at 12:30:00")),
+    (nothing_stored_changes_from_run_to_run, printed("took 3.1 seconds")),
     (no_path_of_a_machine, printed(f"saved to {HOME}")),
     (no_path_of_a_machine, text(4, f"open('{HOME}')")),
     (no_path_of_a_machine, printed("C:" + r"\Users\me")),

@@ -1,4 +1,4 @@
-"""CompVis' autoencoder as names and shapes, written down like its constructors and without `klvae_edu.weights.keys`.
+"""Names and shapes of CompVis' weights, written like its constructors and without `klvae_edu.weights.keys`.
 
 Source: CompVis latent-diffusion, `ldm/modules/diffusionmodules/model.py` (Encoder, Decoder) and
 `ldm/models/autoencoder.py` (AutoencoderKL).
@@ -20,7 +20,7 @@ def compvis_shapes(
     attention_levels: tuple[int, ...] = (),
     quant_convs: bool = True,
 ) -> Shapes:
-    """The names of all weights with their shapes. Levels are counted from the largest map in both halves."""
+    """Return all weights' names and shapes. In both halves, level 0 has the largest feature map."""
     widths = [ch * mult for mult in ch_mult]
     levels = len(widths)
     shapes: Shapes = {}
@@ -55,7 +55,7 @@ def compvis_shapes(
 
 
 def bottom(shapes: Shapes, half: str, width: int, out: int, last: int | None = None) -> None:
-    """The middle, at the smallest map, and the two output layers, of width `last` where it is another one."""
+    """Add the mid block, at the smallest feature map, and the output layers, of width `last` if it is given."""
     resnet(shapes, f"{half}.mid.block_1", width, width)
     attention(shapes, f"{half}.mid.attn_1", width)
     resnet(shapes, f"{half}.mid.block_2", width, width)
@@ -87,6 +87,6 @@ def conv(shapes: Shapes, name: str, before: int, after: int, side: int) -> None:
 
 
 def compvis_weights(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights of these names and shapes, every tensor another one."""
+    """Make random weights of these names and shapes. All tensors differ."""
     generator = torch.Generator().manual_seed(seed)
     return {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}

@@ -1,9 +1,9 @@
-"""CompVis' loss for KL autoencoders as arithmetic, written down without `klvae_edu.losses`: sums over an image.
+"""CompVis' loss for KL autoencoders, written without `klvae_edu.losses`: sums over an image.
 
-Every gradient goes through everything, by `torch.autograd.grad` from the loss itself, however long it takes.
+Every gradient is computed by `torch.autograd.grad` from the loss itself, through the whole network, without shortcuts.
 
-Source: CompVis latent-diffusion, `ldm/modules/losses/contperceptual.py` (LPIPSWithDiscriminator), whose log-variance of
-the pixels stays at its initial 0; the squared difference, which it has not, is that of the fine-tuned sd-vae-ft-mse.
+Source: CompVis latent-diffusion, `ldm/modules/losses/contperceptual.py` (LPIPSWithDiscriminator). Its log-variance of
+the pixels stays at the initial 0. It has no squared difference; that is from the fine-tuned sd-vae-ft-mse.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOGVAR = 0.0
 
 @dataclass
 class LPIPSWithDiscriminator:
-    """The weights have CompVis' names and defaults, and its meaning: of sums over an image."""
+    """CompVis' loss; its weights have CompVis' names and defaults, and multiply sums over an image."""
 
     discriminator: nn.Module | None = None
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -33,7 +33,7 @@ class LPIPSWithDiscriminator:
     squared: bool = False
 
     def generator(self, vae: AutoencoderKL, images: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Images (B, 3, H, W) -> scalars by name, and the gradient of the loss for each parameter of `vae`."""
+        """Return scalars by name, and the gradient of the loss for each parameter of `vae`; images (B, 3, H, W)."""
         batch = images.shape[0]
         posterior = vae.encode(images).latent_dist
         reconstruction = vae.decode(posterior.sample()).sample
@@ -68,7 +68,7 @@ class LPIPSWithDiscriminator:
         return {name: value.detach() for name, value in log.items()}, list(gradients)
 
     def discriminator_step(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Images and reconstructions (B, 3, H, W) -> the loss, and its gradient for each of the weights."""
+        """Return the loss and its gradient for each weight; images and reconstructions (B, 3, H, W)."""
         assert self.discriminator is not None
         real, fake = self.discriminator(images.detach()), self.discriminator(reconstructions.detach())
         if self.hinge:

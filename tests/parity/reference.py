@@ -1,4 +1,4 @@
-"""How this package is compared with diffusers: same weights, same input, largest difference over the largest value."""
+"""Comparison with diffusers: same weights, same input, largest difference divided by the largest value."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ CONFIGS: dict[str, AutoencoderKLConfig] = {
 
 
 def narrow(preset: str) -> AutoencoderKLConfig:
-    """A preset with an eighth of its widths and 8 groups: its whole structure at a size that fits a test."""
+    """Return a preset with an eighth of its widths and 8 groups: the same structure, small enough for a test."""
     config = AutoencoderKLConfig.from_preset(preset)
     widths = tuple(max(16, width // 8) for width in config.block_out_channels)
     return AutoencoderKLConfig.from_preset(preset, block_out_channels=widths, norm_num_groups=8)
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Give every parameter a value of its own: default norms (weight 1, bias 0) would hide norms that are swapped."""
+    """Set every parameter to random values: with default norms (weight 1, bias 0) swapped norms would be hidden."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -57,14 +57,14 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 
 
 def reference_of(config: AutoencoderKLConfig, dtype: torch.dtype, seed: int = 0) -> ReferenceAutoencoderKL:
-    """diffusers' model with every parameter randomised."""
+    """Build diffusers' model with random parameters."""
     reference = ReferenceAutoencoderKL(**config.to_dict()).to(dtype)
     randomise(reference, seed)
     return reference
 
 
 def pair_of(config: AutoencoderKLConfig, dtype: torch.dtype) -> tuple[AutoencoderKL, ReferenceAutoencoderKL]:
-    """Our model and diffusers', with the same weights: theirs loads into ours without renaming, `strict=True`."""
+    """Build our model and diffusers' with the same weights: theirs load into ours without renaming, `strict=True`."""
     reference = reference_of(config, dtype)
     ours = AutoencoderKL(config).to(dtype)
     ours.load_state_dict(reference.state_dict(), strict=True)
@@ -73,7 +73,7 @@ def pair_of(config: AutoencoderKLConfig, dtype: torch.dtype) -> tuple[Autoencode
 
 @dataclass
 class Difference:
-    """Largest differences, each relative to the largest value of the reference (gradients: to the whole one's norm)."""
+    """Largest differences relative to the reference's largest value; of the gradient, the ratio of norms."""
 
     moments: float
     reconstruction: float
@@ -86,7 +86,7 @@ def image(size: tuple[int, int], dtype: torch.dtype, batch: int = 2) -> Tensor:
 
 
 def compare(ours: AutoencoderKL, reference: ReferenceAutoencoderKL, x: Tensor) -> Difference:
-    """Encode, decode and differentiate with both. The loss reaches every parameter, the log-variance's too."""
+    """Encode, decode and differentiate with both models. The loss depends on all parameters."""
     moments, reconstruction, gradients = [], [], []
     for model in (ours, reference):
         model.zero_grad()
@@ -107,5 +107,5 @@ def compare(ours: AutoencoderKL, reference: ReferenceAutoencoderKL, x: Tensor) -
 
 
 def relative(ours: Tensor, reference: Tensor) -> float:
-    """The largest difference over the reference's largest value."""
+    """Return the largest difference divided by the reference's largest value."""
     return float((ours - reference).detach().abs().max() / reference.detach().abs().max())

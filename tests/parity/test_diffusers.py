@@ -1,4 +1,4 @@
-"""The contract: same weights and input agree with diffusers' AutoencoderKL to 1e-10 in float64 and 2e-5 in float32."""
+"""With the same weights and input, results equal diffusers' AutoencoderKL to 1e-10 in float64, 2e-5 in float32."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_stable_diffusion_v1_agrees_at_its_full_width(dtype: torch.dtype) -> Non
 @DTYPES
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_agrees_block_by_block_with_gradients(preset: str, dtype: torch.dtype) -> None:
-    """Hooks on all blocks, because two errors may cancel at the output. Narrow; sd-v1 is tested whole above."""
+    """All blocks are compared, because two errors may cancel at the output. Widths are reduced."""
     ours, reference = pair_of(narrow(preset), dtype)
     seen: list[dict[str, Tensor]] = [watch(model) for model in (ours, reference)]
     side = 2 * ours.downsample_factor
@@ -48,13 +48,13 @@ def test_every_preset_agrees_block_by_block_with_gradients(preset: str, dtype: t
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_parameters_have_diffusers_order(preset: str) -> None:
-    """So that an optimiser's state, a list of averages or a flat vector from there fits here."""
+    """So an optimiser's state, a list of averages or a flat vector of diffusers' model fits this one."""
     ours, reference = pair_of(narrow(preset), torch.float32)
     assert [name for name, _ in ours.named_parameters()] == [name for name, _ in reference.named_parameters()]
 
 
 def watch(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Where the outputs of every block, and of every layer outside of one, will be found after a forward pass."""
+    """Return a dictionary that a forward pass fills with the outputs of all blocks and of layers outside of them."""
     outputs: dict[str, Tensor] = {}
     blocks = ("resnets", "attentions", "downsamplers", "upsamplers", "down_blocks", "up_blocks")
     layers = ("mid_block", "conv_in", "conv_norm_out", "conv_out", "quant_conv", "post_quant_conv")
@@ -89,7 +89,7 @@ def test_outputs_can_be_taken_as_tuples_as_pipelines_do() -> None:
 
 
 def test_the_gaussian_agrees_where_the_log_variance_is_extreme() -> None:
-    """Beyond the clamp [-30, 20] an unclamped log-variance would give 0, or infinity."""
+    """Outside of [-30, 20], the range of the clamp, an unclamped log-variance would give 0 or infinity."""
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Reference
 
     logvar = torch.tensor([-1000.0, -31.0, -30.0, 0.0, 20.0, 21.0, 1000.0, 3.0], dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""The training steps against CompVis' loss, differentiated the long way round: the same scalars, weight and gradients.
+"""The training steps give the same scalars, adaptive weight and gradients as CompVis' loss, fully differentiated.
 
-As in `test_mutations.py` the gauge is tested too, by classic mistakes that it has to notice.
+As in `test_mutations.py`, common mistakes are made on purpose: the comparison must detect each of them.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def lpips(dtype: torch.dtype) -> LPIPS:
 
 @pytest.fixture(autouse=True)
 def one_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for each run: nothing changes it."""
+    """Share one VGG16 among all runs; it is never trained."""
     monkeypatch.setattr(setup, "LPIPS", lambda _: lpips(torch.float32))
 
 
 def begin(dtype: torch.dtype = torch.float64, clamped: bool = False, **options: Any) -> Training:
-    """A run in its first step. A discriminator whose last layer is next to nothing has next to no gradient."""
+    """Begin a run. `clamped`: the discriminator's last layer is almost 0, so its gradients are, too."""
     usual: dict[str, Any] = {"size": SIZE, "batch_size": BATCH, "device": "cpu", "grad_clip": math.inf}
     usual |= {"pixel": "l1", "reduction": "sum", "kl_weight": 1e-3, "lpips": "untrained"}
     usual |= {"disc_weight": 0.5, "disc_channels": 8, "disc_layers": 2}
@@ -57,7 +57,7 @@ def begin(dtype: torch.dtype = torch.float64, clamped: bool = False, **options: 
 
 
 def reference(training: Training) -> LPIPSWithDiscriminator:
-    """CompVis' loss with the weights of this run."""
+    """Make CompVis' loss with the weights of this run."""
     config = training.config
     return LPIPSWithDiscriminator(
         deepcopy(training.patchgan) if training.discriminator is not None else None,
@@ -80,13 +80,13 @@ def flat(gradients: list[Tensor | None]) -> Tensor:
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """Relative to the length of the whole; infinite if it is not a number."""
+    """Return the norm of the difference divided by the norm of `expected`; infinity for NaN."""
     value = float((found.double() - expected.double()).norm() / expected.double().norm())
     return value if math.isfinite(value) else math.inf
 
 
 def generator_difference(training: Training) -> dict[str, float]:
-    """How far `generator_step` is from the reference, relatively: for each scalar, and for the gradient as a whole."""
+    """Return the relative difference of `generator_step` from the reference: for each scalar, and for the gradient."""
     config, dtype = training.config, next(training.vae.parameters()).dtype
     images = batch(config.accumulate, dtype)
     theirs, vae = reference(training), deepcopy(training.vae)
@@ -136,7 +136,7 @@ def test_a_step_of_the_autoencoder_is_compvis(
     difference = generator_difference(training)
     names = {"loss", "nll", "pixel", "kl", "adversarial", "adversarial_weight", "gradient"}
     assert difference.keys() == names | ({"perceptual"} if perceptual else set())
-    # The mean logit is small beside the logits it is the mean of.
+    # The mean of the logits is much smaller than the logits.
     rounding = {"adversarial": 10.0}
     for name, value in difference.items():
         assert value < TOLERANCE[dtype] * rounding.get(name, 1.0), name
@@ -165,7 +165,7 @@ def test_a_step_of_the_discriminator_is_compvis(dtype: torch.dtype, kind: Any, a
     assert max(difference.values()) < TOLERANCE[dtype]
 
 
-# Classic mistakes, each in one of the functions that the steps are made of.
+# Common mistakes, each in one function that the steps call.
 
 Patch = tuple[Any, str, Any]
 
@@ -187,7 +187,7 @@ def limit_of_the_sum_under_the_mean(nll: Tensor, adversarial: Tensor, limit: flo
 
 
 def largest_values(nll: Tensor, adversarial: Tensor, limit: float = 1e4) -> Tensor:
-    """The longest entry instead of the length."""
+    """The largest entry instead of the norm."""
     return adaptive_weight(nll.abs().max(), adversarial.abs().max(), limit)
 
 
@@ -196,7 +196,7 @@ def both_of_the_first(reconstruction: Tensor, weight: Tensor, gradients: list[Te
 
 
 def at_the_reconstruction(reconstruction: Tensor, weight: Tensor, gradients: list[Tensor]) -> list[Tensor]:
-    """Without going on to the last layer."""
+    """The gradient at the reconstruction, not at the last layer."""
     return gradients
 
 

@@ -1,6 +1,6 @@
-"""The gauge is tested too: each classic mistake, made on purpose, must show in the comparison with diffusers.
+"""Common mistakes are made on purpose: the comparison with diffusers must detect each of them.
 
-A parity test that tolerates 3e-3 would let most of these through.
+With a tolerance of 3e-3 it would miss most of them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def eight_heads_scale(model: AutoencoderKL) -> None:
 
 
 def scale_by_pixels(model: AutoencoderKL) -> None:
-    """Hidden by any input whose map has as many pixels as channels."""
+    """Hidden if the feature map has as many pixels as channels."""
     for half in (model.encoder, model.decoder):
         half.mid_block.attentions[0].register_forward_pre_hook(
             lambda module, inputs: setattr(module, "scale", inputs[0][0, 0].numel() ** -0.5)
@@ -57,7 +57,7 @@ def scale_by_pixels(model: AutoencoderKL) -> None:
 
 
 def height_and_width_exchanged(model: AutoencoderKL) -> None:
-    """The attention's result folded back the wrong way round: rows become columns."""
+    """The result of attention is reshaped to (W, H) instead of (H, W)."""
     for half in (model.encoder, model.decoder):
         half.mid_block.attentions[0].register_forward_hook(
             lambda _module, inputs, out: (

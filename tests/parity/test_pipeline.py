@@ -1,4 +1,4 @@
-"""The drop-in proof: a diffusers pipeline gives the same pictures with our autoencoder as with diffusers' own."""
+"""A diffusers pipeline gives the same pictures with our autoencoder as with diffusers' own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pair() -> tuple[AutoencoderKL, ReferenceAutoencoderKL]:
 
 
 def pipeline(vae: torch.nn.Module, unet: UNet2DConditionModel) -> StableDiffusionImg2ImgPipeline:
-    """The text encoder is left out: its embeddings are passed instead."""
+    """Make a pipeline without a text encoder; embeddings are passed instead."""
     pipe = StableDiffusionImg2ImgPipeline(
         vae=vae,
         unet=unet,
@@ -60,7 +60,7 @@ def pipeline(vae: torch.nn.Module, unet: UNet2DConditionModel) -> StableDiffusio
 
 
 def pictures(pipe: StableDiffusionImg2ImgPipeline, images: int = 2) -> Tensor:
-    """What the pipeline makes of the same photographs, embeddings and noise: (images, 3, SIZE, SIZE) in [-1, 1]."""
+    """Run the pipeline on fixed photographs, embeddings and noise: (images, 3, SIZE, SIZE) in [-1, 1]."""
     generator = torch.Generator().manual_seed(1)
     rows = torch.linspace(0, 6, SIZE)
     photographs = torch.stack([torch.sin(rows[:, None] * k + rows * (k + 1)).expand(3, -1, -1) for k in range(images)])
@@ -94,7 +94,7 @@ def test_the_pipeline_gives_the_same_pictures(pair, unet: UNet2DConditionModel, 
 
 
 def test_the_pictures_do_depend_on_the_autoencoder(pair, unet: UNet2DConditionModel) -> None:
-    """Otherwise the test above could not fail."""
+    """If they did not, the test above could not fail."""
     other = pair[0].clone()
     with torch.no_grad():
         other.quant_conv.weight *= 1.01
@@ -102,7 +102,7 @@ def test_the_pictures_do_depend_on_the_autoencoder(pair, unet: UNet2DConditionMo
 
 
 def test_with_tiling_on_it_runs_and_its_seams_are_no_worse(pair, unet: UNet2DConditionModel) -> None:
-    """Tiles are laid differently, on purpose. Both use tiles of 64 pixels here, which share 16."""
+    """Our tiles have other positions, on purpose. Here both models use tiles of 64 pixels with an overlap of 16."""
     ours, theirs = pair
     ours.enable_tiling(size=64, overlap=16)
     theirs.enable_tiling()  # 64 pixels, its sample_size, a quarter of which overlap
@@ -112,7 +112,7 @@ def test_with_tiling_on_it_runs_and_its_seams_are_no_worse(pair, unet: UNet2DCon
     theirs.disable_tiling()
     whole = pictures(pipeline(ours, unet), images=1)
     lines = seam_lines(SIZE // 8, 8, 2, unit=8)
-    their_lines = [48, 64, 96, 112]  # a tile begins every 48 pixels, and is blended into the next over 16
+    their_lines = [48, 64, 96, 112]  # tiles begin every 48 pixels, and are blended over 16
     metrics = seam_metric(images[0], lines, lines), seam_metric(images[1], their_lines, their_lines)
     assert metrics[0] <= 1.05 * max(metrics[1], 1.0)
     errors = [float((image - whole).pow(2).mean().sqrt()) for image in images]
@@ -123,4 +123,4 @@ def test_the_pipeline_sees_the_models_factor_and_moves_it(pair, unet: UNet2DCond
     pipe = pipeline(pair[0].clone(), unet)
     assert pipe.vae_scale_factor == 8
     assert pipe.to(torch.float64).vae.dtype == torch.float64
-    pipe.to(torch.float32)  # the network is shared
+    pipe.to(torch.float32)  # the UNet is shared by all tests

@@ -1,4 +1,4 @@
-"""Files of CompVis' names as diffusers reads them: every number lands where diffusers puts it, and back."""
+"""Files with CompVis' names: diffusers reads the same weights from them as this package, and the other way round."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def randomised(config: AutoencoderKLConfig) -> AutoencoderKL:
 
 
 def read_by_diffusers(file: Path, config: AutoencoderKLConfig) -> ReferenceAutoencoderKL:
-    """Its own converter at work; it is told the configuration by a folder, so that it need not ask the Hub."""
+    """Read a file with diffusers' converter. The configuration is in a folder, so the Hub is not asked."""
     folder = file.parent / "configuration"
     ReferenceAutoencoderKL(**config.to_dict()).save_config(folder)
     return ReferenceAutoencoderKL.from_single_file(str(file), config=str(folder))
@@ -54,7 +54,7 @@ def differing(ours: AutoencoderKL, theirs: ReferenceAutoencoderKL) -> list[str]:
 
 
 def is_the_same_to_diffusers(file: Path, ours: AutoencoderKL) -> bool:
-    """Whether it can read the file, and as this model."""
+    """Tell whether diffusers reads this model from the file."""
     try:
         return differing(ours, read_by_diffusers(file, ours.config)) == []
     except (KeyError, RuntimeError, ValueError):
@@ -101,8 +101,8 @@ def test_our_file_of_diffusers_names_is_the_weight_file_of_diffusers_layout(tmp_
     assert differing(ours, ReferenceAutoencoderKL.from_pretrained(tmp_path)) == []
 
 
-# Each exchanges two parts of CompVis' names, in both directions: a file would come back from us as it went, and only
-# somebody else's reading shows the mistake.
+# Each mistake exchanges two parts of CompVis' names, in both directions. Writing and reading a file would undo it, so
+# only another reader shows it.
 MISTAKES: dict[str, Callable[[str], str]] = {
     "the decoder's levels are not reversed": lambda name: re.sub(
         r"decoder\.up\.([0-3])", lambda match: f"decoder.up.{3 - int(match[1])}", name
@@ -122,7 +122,7 @@ MISTAKES: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_wrong_map_shows(tmp_path: Path, mistake: Callable[[str], str]) -> None:
-    """The gauge is tested too: diffusers cannot read the file, or reads another model."""
+    """With a mistake, diffusers cannot read the file, or reads another model."""
     ours = randomised(SD_V1)
     renamed = {mistake(name): tensor.contiguous() for name, tensor in to_compvis(ours.state_dict()).items()}
     save_file(renamed, tmp_path / "vae.safetensors")
@@ -130,7 +130,7 @@ def test_a_wrong_map_shows(tmp_path: Path, mistake: Callable[[str], str]) -> Non
 
 
 def test_a_table_that_does_not_reverse_the_levels_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mistake in our own table. It undoes itself on the way back, so round trips alone would not notice."""
+    """A mistake in the table of this package. A round trip undoes it, and would not detect it."""
     table = [(compvis, diffusers.replace("{reversed}", "{level}")) for compvis, diffusers in keys.TEMPLATES]
     monkeypatch.setattr(keys, "RULES", {column: keys.rules(table, column) for column in (0, 1)})
     ours = randomised(AutoencoderKLConfig(block_out_channels=(32, 32, 32), layers_per_block=1))

@@ -1,4 +1,4 @@
-"""The inference copy: the same function, in less work, with weights that are its own."""
+"""The inference copy: it computes the same function in less work, with its own weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from klvae_edu.performance.winograd import WinogradConv2d
 from tests.parity.reference import CONFIGS, narrow, randomise
 
 CL = torch.channels_last
-EVERY = CONFIGS | {f"narrow {preset}": narrow(preset) for preset in ("sd-v1", "sd3", "kl-f16", "mini", "kl-f8-mini")}
+MODELS = CONFIGS | {f"narrow {preset}": narrow(preset) for preset in ("sd-v1", "sd3", "kl-f16", "mini", "kl-f8-mini")}
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -45,10 +45,10 @@ def tiny() -> AutoencoderKL:
 # ---- The same function -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_in_float64_the_copy_is_the_model_whatever_the_configuration(name: str) -> None:
-    vae = randomised(EVERY[name])
+    vae = randomised(MODELS[name])
     copy, f = vae.optimize(), vae.downsample_factor
     for height, width in ((4, 4), (5, 3), (1, 2)):
         z = random(2, vae.config.latent_channels, height, width)
@@ -79,7 +79,7 @@ def test_in_float32_it_is_the_bundled_model_up_to_rounding() -> None:
 
 @torch.no_grad()
 def test_in_float32_it_stays_exact_where_a_map_is_far_from_zero() -> None:
-    """With channels last, PyTorch's GroupNorm on a CPU loses small differences: it subtracts squares of large sums."""
+    """With channels last, PyTorch's GroupNorm on a CPU is inaccurate, because it subtracts squares of large sums."""
     vae = AutoencoderKL(block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=8)
     vae.decoder.conv_in.bias.fill_(100.0)
     z = random(1, 4, 64, 64, dtype=torch.float32)
@@ -96,7 +96,7 @@ def test_in_float32_it_stays_exact_where_a_map_is_far_from_zero() -> None:
     assert relative(copy.decode(z).sample, expected) > 1e-3
 
 
-def test_norms_are_centred_in_float32_alone() -> None:
+def test_norms_are_centred_in_float32_only() -> None:
     vae = AutoencoderKL(block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=8)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         centred = {type(module) for module in vae.optimize(dtype).modules() if isinstance(module, torch.nn.GroupNorm)}
@@ -108,7 +108,7 @@ def wide() -> AutoencoderKL:
     return randomised(AutoencoderKLConfig(block_out_channels=(64, 128, 256), layers_per_block=1), torch.float32)
 
 
-def test_wide_layers_take_winograds_way_in_float32_alone(wide: AutoencoderKL) -> None:
+def test_wide_layers_use_winograd_in_float32_only(wide: AutoencoderKL) -> None:
     def widths(dtype: torch.dtype) -> set[tuple[int, int]]:
         layers = [layer for layer in wide.optimize(dtype).modules() if isinstance(layer, WinogradConv2d)]
         return {(layer.in_channels, layer.out_channels) for layer in layers}
@@ -154,7 +154,7 @@ def test_gradients_with_respect_to_a_latent_are_the_models() -> None:
 
 @torch.no_grad()
 def test_circular_padding_stays() -> None:
-    """Pictures that repeat without a seam are made by setting this in every convolution."""
+    """Seamless textures are made by setting circular padding in every convolution."""
     vae = AutoencoderKL(block_out_channels=(16, 128), layers_per_block=1, norm_num_groups=8)
     for layer in vae.modules():
         if isinstance(layer, nn.Conv2d) and layer.padding == (1, 1):
@@ -220,7 +220,7 @@ def test_the_large_map_lies_in_memory_as_the_small_one_does(layout: torch.memory
 
 @pytest.mark.parametrize("taps", ["even and odd exchanged", "the middle tap on the wrong side"])
 def test_other_sums_of_the_taps_are_another_function(monkeypatch: pytest.MonkeyPatch, taps: str) -> None:
-    """Otherwise the tests above would prove nothing."""
+    """The tests above detect wrong sums."""
     even, odd = FusedUpsample2D.TAPS
     wrong = (odd, even) if taps.startswith("even") else (odd, odd)
     monkeypatch.setattr(FusedUpsample2D, "TAPS", wrong)
@@ -240,7 +240,7 @@ def test_it_takes_four_ninths_of_the_multiplications_and_a_border() -> None:
 def test_the_kernels_are_summed_exactly_and_rounded_once() -> None:
     plain = upsampling().float()
     weight = plain.conv.weight.double()
-    corner = FusedUpsample2D(plain, torch.bfloat16).weight[:6, :, 1, 1]  # even row and column: four taps meet there
+    corner = FusedUpsample2D(plain, torch.bfloat16).weight[:6, :, 1, 1]  # even row and column: the sum of four taps
     assert torch.equal(corner, weight[:, :, 1:, 1:].sum((2, 3)).bfloat16())
     rounded_twice = weight.bfloat16()[:, :, 1:, 1:].sum((2, 3))
     assert not torch.equal(corner, rounded_twice)
@@ -326,7 +326,7 @@ def test_the_copy_cannot_be_trained(tiny: AutoencoderKL) -> None:
     copy = tiny.optimize()
     assert isinstance(copy, AutoencoderKL) and not copy.training
     assert not copy.decode(torch.zeros(1, 4, 8, 8)).sample.requires_grad
-    with pytest.raises(ValueError, match=r"copy for inference.*: train the model it was made of"):
+    with pytest.raises(ValueError, match=r"copy for inference.*: train the model that it was made from"):
         copy.requires_grad_()
     assert copy.requires_grad_(False) is copy
 
@@ -412,7 +412,7 @@ def test_in_float16_it_is_computed_in_float32_where_the_model_says_so(tiny: Auto
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, "bfloat16", torch.complex64])
-def test_what_is_no_type_of_a_model_is_refused(tiny: AutoencoderKL, dtype: object) -> None:
+def test_an_unsupported_data_type_is_refused(tiny: AutoencoderKL, dtype: object) -> None:
     with pytest.raises(ValueError, match="dtype: expected a floating-point type"):
         tiny.optimize(dtype)
 

@@ -1,4 +1,4 @@
-"""Counting the memory of tensors: what is alive, once each, and the most of it at a time."""
+"""Memory of tensors: bytes alive now and at most, each storage counted once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from klvae_edu import AutoencoderKL
 from klvae_edu.performance.memory import TensorMemory
 
-KILO = 4 * 1000  # bytes of a thousand float32
+THOUSAND = 4 * 1000  # bytes of a thousand float32
 
 
 def test_the_peak_is_what_was_alive_at_once() -> None:
@@ -17,9 +17,9 @@ def test_the_peak_is_what_was_alive_at_once() -> None:
         b = a + 1
         del b
         c = a * 2
-    assert (memory.now, memory.peak) == (2 * KILO, 2 * KILO)
+    assert (memory.now, memory.peak) == (2 * THOUSAND, 2 * THOUSAND)
     del a, c
-    assert (memory.now, memory.peak) == (0, 2 * KILO)
+    assert (memory.now, memory.peak) == (0, 2 * THOUSAND)
 
 
 def test_views_operations_in_place_and_what_was_there_before_count_nothing() -> None:
@@ -37,7 +37,7 @@ def test_what_is_kept_for_the_backward_pass_is_alive_until_then() -> None:
         y = x.exp().exp().exp().sum()
         kept = memory.now
         y.backward()
-    assert kept == pytest.approx(3 * KILO, abs=100)
+    assert kept == pytest.approx(3 * THOUSAND, abs=100)
     del y
     x.grad = None
     assert memory.now == 0

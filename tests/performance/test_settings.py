@@ -42,7 +42,7 @@ def gradients(model: AutoencoderKL) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def kept_for_backward(model: AutoencoderKL) -> int:
-    """Bytes that autograd keeps between the two passes, the parameters aside."""
+    """Count the bytes that autograd keeps for the backward pass, without parameters."""
     parameters = {parameter.data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -52,7 +52,7 @@ def kept_for_backward(model: AutoencoderKL) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = model(image(torch.float64)).sample  # held, so that no storage is used twice
+        output = model(image(torch.float64)).sample  # keep the output, so that no storage is reused
     assert output.requires_grad
     return sum(kept.values())
 
@@ -80,4 +80,4 @@ def test_checkpointing_computes_nothing_twice_where_no_gradient_is_asked() -> No
         model(image())
     assert len(calls) == 1
     model(image()).sample.sum().backward()
-    assert len(calls) == 3  # forward, and once more in the backward pass
+    assert len(calls) == 3  # forward pass, backward pass with its recomputation

@@ -1,4 +1,4 @@
-"""Slices and tiles: the same numbers where they must be, and no size that crashes."""
+"""Slices and tiles: equal numbers where they must be equal, and no crash for any size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.parity.reference import randomise
 
 
 def up_by_two(x: Tensor) -> Tensor:
-    """A decoder without a neighbourhood: blending its tiles must give what the whole gives."""
+    """A decoder whose pixels are independent: blended tiles must equal the untiled result."""
     return x.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2) * 3.0
 
 
@@ -33,7 +33,7 @@ def vae() -> AutoencoderKL:
     return AutoencoderKL.from_preset("tiny", seed=0).double().eval()
 
 
-# ---- Where tiles lie, and what they weigh ----------------------------------------------------------------------------
+# ---- Positions and weights of tiles ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("unit", [1, 8])
@@ -141,7 +141,7 @@ def test_with_one_tile_tiling_gives_exactly_the_untiled_result(vae: AutoencoderK
 
 @pytest.mark.filterwarnings("ignore:images are padded")
 def test_no_size_from_64_to_200_crashes_with_tiles_of_64(vae: AutoencoderKL) -> None:
-    """One tile and a half, odd numbers, a last tile of one to sixty-three pixels: in both directions."""
+    """The sizes include one and a half tiles, odd numbers, and a last tile of 1 to 63 pixels in both directions."""
     quick = AutoencoderKL(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4).eval()
     quick.enable_tiling(size=64, overlap=16)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_tiling_and_slicing_work_together(vae: AutoencoderKL) -> None:
 
 
 def test_tiles_are_laid_whatever_the_sample_size_of_the_model(vae: AutoencoderKL) -> None:
-    """In diffusers the tile is as large as `sample_size`, so that a model made for 512 pixels never tiles at 512."""
+    """In diffusers a tile has the side `sample_size`, so that a model for 512 pixels never tiles at 512."""
     model = AutoencoderKL(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, sample_size=1024).eval()
     model.enable_tiling()
     calls = []
@@ -180,7 +180,7 @@ def test_tiles_are_laid_whatever_the_sample_size_of_the_model(vae: AutoencoderKL
 
 
 class LargestTensor(TorchDispatchMode):
-    """The largest tensor that is made, apart from those of one shape: the output's."""
+    """Record the largest tensor that is created, except tensors of the output's shape."""
 
     def __init__(self, output: tuple[int, ...]) -> None:
         super().__init__()
@@ -191,12 +191,12 @@ class LargestTensor(TorchDispatchMode):
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor) and tuple(tensor.shape) != self.output:
                 whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-                self.elements = max(self.elements, tensor.numel() if whole else 0)  # parts of the output are no more
+                self.elements = max(self.elements, tensor.numel() if whole else 0)  # views of the output do not count
         return result
 
 
 @pytest.mark.parametrize("global_norm", [False, True])
-def test_beside_the_output_no_tensor_grows_with_the_image(global_norm: bool) -> None:
+def test_except_the_output_no_tensor_grows_with_the_image(global_norm: bool) -> None:
     vae = AutoencoderKL(block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4).eval()
     largest = {}
     with torch.no_grad():
@@ -241,7 +241,7 @@ def test_tiles_that_do_not_fit_the_model_are_refused(vae: AutoencoderKL, setting
     assert vae.tiling == before and not vae.use_tiling
 
 
-def test_small_tiles_overlap_by_a_quarter_unless_told_otherwise(vae: AutoencoderKL) -> None:
+def test_small_tiles_overlap_by_a_quarter_by_default(vae: AutoencoderKL) -> None:
     for size, overlap in ((288, 64), (256, 64), (64, 16), (32, 8), (4, 0)):
         vae.enable_tiling(size=size)
         assert (vae.tiling.size, vae.tiling.overlap) == (size, overlap)
@@ -263,7 +263,7 @@ def test_the_default_tiles_fit_every_preset() -> None:
 
 
 class Normed(nn.Module):
-    """One GroupNorm: with the statistics of all tiles, tiles of equal weight must give exactly what the whole gives."""
+    """One GroupNorm: with statistics of all tiles, tiles of equal weight must give exactly the untiled result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ class Normed(nn.Module):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.bfloat16, 2**-7)])
 def test_global_statistics_make_a_norms_tiles_equal_to_the_whole(dtype: torch.dtype, tolerance: float) -> None:
     model = Normed().to(dtype)
-    x = (random(2, 4, 16, 24) * torch.linspace(0.1, 5.0, 24, dtype=torch.float64)).to(dtype)  # of unlike contrast
+    x = (random(2, 4, 16, 24) * torch.linspace(0.1, 5.0, 24, dtype=torch.float64)).to(dtype)  # contrast varies
     whole = model(x)
     assert relative(tiled(model, x, 8, 0), whole) > 0.1
     assert relative(tiled(model, x, 8, 0, norms=model), whole) < tolerance
@@ -292,7 +292,7 @@ def test_global_statistics_leave_no_hook_behind_also_after_an_error() -> None:
 
 
 def test_global_statistics_bring_the_tiles_of_an_image_closer_to_the_whole() -> None:
-    """Left half dark and flat, right half bright and rich: each tile's own statistics would even that out."""
+    """The left half is dark and uniform, the right half bright and detailed: statistics of single tiles differ."""
     model = AutoencoderKL(
         block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False
     ).double()
@@ -309,7 +309,7 @@ def test_global_statistics_bring_the_tiles_of_an_image_closer_to_the_whole() -> 
 
 
 def test_a_gradient_through_global_statistics_is_the_functions_own() -> None:
-    """The statistics depend on the image, too: a directional derivative tells."""
+    """The statistics depend on the image, too: a directional derivative includes that."""
     model = Normed().double()
     x, direction = random(1, 4, 12, 12), random(1, 4, 12, 12).roll(1, -1)
 

@@ -1,4 +1,4 @@
-"""float16 weights and autocast: no NaN on large activations, and no arithmetic in float16 where the flag says so."""
+"""float16 weights and autocast: no NaN for large activations, and no arithmetic in float16 with `force_upcast`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.network import Autoencoder
 
-MOVES = {"_to_copy", "copy_", "empty", "empty_strided", "detach", "view", "clone"}  # no arithmetic
+NO_ARITHMETIC = {"_to_copy", "copy_", "empty", "empty_strided", "detach", "view", "clone"}  # copies and views
 
 
 class Arithmetic(TorchDispatchMode):
-    """Notes every operation whose result is of a given type, except those that only move or convert numbers."""
+    """Record every operation with a result of the given type, except `NO_ARITHMETIC`."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -27,19 +27,19 @@ class Arithmetic(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")[1]
-        if isinstance(result, Tensor) and result.dtype == self.dtype and name not in MOVES:
+        if isinstance(result, Tensor) and result.dtype == self.dtype and name not in NO_ARITHMETIC:
             self.found.add(name)
         return result
 
 
 def model(force_upcast: bool) -> AutoencoderKL:
-    """Its first convolutions give values around 1e6; everything behind the first norm is harmless."""
+    """The first convolutions give values around 1e6; behind the first norm all values are small."""
     config = AutoencoderKLConfig.from_preset("tiny", force_upcast=force_upcast)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = AutoencoderKL(config).eval()
     with torch.no_grad():
-        vae.encoder.conv_in.weight *= 1e5  # each fits into float16; their products with an image do not
+        vae.encoder.conv_in.weight *= 1e5  # each weight fits into float16, but products with an image overflow
         vae.decoder.conv_in.weight *= 1e5
     return vae
 
@@ -49,7 +49,7 @@ def image() -> Tensor:
 
 
 def test_without_upcast_the_activations_overflow_in_half() -> None:
-    """Otherwise the tests below would prove nothing."""
+    """The tests below need activations that overflow without upcast."""
     vae = model(force_upcast=False).half()
     with torch.no_grad():
         assert vae(image().half()).sample.isnan().any()

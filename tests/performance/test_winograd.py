@@ -1,4 +1,4 @@
-"""Winograd's convolution: the function of the direct one, in a quarter of the multiplications, and its rounding."""
+"""Winograd's convolution: equal to direct convolution, a quarter of the multiplications, rounding errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from klvae_edu.performance import winograd
 from klvae_edu.performance.winograd import MATRICES, WinogradConv2d, transforms
 
 CL = torch.channels_last
-SIZES = [(1, 1), (1, 5), (2, 2), (4, 4), (7, 4), (9, 13)]  # below a tile, whole tiles, and what is left of one
+SIZES = [(1, 1), (1, 5), (2, 2), (4, 4), (7, 4), (9, 13)]  # below a tile, whole tiles, partial tiles
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +29,8 @@ def direct(channels: int = 6, dtype: torch.dtype = torch.float64, bias: bool = T
     return nn.Conv2d(channels, 5, 3, padding=1, bias=bias).to(dtype).requires_grad_(False)
 
 
-def winograds(conv: nn.Conv2d) -> WinogradConv2d:
-    """The same layer, with the same weights."""
+def as_winograd(conv: nn.Conv2d) -> WinogradConv2d:
+    """Build the Winograd layer with the same weights."""
     return WinogradConv2d.of(conv)
 
 
@@ -47,26 +47,26 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 def test_it_is_the_direct_one_up_to_its_borders(size: tuple[int, int], layout: torch.memory_format, bias: bool) -> None:
     conv, x = direct(bias=bias), random(2, 6, *size).to(memory_format=layout)
     expected = conv(x)
-    found = winograds(conv)(x)
+    found = as_winograd(conv)(x)
     assert_same(found, expected)
     assert found.is_contiguous(memory_format=CL)
 
 
 @pytest.mark.parametrize("at_once, bands", [(1, 6), (8, 3), (10**6, 1)], ids=["row by row", "two rows", "all"])
 def test_bands_meet_without_a_seam(monkeypatch: pytest.MonkeyPatch, at_once: int, bands: int) -> None:
-    """Two images, six rows of two tiles each: a row has four tiles."""
-    cut, found = winograd.windows_of, []
-    monkeypatch.setattr(winograd, "windows_of", lambda *arguments: found.append(arguments) or cut(*arguments))
-    monkeypatch.setattr(winograd, "TILES_AT_ONCE", at_once)
+    """The batch has two images with six rows of two tiles: four tiles in a row."""
+    cut, found = winograd.tile_windows, []
+    monkeypatch.setattr(winograd, "tile_windows", lambda *arguments: found.append(arguments) or cut(*arguments))
+    monkeypatch.setattr(winograd, "TILES_PER_BAND", at_once)
     conv, x = direct(), random(2, 6, 21, 5)
     expected = conv(x)
-    assert_same(winograds(conv)(x), expected)
+    assert_same(as_winograd(conv)(x), expected)
     assert len(found) == bands
 
 
 @pytest.mark.parametrize("wrong", ["no denominators", "kernel turned round", "pixels of a tile turned round"])
 def test_another_transform_is_another_function(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
-    """Otherwise the tests above would prove nothing."""
+    """The tests above detect wrong matrices."""
     changed = {
         "no denominators": MATRICES._replace(kernel=MATRICES.kernel / MATRICES.kernel.abs().amax(1, keepdim=True)),
         "kernel turned round": MATRICES._replace(kernel=MATRICES.kernel.flip(1)),
@@ -75,29 +75,29 @@ def test_another_transform_is_another_function(monkeypatch: pytest.MonkeyPatch, 
     conv, x = direct(), random(1, 6, 8, 8)
     expected = conv(x)
     monkeypatch.setattr(winograd, "MATRICES", changed)
-    assert (winograds(conv)(x) - expected).abs().max() > 0.1
+    assert (as_winograd(conv)(x) - expected).abs().max() > 0.1
 
 
 def test_gradients_are_the_direct_ones_and_have_one_band_to_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
     gradients, bands = [], []
-    cut = winograd.windows_of
-    monkeypatch.setattr(winograd, "windows_of", lambda *arguments: bands.append(arguments) or cut(*arguments))
-    for conv in (direct(), winograds(direct())):
+    cut = winograd.tile_windows
+    monkeypatch.setattr(winograd, "tile_windows", lambda *arguments: bands.append(arguments) or cut(*arguments))
+    for conv in (direct(), as_winograd(direct())):
         x = random(1, 6, 40, 70).requires_grad_()
         gradients += torch.autograd.grad(conv(x).square().sum(), x)
     assert_same(gradients[1], gradients[0])
     assert len(bands) == 1
-    winograds(direct())(x.detach())
+    as_winograd(direct())(x.detach())
     assert len(bands) > 2
 
 
 def test_it_works_under_vmap() -> None:
-    conv, x = winograds(direct()), random(3, 1, 6, 9, 7)
+    conv, x = as_winograd(direct()), random(3, 1, 6, 9, 7)
     assert_same(torch.func.vmap(conv)(x).flatten(0, 1), conv(x.flatten(0, 1)))
 
 
 def test_it_is_one_graph_for_the_compiler_and_one_band(monkeypatch: pytest.MonkeyPatch) -> None:
-    conv, x, graphs = winograds(direct()), random(1, 6, 80, 240), []
+    conv, x, graphs = as_winograd(direct()), random(1, 6, 80, 240), []
 
     def keep(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
         graphs.append(graph)
@@ -120,7 +120,7 @@ def test_any_five_points_give_the_pixels_of_a_tile(points: tuple[float, ...]) ->
 
 
 def test_with_their_points_they_are_lavin_and_grays_matrices() -> None:
-    """Section 4.3, in one dimension and up to a factor for each row of the image's, which the kernel's takes back."""
+    """Section 4.3, one dimension: rows of the image matrix are scaled, and rows of the kernel matrix inversely."""
     printed = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
     printed += [[0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
     expected = torch.tensor(printed, dtype=torch.float64)
@@ -134,7 +134,7 @@ def test_with_their_points_they_are_lavin_and_grays_matrices() -> None:
 
 def test_channels_take_a_quarter_of_the_multiplications() -> None:
     conv, x, counts = nn.Conv2d(256, 256, 3, padding=1), random(1, 256, 64, 64, dtype=torch.float32), []
-    for change in (nn.Conv2d.eval, winograds):
+    for change in (nn.Conv2d.eval, as_winograd):
         layer = change(conv)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             layer(x)
@@ -145,12 +145,12 @@ def test_channels_take_a_quarter_of_the_multiplications() -> None:
 
 
 def rounding() -> dict[str, float]:
-    """Root mean square of the error in float32 over that of the result: of the direct way, and of this one."""
+    """Compute the relative RMS error in float32 of direct and of Winograd's convolution."""
     torch.manual_seed(0)
     conv, x = nn.Conv2d(128, 128, 3, padding=1), F.silu(torch.randn(1, 128, 32, 32))
     with torch.no_grad():
         exact = conv.double()(x.double())
-        found = {"direct": conv.float()(x), "Winograd": winograds(conv)(x)}
+        found = {"direct": conv.float()(x), "Winograd": as_winograd(conv)(x)}
     return {way: float((y - exact).square().mean().sqrt() / exact.square().mean().sqrt()) for way, y in found.items()}
 
 
@@ -166,15 +166,15 @@ def test_the_points_round_less_than_lavin_and_grays(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("case", ["bfloat16", "float16", "autocast"])
-def test_half_precision_takes_the_direct_way(case: str) -> None:
+def test_half_precision_is_convolved_directly(case: str) -> None:
     dtype = torch.float32 if case == "autocast" else getattr(torch, case)
     conv, x = direct(dtype=dtype), random(1, 6, 8, 8, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         expected = conv(x)
-        assert torch.equal(winograds(conv)(x), expected)
+        assert torch.equal(as_winograd(conv)(x), expected)
 
 
-# ---- Where it pays ---------------------------------------------------------------------------------------------------
+# ---- Layers and inputs to which it applies ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ def test_half_precision_takes_the_direct_way(case: str) -> None:
         "circular",
     ],
 )
-def test_what_it_is_for(module: nn.Conv2d, expected: bool) -> None:
-    assert WinogradConv2d.pays_for(module) == expected
+def test_layers_that_it_can_replace(module: nn.Conv2d, expected: bool) -> None:
+    assert WinogradConv2d.can_replace(module) == expected
 
 
 @pytest.mark.parametrize(
@@ -222,11 +222,11 @@ def test_what_it_is_for(module: nn.Conv2d, expected: bool) -> None:
     ],
     ids=["large", "not whole tiles", "four small", "small", "none", "no batch", "wrong channels", "meta"],
 )
-def test_what_it_computes(monkeypatch: pytest.MonkeyPatch, x: Tensor, expected: bool) -> None:
+def test_inputs_that_it_applies_to(monkeypatch: pytest.MonkeyPatch, x: Tensor, expected: bool) -> None:
     monkeypatch.setattr(winograd, "MIN_TILES", 64)
-    assert winograds(direct()).pays_on(x) == expected
+    assert as_winograd(direct()).applies_to(x) == expected
 
 
-def test_what_is_no_map_of_its_channels_has_the_usual_error() -> None:
+def test_a_wrong_number_of_channels_has_the_usual_error() -> None:
     with pytest.raises(RuntimeError, match=r"expected input.* to have 6 channels"):
-        winograds(direct(bias=False))(random(1, 1, 8, 8))
+        as_winograd(direct(bias=False))(random(1, 1, 8, 8))

@@ -1,4 +1,4 @@
-"""The zips for a class: what is in them and what is not, and that they are the same every time."""
+"""The zips for a class: their contents, and that packing again gives the same bytes."""
 
 import json
 import re
@@ -86,7 +86,7 @@ def test_packing_again_gives_the_same_bytes(course):
     assert [path.read_bytes() for path in classroom.pack(course)] == first
 
 
-def test_everything_lies_in_one_folder_of_the_zips_name_and_can_be_read(course):
+def test_every_file_is_in_one_folder_named_after_the_zip_and_is_readable(course):
     for path in classroom.pack(course):
         for entry in zipfile.ZipFile(path).infolist():
             assert entry.filename.startswith(f"{path.stem}/")

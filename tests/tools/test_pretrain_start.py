@@ -11,17 +11,17 @@ from safetensors import safe_open
 
 from klvae_edu import AutoencoderKL
 from tools import pretrain_start
-from tools.pretrain_start import ARCHITECTURE, RUN, START, pretrain, readme, sharpness
+from tools.pretrain_start import ARCHITECTURE, CONFIG, MODEL, pretrain, readme, sharpness
 
 
 @pytest.fixture(scope="module")
 def vae():
-    return AutoencoderKL.from_pretrained(START, dtype=torch.float32)
+    return AutoencoderKL.from_pretrained(MODEL, dtype=torch.float32)
 
 
 def test_it_is_small_and_in_float16():
-    assert sum(file.stat().st_size for file in START.iterdir()) < 600_000
-    with safe_open(START / "diffusion_pytorch_model.safetensors", "pt") as file:
+    assert sum(file.stat().st_size for file in MODEL.iterdir()) < 600_000
+    with safe_open(MODEL / "diffusion_pytorch_model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
 
 
@@ -29,12 +29,12 @@ def test_it_has_the_architecture_that_the_tool_trains(vae):
     assert vae.config == ARCHITECTURE
 
 
-def test_what_its_readme_says_is_what_is_measured(vae):
-    assert readme(vae, RUN) == (START / "README.md").read_text(encoding="utf-8")
+def test_its_readme_states_the_measured_figures(vae):
+    assert readme(vae, CONFIG) == (MODEL / "README.md").read_text(encoding="utf-8")
 
 
-def test_it_is_blurred_as_training_without_a_discriminator_leaves_it(vae):
-    held_out = pretrain_start.HeldOut(replace(RUN, held_out=16), vae).images
+def test_its_images_are_blurred(vae):
+    held_out = pretrain_start.Validation(replace(CONFIG, held_out=16), vae).images
     with torch.no_grad():
         assert sharpness(vae(held_out).sample, held_out) < 0.7
     assert sharpness(held_out, held_out) == 1
@@ -43,14 +43,14 @@ def test_it_is_blurred_as_training_without_a_discriminator_leaves_it(vae):
 def test_diffusers_loads_it_too(vae):
     from diffusers import AutoencoderKL as Theirs
 
-    theirs = Theirs.from_pretrained(START, torch_dtype=torch.float32)
+    theirs = Theirs.from_pretrained(MODEL, torch_dtype=torch.float32)
     images = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(vae(images).sample, theirs(images).sample, rtol=0, atol=1e-5)
 
 
 def test_the_tool_makes_such_a_folder(tmp_path):
-    config = replace(RUN, steps=2, sample_every=2, save_every=2, held_out=4)
+    config = replace(CONFIG, steps=2, sample_every=2, save_every=2, held_out=4)
     pretrain(config, tmp_path / "start")
     made = AutoencoderKL.from_pretrained(tmp_path / "start")
     assert made.config == ARCHITECTURE and made.dtype == torch.float16

@@ -1,4 +1,4 @@
-"""Questions with numbers of their own: the same for the same name, others for another, and the answers are right."""
+"""Questions: the numbers depend only on seed and name, and the answers are right."""
 
 import csv
 import math

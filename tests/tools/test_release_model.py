@@ -1,4 +1,4 @@
-"""The bundled model and the tool that makes it out of a run."""
+"""The bundled model, and the tool that makes it from a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from klvae_edu.evaluation.images import evaluation_data
 from klvae_edu.training.recipes import about, load_recipe
 from klvae_edu.training.trainer import train
 from tools import release_model
-from tools.release_model import AFTER, BEFORE, CROPS, MODEL, PCA, averaged_at, card, release
+from tools.release_model import AFTER, BEFORE, MODEL, OUTSIDE_CROPS, PCA, averaged_at, card, release
 
 CONFIG = load_recipe("mini-release")
 
@@ -50,8 +50,8 @@ class TestTheBundledModel:
             torch.testing.assert_close(vae(image[None]).sample, theirs(image[None]).sample, rtol=0, atol=1e-4)
         assert theirs.config.scaling_factor == vae.config.scaling_factor
 
-    def test_gives_what_its_card_says(self, vae: AutoencoderKL, values: dict) -> None:
-        """The first crops anew: within the interval of the mean over all, widened for their smaller number."""
+    def test_has_the_quality_that_its_card_states(self, vae: AutoencoderKL, values: dict) -> None:
+        """Fewer crops are measured, so the interval of the mean over all crops is widened."""
         found = evaluate({AFTER: vae}, evaluation_data("photos", release_model.SIDE, count=24))
         for metric in ("PSNR", "gradient energy"):
             written, now = values["held out"]["models"][AFTER][metric], found.estimate(AFTER, metric)
@@ -65,21 +65,21 @@ class TestTheBundledModel:
             assert 0.7 < (vae.encode_for_diffusion(images)).std() < 1.4
 
     def test_was_trained_with_the_settings_of_the_recipe(self, values: dict) -> None:
-        assert {name: values["trained"][name] for name in release_model.TOLD} == {
-            name: CONFIG.to_dict()[name] for name in release_model.TOLD
+        assert {name: values["trained"][name] for name in release_model.CARD_SETTINGS} == {
+            name: CONFIG.to_dict()[name] for name in release_model.CARD_SETTINGS
         }
         assert CONFIG.disc_start < values["trained"]["step"] <= CONFIG.steps
-        told = "`tools/release_model.py --step {step} --way {way}`".format(**values["trained"])
-        assert told in about("mini-release")
+        command = "`tools/release_model.py --step {step} --way {way}`".format(**values["trained"])
+        assert command in about("mini-release")
 
-    def test_has_a_card_that_says_what_was_measured(self, vae: AutoencoderKL, values: dict) -> None:
+    def test_has_a_card_with_the_measured_figures(self, vae: AutoencoderKL, values: dict) -> None:
         text = (MODEL / "README.md").read_text(encoding="utf-8")
         assert text == card(vae, values)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder of a run of two steps, and what the tool makes of it."""
+    """The folder of a run of two steps, and the folder that the tool makes from it."""
     folder = tmp_path_factory.mktemp("release")
     small = {"steps": 2, "disc_start": 1, "disc_warmup": 0, "batch_size": 2, "held_out": 2, "workers": 0}
     train(replace(CONFIG, **small, save_every=1, out=folder / "run", device="cpu"))
@@ -87,9 +87,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     noise = np.random.default_rng(0).integers(0, 255, (300, 280, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "outside" / "noise.png")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(release_model, "MEASURED", 2)
+        patch.setattr(release_model, "LATENT_CROPS", 2)
         patch.setattr(release_model, "PCA_CROPS", 16)
-        release(folder / "run", folder / "model", folder / "outside", held_out=20, whence="one field of noise")
+        release(folder / "run", folder / "model", folder / "outside", held_out=20, origin="one field of noise")
     return folder / "run", folder / "model"
 
 
@@ -105,7 +105,7 @@ class TestTheTool:
     def test_goes_part_of_the_way_from_before_the_discriminator(
         self, made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(release_model, "MEASURED", 2)
+        monkeypatch.setattr(release_model, "LATENT_CROPS", 2)
         monkeypatch.setattr(release_model, "PCA_CROPS", 16)
         run, _ = made
         release(run, tmp_path, held_out=4, way=1.5)
@@ -113,7 +113,7 @@ class TestTheTool:
         first, last = (averaged_at(run, step, released).get_parameters() for step in (1, 2))
         torch.testing.assert_close(released.get_parameters(), 1.5 * last - 0.5 * first, rtol=1e-3, atol=1e-4)
         text = (tmp_path / "README.md").read_text(encoding="utf-8")
-        assert "they lie at 1.5: network" in text and "--way 1.5" in text
+        assert "2 steps (1), at 1.5:\n  network interpolation" in text and "--way 1.5" in text
 
     def test_measures_the_stage_before_the_discriminator_too(self, made: tuple[Path, Path]) -> None:
         run, model = made
@@ -127,7 +127,7 @@ class TestTheTool:
         _, model = made
         values = json.loads((model / "evaluation.json").read_text(encoding="utf-8"))
         data = values["from outside"]["data"]
-        assert (data["images"], data["photographs"]) == (CROPS, 1)
+        assert (data["images"], data["photographs"]) == (OUTSIDE_CROPS, 1)
         assert "scaled to 256x256 pixels; one field of noise)" in (model / "README.md").read_text(encoding="utf-8")
 
     def test_puts_every_figure_into_the_card(self, made: tuple[Path, Path]) -> None:

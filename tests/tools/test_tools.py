@@ -149,7 +149,7 @@ class TestText:
 
     @pytest.mark.parametrize("figure", ["![a cat](images/cat.png)", '<img alt="a cat" src="images/cat.png">'])
     def test_a_figure_in_a_file_of_its_own_is_refused_because_a_notebook_works_alone(self, course, figure):
-        with pytest.raises(CourseError, match=r"images/cat\.png.* lies in another file"):
+        with pytest.raises(CourseError, match=r"images/cat\.png.* is a separate file"):
             expand(f"Look: {figure}", course, NAME, False)
 
     def test_latex_with_double_braces_is_left_alone(self, course):
@@ -188,9 +188,9 @@ class TestEnvironmentCell:
         return next(cell for cell in notebook.cells if build_notebooks.is_environment(cell))
 
     def run(self, course, monkeypatch, folder, installed=False):
-        """The commands that the cell runs in this folder, with the constraints they are given."""
+        """Run the cell in this folder; return the commands that it runs, with their constraints."""
         commands = []
-        present = [installed, True]  # at the first look, and after an installation
+        present = [installed, True]  # before and after an installation
         monkeypatch.setattr(util, "find_spec", lambda name: present.pop(0) or None)
         monkeypatch.setattr(
             subprocess, "check_call", lambda it: commands.append((it, Path(it[it.index("-c") + 1]).read_text()))
@@ -375,7 +375,7 @@ class TestBuilding:
 
 @pytest.fixture
 def handed_out(tmp_path):
-    """A course of two built notebooks and a figure, and the folder of a learner who has just got them."""
+    """A course of two built notebooks and a figure, and a learner's new copy of it."""
     course, work = Course(tmp_path / "course"), tmp_path / "my work"
     for file in ("notebooks/03_first.ipynb", "notebooks/solutions/03_first.ipynb", "notebooks/11_second.ipynb"):
         write_cell(course.root / file, "print('as handed out')")

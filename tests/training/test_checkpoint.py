@@ -23,7 +23,7 @@ from klvae_edu.training.checkpoint import (
 )
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import Training, set_up, start_accelerator
-from klvae_edu.training.trainer import training_step
+from tests.training.whole_step import whole_step
 
 WITH_ALL = {"size": 16, "disc_weight": 0.5, "disc_channels": 4, "disc_layers": 1, "ema": 0.9, "device": "cpu"}
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -38,7 +38,7 @@ def after(training: Training, steps: int) -> dict[str, Tensor]:
     """Everything that the next steps depend on, and what they came to."""
     scalars: dict[str, float] = {}
     for _ in range(steps):
-        scalars = training_step(training, IMAGES)
+        scalars = whole_step(training, IMAGES)
     found = {name: tensor.clone() for name, tensor in networks(training).items()}
     for optimizer in (training.optimizer, training.disc_optimizer):
         assert optimizer is not None

@@ -123,10 +123,10 @@ def test_every_field_survives_the_way_through_the_command_line() -> None:
         tensorboard=True,
         recolour=0.5,
     )
-    begun = TrainingConfig(start="averages")  # not together with init
+    begun = TrainingConfig(initialisation="averages")  # not together with init
     assert parse(begun.command()) == begun
     untouched = [f.name for f in fields(config) if getattr(config, f.name) == getattr(TrainingConfig(), f.name)]
-    assert untouched == ["start"]
+    assert untouched == ["initialisation"]
     assert parse(config.command()) == config
     assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -145,7 +145,7 @@ def test_every_option_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> 
         found = re.search(rf" {option}(?:, --no-\S+)? (?:(?:[A-Z]+|{{\S+) )*(.*?)\(default: ", words)
         assert found and found[1], option
     assert words.count("(default: ") == len(fields(TrainingConfig))
-    for help_text in ("steps between two checkpoints", "optimiser steps", "AdamW's learning rate"):
+    for help_text in ("steps between two checkpoints", "optimiser steps", "peak learning rate of AdamW"):
         assert help_text in words
 
 
@@ -153,6 +153,12 @@ def test_the_configuration_can_be_written_as_json() -> None:
     values = json.loads(json.dumps(TrainingConfig(out=Path("a")).to_dict()))
     assert values.keys() == {field.name for field in fields(TrainingConfig)}
     assert TrainingConfig.from_dict(values) == TrainingConfig(out=Path("a"))
+
+
+def test_the_field_start_of_version_0_1_0_is_read_as_initialisation() -> None:
+    values = {name: value for name, value in TrainingConfig().to_dict().items() if name != "initialisation"}
+    assert TrainingConfig.from_dict(values | {"start": "averages"}) == TrainingConfig(initialisation="averages")
+    assert "start" not in TrainingConfig().to_dict()
 
 
 def test_fields_that_are_not_given_have_their_defaults() -> None:

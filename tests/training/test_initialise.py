@@ -14,7 +14,7 @@ from klvae_edu.config import PRESETS
 from klvae_edu.data import image_dataset
 from klvae_edu.metrics import psnr
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.initialise import start_as_averages
+from klvae_edu.training.initialise import initialise_as_averages
 from klvae_edu.training.setup import starting_model
 
 SMALL = ["tiny", "mini", "kl-f8-mini"]
@@ -22,7 +22,7 @@ SMALL = ["tiny", "mini", "kl-f8-mini"]
 
 def begun(preset: str, seed: int = 0) -> AutoencoderKL:
     vae = AutoencoderKL.from_preset(preset, seed=seed).eval()
-    start_as_averages(vae)
+    initialise_as_averages(vae)
     return vae
 
 
@@ -87,8 +87,8 @@ def test_every_weight_gets_a_gradient(crops: Tensor) -> None:
 def test_it_learns_colours_sooner_than_random_weights() -> None:
     crops = torch.stack([*image_dataset("photos", 32, length=320, recolour=1.0)])
     last = {}
-    for start in ("random", "averages"):
-        vae = starting_model(TrainingConfig(preset="tiny", start=start)).train()
+    for initialisation in ("random", "averages"):
+        vae = starting_model(TrainingConfig(preset="tiny", initialisation=initialisation)).train()
         optimizer = torch.optim.AdamW(vae.parameters(), 1e-3)
         losses = []
         for step, batch in enumerate(crops.split(8)):
@@ -98,24 +98,26 @@ def test_it_learns_colours_sooner_than_random_weights() -> None:
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        last[start] = sum(losses[-10:])
+        last[initialisation] = sum(losses[-10:])
     assert last["averages"] < 0.5 * last["random"]
 
 
 def test_a_model_without_room_for_the_colours_is_an_error_that_says_what_it_lacks() -> None:
     narrow = AutoencoderKL(replace(PRESETS["tiny"], block_out_channels=(8, 16, 16)))
     with pytest.raises(ValueError, match=r"at least 12 channels, got \(8, 16, 16\)"):
-        start_as_averages(narrow)
+        initialise_as_averages(narrow)
     poor = AutoencoderKL(replace(PRESETS["tiny"], latent_channels=2))
     with pytest.raises(ValueError, match="at least 3 latent ones, got 3 in, 3 out, 2 latent"):
-        start_as_averages(poor)
+        initialise_as_averages(poor)
 
 
 def test_a_run_begins_with_them_only_where_it_is_asked_to_and_has_no_trained_weights() -> None:
     plain = starting_model(TrainingConfig(preset="tiny")).state_dict()
-    asked = starting_model(TrainingConfig(preset="tiny", start="averages")).state_dict()
+    asked = starting_model(TrainingConfig(preset="tiny", initialisation="averages")).state_dict()
     expected = begun("tiny").state_dict()
     assert all(torch.equal(asked[name], expected[name]) for name in expected)
     assert not torch.equal(plain["encoder.conv_in.weight"], asked["encoder.conv_in.weight"])
-    with pytest.raises(ValueError, match="start: expected random, since init brings trained weights, got 'averages'"):
-        TrainingConfig(init="run/model", start="averages")
+    with pytest.raises(
+        ValueError, match="initialisation: expected random, since init brings trained weights, got 'averages'"
+    ):
+        TrainingConfig(init="run/model", initialisation="averages")

@@ -121,7 +121,7 @@ def test_without_resume_a_run_is_not_gone_on_with_but_the_way_is_told(tmp_path: 
 
 def test_resume_does_not_touch_a_folder_that_is_no_runs(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"in use, and nothing in it was changed\. Name another"):
+    with pytest.raises(FileExistsError, match=r"in use, and nothing in it was changed\. Choose another"):
         RunFolder(tmp_path, "auto")
 
 
@@ -145,7 +145,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path: Pat
     run_saved_at(tmp_path, 1, 2)
     folder = RunFolder(tmp_path, "auto")
     (folder.checkpoint(2) / "optimizers.pt").unlink()
-    with pytest.warns(UserWarning, match=r"step_0000002/optimizers\.pt: damaged: missing; the checkpoint before it"):
+    with pytest.warns(UserWarning, match=r"step_0000002/optimizers\.pt: damaged: missing; trying the checkpoint before it"):
         assert folder.to_resume() == folder.checkpoint(1)
 
 

@@ -280,7 +280,7 @@ def test_without_a_weight_there_is_no_discriminator_in_any_step() -> None:
 def test_a_step_is_cut_into_equal_parts_in_the_order_of_the_batch() -> None:
     training = begin(batch_size=4, accumulate=2)
     first, second = images(8), -images(8)
-    parts = [(a.clone(), b.clone()) for a, b in training.parts(training.model, first, second)]
+    parts = [(a.clone(), b.clone()) for a, b in training.micro_batches(training.model, first, second)]
     assert [len(a) for a, _ in parts] == [4, 4]
     assert torch.equal(torch.cat([a for a, _ in parts]), first)
     assert torch.equal(torch.cat([b for _, b in parts]), second)
@@ -297,7 +297,7 @@ def test_only_the_last_part_lets_the_processes_meet(monkeypatch: pytest.MonkeyPa
         apart.clear()
 
     monkeypatch.setattr(training.accelerator, "no_sync", no_sync)
-    met = [not apart for _ in training.parts(training.model, images(6))]
+    met = [not apart for _ in training.micro_batches(training.model, images(6))]
     assert met == [False, False, True]
 
 
@@ -305,4 +305,4 @@ def test_a_batch_that_does_not_divide_into_the_parts_is_an_error() -> None:
     config = TrainingConfig(size=16, accumulate=4, device="cpu")
     training = set_up(config, start_accelerator(config))
     with pytest.raises(ValueError, match=r"expected a batch that 4 divides \(accumulate\), got 5 images"):
-        list(training.parts(training.model, torch.zeros(5, 3, 16, 16)))
+        list(training.micro_batches(training.model, torch.zeros(5, 3, 16, 16)))

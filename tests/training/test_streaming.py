@@ -53,13 +53,13 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The numbers of the images of each step."""
-    steps, make_step = [], trainer.training_step
+    steps, make_step = [], trainer.generator_step
 
-    def note(training: Any, images: Tensor) -> dict[str, float]:
+    def note(training: Any, images: Tensor) -> tuple[dict[str, float], Tensor]:
         steps.append(((images.mean((1, 2, 3)) + 1) * 127.5 / 10).round().int().tolist())
         return make_step(training, images)
 
-    monkeypatch.setattr(trainer, "training_step", note)
+    monkeypatch.setattr(trainer, "generator_step", note)
     return steps
 
 

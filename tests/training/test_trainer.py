@@ -16,11 +16,14 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from klvae_edu import AutoencoderKL
+from klvae_edu.training.checkpoint import read_description, sealed
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.loader import training_loader
+from klvae_edu.training.loader import signals_ignored_by_workers, training_loader
+from klvae_edu.training.result import TrainingResult
 from klvae_edu.training.setup import set_up, start_accelerator
-from klvae_edu.training.trainer import TrainingResult, train, training_step
-from klvae_edu.training.validation import HeldOut
+from klvae_edu.training.trainer import train
+from klvae_edu.training.validation import Validation
+from tests.training.whole_step import whole_step
 
 
 def tiny_run(out: Path, **changes: Any) -> TrainingConfig:
@@ -47,6 +50,7 @@ def test_a_run_leaves_model_configuration_log_and_pictures(result: TrainingResul
         "model",
         "model/config.json",
         "model/diffusion_pytorch_model.safetensors",
+        ".lock",
         "training.json",
         "log.jsonl",
         "checkpoints",
@@ -120,7 +124,7 @@ def test_on_the_discriminators_turn_the_autoencoder_stays_as_it_is() -> None:
     )
     training = set_up(config, start_accelerator(config))
     before = {name: tensor.clone() for name, tensor in training.vae.state_dict().items()}
-    scalars = training_step(training, torch.zeros(2, 3, 16, 16))
+    scalars = whole_step(training, torch.zeros(2, 3, 16, 16))
     assert scalars.keys() == {"disc_loss", "logits_real", "logits_fake", "disc_grad_norm", "disc_lr"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in training.vae.state_dict().items())
     assert all(parameter.grad is None for parameter in training.vae.parameters())
@@ -205,16 +209,31 @@ def test_what_changed_since_a_checkpoint_is_told(tmp_path: Path, capsys: pytest.
     assert "step_0000005; steps 5 -> 6; lr 0.002 -> 1e-05." in capsys.readouterr().out
 
 
+def test_a_checkpoint_of_version_0_1_0_whose_field_is_called_start_is_resumed_without_a_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_run(tmp_path / "run", initialisation="averages"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_0000005"
+    description = read_description(checkpoint)
+    description["config"]["start"] = description["config"].pop("initialisation")
+    (checkpoint / "state.json").write_text(sealed(description))
+    train(tiny_run(tmp_path / "run", initialisation="averages", steps=6, resume="auto"))
+    assert "step_0000005; steps 5 -> 6." in capsys.readouterr().out
+
+
 def test_a_discriminator_that_never_begins_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tiny_run(tmp_path / "run", steps=1, disc_weight=0.5, disc_layers=1, disc_start=1))
-    assert "The discriminator would begin after step 1: it will have no say." in capsys.readouterr().out
+    assert (
+        "disc_start=1 is not before the last step, 1: the autoencoder is never trained on the discriminator"
+        in capsys.readouterr().out
+    )
 
 
 def test_averaged_weights_are_what_comes_out(result: TrainingResult, tmp_path: Path) -> None:
     averaged = train(tiny_run(tmp_path / "run", ema=0.9))
     assert same_weights(AutoencoderKL.from_pretrained(tmp_path / "run" / "model"), averaged.vae)
     assert not same_weights(averaged.vae, result.vae)
-    assert HeldOut(averaged.config, averaged.vae).measure(averaged.vae) == averaged.held_out
+    assert Validation(averaged.config, averaged.vae).measure(averaged.vae) == averaged.held_out
 
 
 class IgnoresCtrlC(Dataset[torch.Tensor]):
@@ -231,7 +250,9 @@ def test_workers_outlive_ctrl_c_so_that_the_step_under_way_can_end(tmp_path: Pat
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit another
     try:
         for workers in (0, 1):
-            (batch,) = training_loader(tiny_run(tmp_path, workers=workers), IgnoresCtrlC())
+            with signals_ignored_by_workers() as worker_init:
+                config = tiny_run(tmp_path, workers=workers)
+                (batch,) = training_loader(config, IgnoresCtrlC(), worker_init=worker_init)
             assert batch.tolist() == [workers == 1] * 2
     finally:
         signal.signal(signal.SIGINT, before)
@@ -241,10 +262,12 @@ def test_a_process_that_ends_takes_its_workers_with_it() -> None:
     program = """
 import torch
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.loader import training_loader
+from klvae_edu.training.loader import signals_ignored_by_workers, training_loader
 
-images = iter(training_loader(TrainingConfig(batch_size=2, workers=1), torch.utils.data.TensorDataset(torch.zeros(9))))
-next(images)  # and it is never closed
+data = torch.utils.data.TensorDataset(torch.zeros(9))
+with signals_ignored_by_workers() as worker_init:
+    images = iter(training_loader(TrainingConfig(batch_size=2, workers=1), data, worker_init=worker_init))
+    next(images)  # and it is never closed
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
@@ -370,14 +393,14 @@ def test_the_summary_of_an_interrupted_run_says_how_to_go_on() -> None:
     assert interrupted.interrupted and not whole.interrupted
     assert "Interrupted" not in whole.summary()
     last = interrupted.summary().splitlines()[-1]
-    assert last.startswith("Interrupted. To go on: klvae train ")
+    assert last.startswith("Interrupted. To resume: klvae train ")
     assert "--resume auto" in last and "--steps 5" in last
 
 
 def test_of_several_processes_as_many_go_on() -> None:
     result = replace(result_with({"model": 20.0, "patch-PCA": 26.0, "bicubic": 25.5}, step=3), processes=2)
-    assert "To go on: torchrun --nproc-per-node 2 -m klvae_edu train --resume auto " in result.summary()
+    assert "To resume: torchrun --nproc-per-node 2 -m klvae_edu train --resume auto " in result.summary()
 
 
 def test_every_held_out_figure_is_measured_on_the_final_weights(result: TrainingResult) -> None:
-    assert HeldOut(result.config, result.vae).measure(result.vae) == result.held_out
+    assert Validation(result.config, result.vae).measure(result.vae) == result.held_out

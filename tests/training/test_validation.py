@@ -19,7 +19,7 @@ from klvae_edu.metrics import psnr
 from klvae_edu.plots import image_grid
 from klvae_edu.training import validation
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.validation import HeldOut, reconstructions
+from klvae_edu.training.validation import Validation, reconstructions
 
 CONFIG = TrainingConfig(size=16, batch_size=3, held_out=7)  # 7 crops in batches of 3, 3 and 1
 
@@ -30,18 +30,18 @@ def vae() -> AutoencoderKL:
 
 
 @pytest.fixture(scope="module")
-def measured(vae: AutoencoderKL) -> HeldOut:
-    return HeldOut(CONFIG, vae)
+def measured(vae: AutoencoderKL) -> Validation:
+    return Validation(CONFIG, vae)
 
 
-def test_the_crops_are_those_of_the_held_out_split_whatever_the_seed(measured: HeldOut, vae: AutoencoderKL) -> None:
+def test_the_crops_are_those_of_the_held_out_split_whatever_the_seed(measured: Validation, vae: AutoencoderKL) -> None:
     data = image_dataset("photos", 16, split="held-out", length=7)
     assert torch.equal(measured.images, torch.stack([data[i] for i in range(7)]))
-    other = HeldOut(TrainingConfig(size=16, batch_size=3, held_out=7, seed=9), vae)
+    other = Validation(TrainingConfig(size=16, batch_size=3, held_out=7, seed=9), vae)
     assert torch.equal(measured.images, other.images)
 
 
-def test_the_figures_are_mean_psnr_over_all_crops(measured: HeldOut, vae: AutoencoderKL) -> None:
+def test_the_figures_are_mean_psnr_over_all_crops(measured: Validation, vae: AutoencoderKL) -> None:
     images = measured.images
     with torch.no_grad():
         expected = {
@@ -56,7 +56,7 @@ def test_the_figures_are_mean_psnr_over_all_crops(measured: HeldOut, vae: Autoen
 
 
 def test_patch_pca_keeps_as_many_numbers_as_the_latent_and_is_fitted_on_training_crops(
-    measured: HeldOut, vae: AutoencoderKL
+    measured: Validation, vae: AutoencoderKL
 ) -> None:
     latent = vae.encode(measured.images).latent_dist.mode()
     patches = (16 // measured.pca.patch_size) ** 2
@@ -66,7 +66,7 @@ def test_patch_pca_keeps_as_many_numbers_as_the_latent_and_is_fitted_on_training
     torch.testing.assert_close(again.reconstruct(measured.images), measured.pca.reconstruct(measured.images))
 
 
-def test_a_reconstruction_goes_through_the_mode_of_the_posterior(measured: HeldOut, vae: AutoencoderKL) -> None:
+def test_a_reconstruction_goes_through_the_mode_of_the_posterior(measured: Validation, vae: AutoencoderKL) -> None:
     first = reconstructions(vae, measured.pca, measured.images)
     second = reconstructions(vae, measured.pca, measured.images)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -74,7 +74,7 @@ def test_a_reconstruction_goes_through_the_mode_of_the_posterior(measured: HeldO
 
 
 def test_the_picture_has_labelled_rows_of_crops_and_both_reconstructions(
-    measured: HeldOut, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
+    measured: Validation, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grids: list[tuple[list[Tensor], list[str]]] = []
 
@@ -98,8 +98,8 @@ def test_an_unreadable_file_among_the_held_out_is_reported(vae: AutoencoderKL, t
     for number in range(40):  # 2 of 40 are held out
         Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
     config = TrainingConfig(data=str(tmp_path), size=16, held_out=4)
-    assert HeldOut(config, vae).unreadable is None
+    assert Validation(config, vae).unreadable is None
     spoiled = hold_out(sorted(path.name for path in tmp_path.iterdir()))[1][0]
     (tmp_path / f"{spoiled:02d}.png").write_bytes(b"no image")
-    report = HeldOut(config, vae).unreadable
+    report = Validation(config, vae).unreadable
     assert report is not None and "1 of 2 images" in report and f"{spoiled:02d}.png" in report

@@ -1,4 +1,4 @@
-"""Files of tensors from others: what is taken out of them, what they cost, and that nothing in them is executed."""
+"""Files of tensors: reading single tensors, memory, and pickles, in which nothing is executed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GIGABYTE = 1 << 30
 
 
 class Attack:
-    """Unpickling it would make a file."""
+    """A pickle that would create a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,7 +56,7 @@ def test_nothing_in_a_pickle_is_executed(tmp_path: Path, zipped: bool) -> None:
         read_pickle(tmp_path / "w.ckpt")
     assert not planted.exists()
     torch.load(tmp_path / "w.ckpt", weights_only=False)
-    assert planted.exists()  # the attack is one
+    assert planted.exists()  # the attack works
 
 
 @OLD_FORMAT
@@ -73,7 +73,7 @@ def test_whatever_a_pickle_would_run_is_named_and_not_called_damaged(tmp_path: P
 
 @pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
 def callback(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
-    """A class like Lightning's, whose module is there while a file is written and gone when it is read."""
+    """A class like Lightning's: its module exists while a file is written, and is removed when the file is read."""
     module = ModuleType(f"{request.param}.callbacks.model_checkpoint")
     parent = ""
     for part in module.__name__.split(".")[:-1]:
@@ -100,9 +100,9 @@ def test_the_bookkeeping_of_lightning_and_numbers_of_numpy_are_read_without_thei
     allowed = set(torch.serialization.get_safe_globals())
     found = read_pickle(tmp_path / "sd.ckpt")
     assert torch.equal(found["state_dict"]["a"], torch.arange(3.0))
-    assert vars(found["callback"]) == {}  # it stands for the callback, whose state is left
+    assert vars(found["callback"]) == {}  # a placeholder without the callback's state
     assert set(torch.serialization.get_safe_globals()) == allowed
-    with pytest.raises(pickle.UnpicklingError):  # nor does PyTorch read it from now on
+    with pytest.raises(pickle.UnpicklingError):  # PyTorch's list of allowed classes is unchanged
         torch.load(tmp_path / "sd.ckpt", weights_only=True)
 
 
@@ -129,7 +129,7 @@ def test_a_name_that_only_resembles_lightnings_is_refused(tmp_path: Path, monkey
         read_pickle(tmp_path / "w.ckpt")
 
 
-def test_a_bare_pickle_is_no_way_around_it(tmp_path: Path) -> None:
+def test_classes_in_a_bare_pickle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(pickle.dumps(Attack(tmp_path / "executed")))
     with pytest.raises(ValueError, match="tensors and nothing else"):
         read_pickle(tmp_path / "w.pt")
@@ -137,10 +137,8 @@ def test_a_bare_pickle_is_no_way_around_it(tmp_path: Path) -> None:
 
 
 @OLD_FORMAT
-def test_a_pickle_that_asks_for_classes_names_them_and_the_command_that_converts_it(
-    tmp_path: Path, zipped: bool
-) -> None:
-    """As training frameworks write them: callbacks and their settings beside the weights."""
+def test_a_pickle_with_classes_names_them_and_the_command_that_converts_it(tmp_path: Path, zipped: bool) -> None:
+    """The pickle is like a training framework's: it contains callbacks and their settings besides the weights."""
     path = tmp_path / "with spaces.ckpt"
     weights = {"a": torch.arange(4.0).view(2, 2).T, "b": torch.ones(2)}
     content = {"state_dict": weights, "lr": Fraction(1, 3)}
@@ -161,11 +159,9 @@ def test_a_pickle_that_asks_for_classes_names_them_and_the_command_that_converts
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04", b"\x80\x02", bytes(1000), b"\x80\x02}q\x01(X"])
-def test_what_is_no_pickle_of_tensors_is_said_to_be_damaged(tmp_path: Path, content: bytes) -> None:
+def test_other_content_is_reported_as_damaged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pt").write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"w\.pt: expected a file of tensors and nothing else, and this one is damaged"
-    ):
+    with pytest.raises(ValueError, match=r"w\.pt: expected a file of tensors and nothing else, got a damaged file"):
         read_pickle(tmp_path / "w.pt")
 
 
@@ -190,7 +186,7 @@ def test_a_pickle_cut_off_or_altered_anywhere_is_a_value_error_or_still_whole(tm
     ("content", "names", "expected"),
     [
         (save({"a": torch.ones(1)}), ["w.ckpt", "w.safetensors"], False),
-        (b"\x80\0\0\0\0\0\0\0{", ["w.ckpt", "w.sft"], False),  # the length of a header may look like a pickle
+        (b"\x80\0\0\0\0\0\0\0{", ["w.ckpt", "w.sft"], False),  # the header's length may look like the start of a pickle
         (pickle.dumps({}), ["w.pt", "w.safetensors", "w.sft"], True),
         (b"PK\x03\x04 and so on", ["w.pt", "w.safetensors"], True),
         (b"", ["w.pt", "w.CKPT", "w.bin"], True),
@@ -199,7 +195,7 @@ def test_a_pickle_cut_off_or_altered_anywhere_is_a_value_error_or_still_whole(tm
     ],
     ids=range(7),
 )
-def test_the_format_is_told_by_the_first_bytes_and_else_by_the_name(
+def test_the_format_is_recognised_by_the_first_bytes_or_the_name(
     tmp_path: Path, content: bytes, names: list[str], expected: bool
 ) -> None:
     for name in names:
@@ -207,7 +203,7 @@ def test_the_format_is_told_by_the_first_bytes_and_else_by_the_name(
         assert is_pickle(tmp_path / name) is expected, name
 
 
-def test_threads_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
+def test_threads_can_write_the_same_file(tmp_path: Path) -> None:
     both_write = threading.Barrier(2)
     errors: list[Exception] = []
 
@@ -231,7 +227,7 @@ def test_threads_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     for read in (read_pickle, SafetensorsFile):
         with pytest.raises(FileNotFoundError, match=r"no\.file"):
             read(tmp_path / "no.file")
@@ -255,7 +251,7 @@ def test_a_tensor_of_a_type_that_pytorch_lacks_is_named(tmp_path: Path) -> None:
         SafetensorsFile(tmp_path / "w.safetensors")["a"]
 
 
-def test_a_safetensors_file_cut_off_anywhere_is_said_to_be(tmp_path: Path) -> None:
+def test_a_truncated_safetensors_file_is_reported(tmp_path: Path) -> None:
     whole = save({"a": torch.ones(20), "b": torch.ones(3)})
     for end in range(0, len(whole), 5):
         (tmp_path / "w.safetensors").write_bytes(whole[:end])
@@ -264,7 +260,7 @@ def test_a_safetensors_file_cut_off_anywhere_is_said_to_be(tmp_path: Path) -> No
 
 
 def sparse_safetensors(path: Path) -> None:
-    """A large tensor of zeros, of which the file system keeps nothing, before a small one."""
+    """Write a large sparse tensor of zeros, which takes no disk space, before a small one."""
     ends = (GIGABYTE, GIGABYTE + 4)
     header = {
         "large": {"dtype": "F32", "shape": [GIGABYTE // 4], "data_offsets": [0, ends[0]]},
@@ -295,7 +291,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux counts it")
 @pytest.mark.parametrize("write", [sparse_safetensors, sparse_pickle])
-def test_a_small_tensor_out_of_a_large_file_costs_little_memory(tmp_path: Path, write) -> None:
+def test_reading_a_small_tensor_of_a_large_file_takes_little_memory(tmp_path: Path, write) -> None:
     path = tmp_path / ("w.safetensors" if write is sparse_safetensors else "w.ckpt")
     write(path)
     assert os.stat(path).st_size > GIGABYTE

@@ -1,4 +1,4 @@
-"""Names of weights: CompVis' to ours and back, names of old diffusers, prefixes, and the configuration they imply."""
+"""State-dict keys: CompVis' names and back, names of older diffusers, prefixes, and the inferred configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIXTEEN_CHANNELS = AutoencoderKLConfig(
     block_out_channels=(32, 64, 64, 64), latent_channels=16, use_quant_conv=False, use_post_quant_conv=False
 )
 
-# Configurations, with what CompVis' constructors are told for the same network.
+# Configurations, with the arguments of CompVis' constructors for the same network.
 NETWORKS: dict[str, tuple[AutoencoderKLConfig, dict[str, Any]]] = {
     "sd-v1": (AutoencoderKLConfig.from_preset("sd-v1"), {}),
     "sd3": (AutoencoderKLConfig.from_preset("sd3"), {"z_channels": 16, "quant_convs": False}),
@@ -52,7 +52,7 @@ NETWORKS: dict[str, tuple[AutoencoderKLConfig, dict[str, Any]]] = {
         {"ch": 32, "ch_mult": (1,), "num_res_blocks": 3},
     ),
 }
-EACH_NETWORK = pytest.mark.parametrize(("config", "told"), NETWORKS.values(), ids=NETWORKS.keys())
+EACH_NETWORK = pytest.mark.parametrize(("config", "arguments"), NETWORKS.values(), ids=NETWORKS.keys())
 
 SMALL = {"ch": 32, "ch_mult": (1, 2, 2), "num_res_blocks": 1}
 
@@ -62,7 +62,7 @@ def shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def on_meta(config: AutoencoderKLConfig) -> dict[str, Tensor]:
-    """The model's names and shapes, without the time and memory for numbers."""
+    """Build the model on the meta device: names and shapes only."""
     with torch.device("meta"):
         return AutoencoderKL(config).state_dict()
 
@@ -77,14 +77,14 @@ def test_stable_diffusions_file_has_248_tensors() -> None:
 
 @EACH_NETWORK
 def test_our_weights_under_compvis_names_are_the_tensors_compvis_has(
-    config: AutoencoderKLConfig, told: dict[str, Any]
+    config: AutoencoderKLConfig, arguments: dict[str, Any]
 ) -> None:
-    assert shapes(to_compvis(on_meta(config))) == compvis_shapes(**told)
+    assert shapes(to_compvis(on_meta(config))) == compvis_shapes(**arguments)
 
 
 @EACH_NETWORK
-def test_compvis_weights_under_our_names_are_the_models(config: AutoencoderKLConfig, told: dict[str, Any]) -> None:
-    weights = {name: torch.empty(shape, device="meta") for name, shape in compvis_shapes(**told).items()}
+def test_compvis_weights_under_our_names_are_the_models(config: AutoencoderKLConfig, arguments: dict[str, Any]) -> None:
+    weights = {name: torch.empty(shape, device="meta") for name, shape in compvis_shapes(**arguments).items()}
     assert shapes(to_diffusers(weights)) == shapes(on_meta(config))
 
 
@@ -106,21 +106,21 @@ def test_compvis_weights_under_our_names_are_the_models(config: AutoencoderKLCon
     ],
 )
 def test_single_names_of_stable_diffusions_file(compvis: str, diffusers: str) -> None:
-    """Four levels: the decoder's are counted from the other end."""
+    """The decoder has four levels, counted in opposite directions."""
     last_level = {"encoder.down.3.block.0.norm1.bias": torch.zeros(1)}
     assert set(to_diffusers({compvis: torch.zeros(1), **last_level})) - set(to_diffusers(last_level)) == {diffusers}
     last_level = to_diffusers(last_level)
     assert set(to_compvis({diffusers: torch.zeros(1), **last_level})) - set(to_compvis(last_level)) == {compvis}
 
 
-@pytest.mark.parametrize("told", [SMALL, {**SMALL, "attention_levels": (1,)}, {**SMALL, "quant_convs": False}])
-def test_there_and_back_every_number_is_the_same(told: dict[str, Any]) -> None:
-    weights = compvis_weights(compvis_shapes(**told))
+@pytest.mark.parametrize("arguments", [SMALL, {**SMALL, "attention_levels": (1,)}, {**SMALL, "quant_convs": False}])
+def test_there_and_back_every_number_is_the_same(arguments: dict[str, Any]) -> None:
+    weights = compvis_weights(compvis_shapes(**arguments))
     assert same(to_compvis(to_diffusers(weights)), weights)
 
 
-def test_what_has_its_name_already_keeps_it() -> None:
-    """Parts of names, replaced, would turn to_q into to_to_q the second time."""
+def test_current_names_stay() -> None:
+    """Replacing parts of names would turn to_q into to_to_q the second time."""
     weights = compvis_weights(compvis_shapes(**SMALL, attention_levels=(2,)))
     once = to_diffusers(weights)
     assert same(to_diffusers(once), once)
@@ -154,7 +154,7 @@ def test_attention_weights_may_be_matrices_in_a_compvis_file_too() -> None:
         "my.encoder.conv_in.weight",
         "encoder.norm_out.weight.old",
         "encoder.norm_outXweight",
-        "encoder.down.0.block.0.conv_shortcut.weight",  # in CompVis a 3x3 convolution that no released model has
+        "encoder.down.0.block.0.conv_shortcut.weight",  # a 3x3 convolution in CompVis; no released model has it
         "encoder.down.00.block.0.norm1.weight",
         "encoder.down.٣.block.0.norm1.weight",
         "encoder.up.0.block.0.norm1.weight",
@@ -174,7 +174,7 @@ def test_two_tensors_for_one_name_are_an_error_that_names_them() -> None:
             to_diffusers({name: torch.zeros(1), other: torch.zeros(1)})
 
 
-def test_whose_names_they_are_is_told() -> None:
+def test_the_naming_scheme_is_described() -> None:
     weights = compvis_weights(compvis_shapes(**SMALL))
     assert name_style(weights) == "CompVis' names"
     assert name_style(to_diffusers(weights)) == "diffusers' names"
@@ -212,8 +212,8 @@ class TestThePrefix:
 
 class TestTheInferredConfiguration:
     @EACH_NETWORK
-    def test_is_the_networks(self, config: AutoencoderKLConfig, told: dict[str, Any]) -> None:
-        weights = {name: torch.empty(shape, device="meta") for name, shape in compvis_shapes(**told).items()}
+    def test_is_the_networks(self, config: AutoencoderKLConfig, arguments: dict[str, Any]) -> None:
+        weights = {name: torch.empty(shape, device="meta") for name, shape in compvis_shapes(**arguments).items()}
         unknown: dict[str, Any] = {"scaling_factor": None, "shift_factor": None, "sample_size": 512}
         assert infer_config(to_diffusers(weights)) == replace(config, **unknown)
 
@@ -253,7 +253,7 @@ class TestTheInferredConfiguration:
         expected = infer_config(weights)
         for name, tensor in weights.items():
             broken = {**weights, name: torch.empty(*tensor.shape[1:], 5, device="meta")}
-            if name != "decoder.conv_out.bias":  # the only tensor that tells the image's channels
+            if name != "decoder.conv_out.bias":  # the only tensor with the number of image channels
                 assert infer_config(broken) == expected, name
 
     def test_of_transposed_convolutions_is_the_same(self) -> None:
@@ -263,7 +263,7 @@ class TestTheInferredConfiguration:
 
     @pytest.mark.parametrize("half", ["encoder", "decoder"])
     def test_of_one_half_alone_is_that_of_the_whole(self, half: str) -> None:
-        """So that the error about the other half lists the tensors that are missing."""
+        """The error about the other half can then list the missing tensors."""
         weights = on_meta(replace(SIXTEEN_CHANNELS, scaling_factor=None))
         alone = {name: tensor for name, tensor in weights.items() if name.startswith(half)}
         assert infer_config(alone) == infer_config(weights)
@@ -271,7 +271,7 @@ class TestTheInferredConfiguration:
     @settings(max_examples=50, deadline=None, derandomize=True)
     @given(st.data())
     def test_of_tensors_that_contradict_each_other_ends_in_a_list_or_is_asked_for(self, data: st.DataObject) -> None:
-        """Whole groups of tensors are left out, shapes are wrong, other networks are mixed in."""
+        """Random damage: groups of tensors are missing, shapes are wrong, tensors of other networks are added."""
         weights = dict(on_meta(ATTENTION_IN_LEVELS))
         parts = sorted({name.rsplit(".", steps)[0] + "." for name in weights for steps in (1, 2, 3, 4)})
         left_out = data.draw(st.lists(st.sampled_from(parts), max_size=6))

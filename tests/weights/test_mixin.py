@@ -1,8 +1,10 @@
-"""ModelMixin: weights as a vector and as a copy."""
+"""`ModelMixin`: parameters as a vector, and copies of models."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,7 +55,7 @@ def test_a_vector_of_another_length_is_refused_and_nothing_is_changed(
 
 
 @pytest.mark.parametrize("vector", [None, [0.0], torch.zeros(954_567, dtype=torch.int64)], ids=["none", "list", "int"])
-def test_what_is_no_vector_of_real_numbers_is_refused(tiny: AutoencoderKL, vector: object) -> None:
+def test_anything_but_a_vector_of_real_numbers_is_refused(tiny: AutoencoderKL, vector: object) -> None:
     with pytest.raises(ValueError, match="expected a Tensor"):
         tiny.set_parameters(vector)
 
@@ -76,7 +78,7 @@ def test_a_clone_has_the_same_architecture_weights_and_settings_and_its_own_memo
     assert model.encoder.conv_in.weight.any()
 
 
-def test_a_clone_does_not_share_what_was_said_of_padding(tiny: AutoencoderKL) -> None:
+def test_a_clone_warns_about_padding_on_its_own(tiny: AutoencoderKL) -> None:
     copy = tiny.clone()
     for model in (tiny, copy):
         with pytest.warns(UserWarning, match="padded"):
@@ -84,3 +86,24 @@ def test_a_clone_does_not_share_what_was_said_of_padding(tiny: AutoencoderKL) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         copy.encode(torch.zeros(1, 3, 9, 9))
+
+
+class Sub(AutoencoderKL):
+    """A subclass without changes."""
+
+
+LOADERS: dict[str, Callable[[Path], Sub]] = {
+    "from_preset": lambda folder: Sub.from_preset("tiny", seed=0),
+    "from_bundled": lambda folder: Sub.from_bundled(),
+    "from_pretrained": lambda folder: Sub.from_pretrained(folder),
+    "from_single_file": lambda folder: Sub.from_single_file(folder / "vae.safetensors"),
+    "clone": lambda folder: Sub.from_preset("tiny").clone(),
+    "optimize": lambda folder: Sub.from_preset("tiny").optimize(),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS.keys())
+def test_a_subclass_loads_itself(tiny: AutoencoderKL, load: Callable[[Path], Sub], tmp_path: Path) -> None:
+    tiny.save_pretrained(tmp_path)
+    tiny.to_single_file(tmp_path / "vae.safetensors")
+    assert type(load(tmp_path)) is Sub

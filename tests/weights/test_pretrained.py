@@ -1,4 +1,4 @@
-"""Folders in diffusers' layout: what is written, what is read, and what a broken one says."""
+"""Folders in diffusers' layout: writing, reading, and errors for damaged ones."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(saved: Path) -> 
         AutoencoderKL.from_pretrained(saved, dtype=torch.float32)
 
 
-def test_a_truncated_weight_file_is_said_to_be_one(saved: Path) -> None:
+def test_a_truncated_weight_file_is_reported(saved: Path) -> None:
     data = (saved / WEIGHTS_NAME).read_bytes()
     (saved / WEIGHTS_NAME).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
@@ -180,7 +180,7 @@ def test_a_truncated_weight_file_is_said_to_be_one(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage"])
-def test_a_broken_pickle_is_said_to_be_one(saved: Path, content: bytes) -> None:
+def test_a_broken_pickle_is_reported(saved: Path, content: bytes) -> None:
     (saved / WEIGHTS_NAME).unlink()
     (saved / PICKLE_NAME).write_bytes(content)
     with pytest.raises(ValueError, match=PICKLE_NAME):
@@ -211,7 +211,7 @@ def test_weights_of_mixed_types_need_a_choice(saved: Path) -> None:
     assert AutoencoderKL.from_pretrained(saved, dtype=torch.float32).dtype == torch.float32
 
 
-def test_a_config_that_is_no_json_is_said_to_be_one(saved: Path) -> None:
+def test_a_config_that_is_not_json_is_reported(saved: Path) -> None:
     for text in ("{", "[]", "null", "[" * 100_000):
         (saved / CONFIG_NAME).write_text(text)
         with pytest.raises(ValueError, match=r"config\.json"):
@@ -219,7 +219,7 @@ def test_a_config_that_is_no_json_is_said_to_be_one(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"down_block_types": 5}, {"block_out_channels": [2**60] * 3}, {"act_fn": {}}])
-def test_a_config_whose_values_are_none_is_named(saved: Path, fields: dict) -> None:
+def test_a_config_with_invalid_values_is_named(saved: Path, fields: dict) -> None:
     values = json.loads((saved / CONFIG_NAME).read_text())
     (saved / CONFIG_NAME).write_text(json.dumps(values | fields))
     with pytest.raises(ValueError) as error:
@@ -227,13 +227,11 @@ def test_a_config_whose_values_are_none_is_named(saved: Path, fields: dict) -> N
     assert str(saved) in str(error.value) and next(iter(fields)) in str(error.value)
 
 
-def test_whatever_stumbles_over_a_config_is_a_value_error_with_its_name(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stumble(values: dict) -> None:
+def test_any_error_in_a_config_is_a_value_error_with_its_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(values: dict) -> None:
         raise TypeError("not iterable")
 
-    monkeypatch.setattr(AutoencoderKLConfig, "from_dict", stumble)
+    monkeypatch.setattr(AutoencoderKLConfig, "from_dict", fail)
     with pytest.raises(ValueError, match=r"config\.json: not iterable"):
         AutoencoderKL.from_pretrained(saved)
 
@@ -292,6 +290,6 @@ def test_the_bundled_model_is_the_preset_of_its_name_with_a_scaling_factor() -> 
     assert vae.num_parameters() == 2_059_287
 
 
-def test_a_bundled_model_that_is_none_is_an_error_that_lists_them() -> None:
+def test_an_unknown_bundled_model_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="name: expected one of the bundled models, kl-f8-mini; got 'kl-f8-maxi'"):
         AutoencoderKL.from_bundled("kl-f8-maxi")

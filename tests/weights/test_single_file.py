@@ -1,4 +1,4 @@
-"""One file with an autoencoder in it: of whatever names, prefix and company; what is written; what a wrong one says."""
+"""An autoencoder in a single file: naming schemes, prefixes, other models in the file, writing, errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def holds(model: AutoencoderKL, weights: dict[str, Tensor]) -> bool:
-    """Whether the model's weights are these, which have CompVis' names."""
+    """Tell whether the model has these weights, which have CompVis' names."""
     expected, found = to_diffusers(weights), model.state_dict()
     return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in found)
 
@@ -93,7 +93,7 @@ class TestReading:
         style = "CompVis' names" if names == "compvis" else "diffusers' names"
         assert read_single_file(path)[2] == (f"{style} under {prefix}" if prefix else style)
 
-    def test_what_a_training_framework_keeps_beside_the_weights_is_left(
+    def test_what_a_training_framework_keeps_others_the_weights_is_left(
         self, weights: dict[str, Tensor], tmp_path: Path
     ) -> None:
         path = tmp_path / "epoch=1.ckpt"
@@ -177,8 +177,8 @@ class TestReading:
         expected = {name: tensor.to(torch.float16) for name, tensor in eight.items()}
         assert holds(AutoencoderKL.from_single_file(path, dtype=torch.float16), expected)
 
-    def test_a_file_that_diffusers_wrote_has_its_configuration_beside_it(self, tmp_path: Path) -> None:
-        """The activation and the groups are not in the tensors."""
+    def test_a_file_that_diffusers_wrote_has_its_configuration_others_it(self, tmp_path: Path) -> None:
+        """The tensors do not contain the activation and the number of groups."""
         config = replace(SMALL_CONFIG, act_fn="gelu", norm_num_groups=8, scaling_factor=0.3, sample_size=64)
         vae = AutoencoderKL(config)
         vae.save_pretrained(tmp_path)
@@ -235,10 +235,10 @@ class TestAveragedWeights:
 
 
 class TestScaling:
-    """What latents are multiplied by is not in the tensors; the company tells, or the caller."""
+    """The scaling factor is not in the weights: it comes from other tensors in the file, or from the caller."""
 
     @pytest.mark.parametrize(
-        ("beside", "told", "preset"),
+        ("prefix", "arguments", "preset"),
         [
             ("conditioner.embedders.0.transformer.weight", SMALL, "sdxl"),
             ("cond_stage_model.transformer.text_model.weight", SMALL, "sd-v1"),
@@ -248,9 +248,11 @@ class TestScaling:
         ],
     )
     def test_is_that_of_the_diffusion_model_in_the_file(
-        self, path: Path, beside: str, told: dict[str, Any], preset: str
+        self, path: Path, prefix: str, arguments: dict[str, Any], preset: str
     ) -> None:
-        save_file(under("first_stage_model.", compvis_weights(compvis_shapes(**told))) | {beside: torch.ones(1)}, path)
+        save_file(
+            under("first_stage_model.", compvis_weights(compvis_shapes(**arguments))) | {prefix: torch.ones(1)}, path
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             config = AutoencoderKL.from_single_file(path).config
@@ -261,18 +263,18 @@ class TestScaling:
         assert changed == replace(config, scaling_factor=0.5, sample_size=64)
 
     def test_of_stable_diffusions_image_variations_is_not_sdxls(self, weights: dict[str, Tensor], path: Path) -> None:
-        """Their U-Net takes an embedding in the same way; SDXL's text encoders have another name."""
-        beside = ("cond_stage_model.model.ln_final.weight", "model.diffusion_model.label_emb.0.0.weight")
-        save_file(under("first_stage_model.", weights) | {name: torch.ones(1) for name in beside}, path)
+        """Their U-Net has the same embedding as SDXL's; the text encoders have different names."""
+        others = ("cond_stage_model.model.ln_final.weight", "model.diffusion_model.label_emb.0.0.weight")
+        save_file(under("first_stage_model.", weights) | {name: torch.ones(1) for name in others}, path)
         assert AutoencoderKL.from_single_file(path).config.scaling_factor == 0.18215
 
-    @pytest.mark.parametrize("beside", [{}, {"cond_stage_model.weight": torch.ones(1)}])
+    @pytest.mark.parametrize("others", [{}, {"cond_stage_model.weight": torch.ones(1)}])
     def test_that_the_diffusion_model_measured_comes_first(
-        self, weights: dict[str, Tensor], path: Path, beside: dict[str, Tensor]
+        self, weights: dict[str, Tensor], path: Path, others: dict[str, Tensor]
     ) -> None:
-        """As CompVis' LatentDiffusion keeps it with scale_by_std."""
+        """CompVis' LatentDiffusion saves it with scale_by_std."""
         measured = {"scale_factor": torch.tensor(0.25)}
-        save_file(under("first_stage_model.", weights) | UNET | beside | measured, path)
+        save_file(under("first_stage_model.", weights) | UNET | others | measured, path)
         config = AutoencoderKL.from_single_file(path).config
         assert config.scaling_factor == 0.25
         assert config.sample_size == 512
@@ -294,14 +296,14 @@ class TestScaling:
             assert AutoencoderKL.from_single_file(path).config.scaling_factor == 1.0
 
     def test_of_another_number_of_channels_than_that_model_has_stays_open(self, path: Path) -> None:
-        """Flux.2, for instance, has Flux' block names and latents of its own."""
-        beside = {"model.diffusion_model.double_blocks.0.weight": torch.ones(1)}
-        save_file(under("vae.", compvis_weights(compvis_shapes(**SMALL, z_channels=32))) | beside, path)
+        """Flux.2, for example, has the block names of Flux, but other latents."""
+        others = {"model.diffusion_model.double_blocks.0.weight": torch.ones(1)}
+        save_file(under("vae.", compvis_weights(compvis_shapes(**SMALL, z_channels=32))) | others, path)
         assert AutoencoderKL.from_single_file(path).config.scaling_factor is None
 
     def test_of_stable_diffusions_network_alone_is_its_own_with_a_warning_about_sdxl(self, tmp_path: Path) -> None:
         path = tmp_path / "vae.ckpt"
-        with torch.serialization.skip_data():  # zeros, of which the file system keeps nothing
+        with torch.serialization.skip_data():  # zeros that take no disk space
             torch.save({name: torch.empty(shape, dtype=torch.half) for name, shape in compvis_shapes().items()}, path)
         with pytest.warns(UserWarning, match=r"0\.18215.*SDXL.*scaling_factor=0\.13025") as caught:
             model = AutoencoderKL.from_single_file(path)
@@ -540,9 +542,9 @@ class TestAWrongFile:
         for path in (tmp_path / "vae.safetensors", tmp_path / "vae.ckpt"):
             save_file(weights, path) if path.suffix == ".safetensors" else torch.save(weights, path)
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-            assert re.search("not a whole safetensors file|is damaged", error_of(path))
+            assert re.search("not a whole safetensors file|got a damaged file", error_of(path))
             path.write_bytes(b"<html>Access denied</html>")
-            assert re.search("not a whole safetensors file|is damaged", error_of(path))
+            assert re.search("not a whole safetensors file|got a damaged file", error_of(path))
             path.unlink()
             with pytest.raises(FileNotFoundError, match=path.name):
                 AutoencoderKL.from_single_file(path)
@@ -593,7 +595,7 @@ class TestAWrongFile:
         ],
         ids=str,
     )
-    def test_with_a_configuration_that_is_none_names_the_file(
+    def test_with_an_invalid_configuration_names_the_file(
         self, weights: dict[str, Tensor], tmp_path: Path, fields: dict[str, Any]
     ) -> None:
         config = json.dumps({"_class_name": "AutoencoderKL", **SMALL_CONFIG.to_dict(), **fields})
@@ -637,7 +639,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux counts it")
 def test_out_of_a_checkpoint_of_gigabytes_only_the_autoencoder_is_read(tmp_path: Path) -> None:
-    """4 GB of something else, of which the file system keeps nothing."""
+    """The checkpoint contains 4 GB of other tensors, which take no disk space."""
     shapes = compvis_shapes(**SMALL)
     with torch.serialization.skip_data():
         autoencoder = {f"first_stage_model.{name}": torch.empty(shape) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""States through streams: the bytes, several in one stream, pipes, and what a wrong stream says."""
+"""States in binary streams: their bytes, several states in one stream, pipes, and errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def same(first: AutoencoderKL, second: AutoencoderKL) -> bool:
 
 
 def refused(vae: AutoencoderKL, stream: Any) -> str:
-    """The error, after which the model must be as it was."""
+    """Return the error of loading; the model must be unchanged after it."""
     before = model(0)
     before.load_state_dict(vae.state_dict())
     before.config = vae.config
@@ -98,7 +98,7 @@ def test_several_states_and_other_bytes_may_follow_each_other() -> None:
 
 @pytest.mark.parametrize("buffering", [0, -1])
 def test_pipes_work_with_and_without_a_buffer(buffering: int) -> None:
-    """They take and give less at a time than they are asked for."""
+    """Pipes write and read fewer bytes at a time than requested."""
     sent = [model(seed) for seed in (1, 2)]
     reading, writing = os.pipe()
     with open(reading, "rb", buffering) as source, open(writing, "wb", buffering) as sink:
@@ -140,7 +140,7 @@ def test_a_changed_model_is_refused_and_nothing_is_written() -> None:
 
 
 @pytest.mark.parametrize("value", ["5", "[2]", '"x"', "[]"])
-def test_a_configuration_that_is_none_is_refused(value: str) -> None:
+def test_an_invalid_configuration_is_refused(value: str) -> None:
     config = f'{{"_class_name": "AutoencoderKL", "down_block_types": {value}, "up_block_types": {value}}}'
     data = save(model(1).state_dict(), metadata={"config": config})
     message = refused(model(2), io.BytesIO(data))
@@ -168,7 +168,7 @@ def test_sockets_and_archives_work(tmp_path: Path) -> None:
     assert same(vae, again)
 
 
-def test_a_stream_that_takes_a_part_and_one_that_says_nothing_get_everything() -> None:
+def test_a_stream_that_writes_parts_and_one_that_returns_nothing_get_everything() -> None:
     class Slow(io.BytesIO):
         def write(self, data: Any) -> int:
             return super().write(bytes(data)[:1000])
@@ -192,7 +192,7 @@ def test_the_model_keeps_its_type_and_its_parameters_and_owns_its_weights() -> N
     assert same(second, first.to(torch.bfloat16))
 
 
-def test_what_does_not_change_the_network_is_taken_over() -> None:
+def test_fields_that_do_not_change_the_network_are_taken_over() -> None:
     changes: dict[str, Any] = {
         "scaling_factor": 0.3,
         "latents_mean": (0.1, 0.2, 0.3, 0.4),
@@ -255,7 +255,7 @@ def test_other_bytes_are_refused_without_waiting_for_more_of_them() -> None:
     assert stream.tell() == 8
 
 
-def test_a_header_that_promises_any_amount_is_not_believed() -> None:
+def test_a_header_with_a_huge_size_is_refused() -> None:
     header = b'{"a": {"dtype": "U8", "shape": [1000000000000000], "data_offsets": [0, 1000000000000000]}}'
     data = len(header).to_bytes(8, "little") + header + bytes(100)
     assert "ends too early, after 100 of 1000000000000000 bytes" in refused(model(2), io.BytesIO(data))
@@ -301,7 +301,7 @@ def closed() -> io.BytesIO:
     ],
     ids=["text", "empty text", "text file", "closed", "only for writing", "a path", "nothing"],
 )
-def test_what_is_no_binary_stream_to_read_is_refused(stream: Any) -> None:
+def test_anything_but_a_readable_binary_stream_is_refused(stream: Any) -> None:
     assert "expected a binary stream" in refused(model(2), stream())
 
 
@@ -317,7 +317,7 @@ def test_what_is_no_binary_stream_to_read_is_refused(stream: Any) -> None:
     ],
     ids=["text", "text file", "closed", "only for reading", "a path", "nothing"],
 )
-def test_what_is_no_binary_stream_to_write_is_refused(stream: Any) -> None:
+def test_anything_but_a_writable_binary_stream_is_refused(stream: Any) -> None:
     with pytest.raises(ValueError, match="expected a binary stream that is open for writing"):
         model(1).save_state(stream())
 
@@ -333,7 +333,7 @@ def test_a_stream_that_does_not_wait_is_an_error_not_a_loop() -> None:
             model(1).save_state(sink)
 
 
-def test_a_full_disk_stays_the_error_it_is() -> None:
+def test_the_error_of_a_full_disk_is_not_changed() -> None:
     class Full(io.BytesIO):
         def write(self, data: Any) -> int:
             raise OSError(28, "No space left on device")

@@ -1,9 +1,9 @@
-"""How an answer is judged.
+"""Judge functions by their results.
 
-An attempt is run on a few probes (small random inputs) beside the finished version. When the results differ, they are
-compared with those of known mistakes, so that the verdict can name the mistake, and so is the exception of an attempt
-that raises one; an answer that matches none of them is told where it differs. Only results count, not how they were
-reached; but the caller's tensors must stay as they are.
+The attempt and the reference solution run on a few probes (small random inputs). If the results differ, they are
+compared with the results of known mistakes, so that the verdict can name the mistake. An exception is compared in the
+same way. If no mistake matches, the verdict describes the difference. Only results count, not the code. But the attempt
+must not change its input tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from klvae_edu.exercises.exercise import Blank, Judge, OpenGap, call, explain, one_line
 
 Probe = tuple[Any, ...]  # the arguments of one call
-Mistake = tuple[str, Callable[..., Any]]  # what to say of a mistake people make, and code that makes it
+Mistake = tuple[str, Callable[..., Any]]  # message, and code that makes the mistake
 
 
 def judge_function(
@@ -30,15 +30,15 @@ def judge_function(
     outputs: Sequence[str] = ("the result",),
     gradients: Sequence[str] = (),
 ) -> Judge:
-    """A judge of functions that return one tensor, or a tuple of tensors called `outputs`.
+    """Make a judge of functions that return one tensor, or a tuple of tensors named `outputs`.
 
     Args:
-        reference: the finished version.
-        probes: arguments to call it with. They must tell the mistakes from the truth and from each other.
-        mistakes: tried in this order. They are recognised by their results, or by what they raise on the first probe.
-        inputs: what to call the arguments, in their order.
-        outputs: what to call the results.
-        gradients: those of the inputs that the result must carry a gradient to.
+        reference: the reference solution.
+        probes: arguments for the calls. Their results must differ between the reference and each of the mistakes.
+        mistakes: tried in this order. They are recognised by their results, or by the exception on the first probe.
+        inputs: names of the arguments, in their order.
+        outputs: names of the results.
+        gradients: names of the inputs with respect to which the gradient is checked, too.
     """
 
     def judge(attempt: Any) -> str | None:
@@ -69,12 +69,12 @@ def judge_function(
 
 
 def adapted(judge: Judge, adapt: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Judge:
-    """`judge` for attempts that `adapt` turns into functions of the kind that it knows."""
+    """Make a judge that applies `judge` to `adapt(attempt)`."""
     return lambda attempt: judge(adapt(attempt) if callable(attempt) else attempt)
 
 
 def judge_parts(parts: Mapping[str, Judge], given: Sequence[str] = ()) -> Judge:
-    """A judge of classes, part by part. The skeleton may hand out the parts that are `given`."""
+    """Make a judge of classes that judges part by part. The skeleton contains the parts in `given`."""
 
     def judge(attempt: Any) -> str | None:
         if not callable(attempt):
@@ -100,7 +100,7 @@ def judge_parts(parts: Mapping[str, Judge], given: Sequence[str] = ()) -> Judge:
 
 
 def name_error(error: Exception, mistakes: Sequence[Mistake], run: Callable[[Callable[..., Any]], Any]) -> str:
-    """The mistake that raises the same when it is `run` as the attempt was, or else what the exception says."""
+    """Return the message of the mistake that raises the same exception in `run`, or else describe the exception."""
     for message, code in mistakes:
         try:
             run(code)
@@ -111,13 +111,13 @@ def name_error(error: Exception, mistakes: Sequence[Mistake], run: Callable[[Cal
 
 
 def probe(*shapes: tuple[int, ...], scale: float = 1.0) -> Probe:
-    """Normal tensors, the same every time, moved off zero so that no sum cancels."""
+    """Make normal tensors with mean 0.3, the same in every call. The mean keeps sums from cancelling."""
     generator = torch.Generator().manual_seed(sum(map(sum, shapes)))
     return tuple(scale * torch.randn(shape, generator=generator) + 0.3 for shape in shapes)
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two results agree up to rounding in single precision."""
+    """Tell whether two results are equal up to rounding in single precision."""
     if isinstance(a, (tuple, list)) or isinstance(b, (tuple, list)):
         both = isinstance(a, (tuple, list)) and isinstance(b, (tuple, list))
         return both and len(a) == len(b) and all(map(same, a, b))
@@ -131,7 +131,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _outcome(function: Callable[..., Any], probe: Probe, seed: int = 0) -> Any:
-    """The result of the function on copies of the probe, or the exception it raised."""
+    """Return the result of the function on a copy of the probe, or the exception that it raised."""
     torch.manual_seed(seed)
     try:
         return call(function, *copy.deepcopy(probe))
@@ -142,7 +142,7 @@ def _outcome(function: Callable[..., Any], probe: Probe, seed: int = 0) -> Any:
 
 
 def _agree(results: Sequence[Any], wrong: Sequence[Any]) -> bool:
-    """Whether an attempt does what a mistake does: on the first probe, and on the others as far as the attempt runs."""
+    """Compare results with a mistake's: on the first probe, and on every other where the attempt raises nothing."""
     pairs = zip(results, wrong, strict=True)
     return same(results[0], wrong[0]) and all(same(a, b) for a, b in pairs if not isinstance(a, Exception))
 
@@ -182,7 +182,7 @@ def _judge_gradients(
 
 
 def _gradients(function: Callable[..., Any], probe: Probe, wrt: Mapping[str, int]) -> list[Tensor]:
-    """The gradient of a weighted sum of the results, zero where there is none."""
+    """Return the gradient of a weighted sum of the results; zeros where there is none."""
     leaves = {position: probe[position].clone().requires_grad_() for position in wrt.values()}
     # Copies of the leaves, because autograd allows no in-place operation on a leaf itself.
     arguments = [leaves[i].clone() if i in leaves else copy.deepcopy(value) for i, value in enumerate(probe)]
@@ -195,7 +195,7 @@ def _gradients(function: Callable[..., Any], probe: Probe, wrt: Mapping[str, int
 
 
 def _common_ratio(results: Sequence[Any], expected: Sequence[Any]) -> float | None:
-    """The number that turns every expected value into the result, where there is one."""
+    """Return the common ratio of all results to the expected values; None if there is none."""
     if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (*results, *expected)):
         return None
     if any(result.shape != right.shape for result, right in zip(results, expected, strict=True)):
@@ -206,7 +206,7 @@ def _common_ratio(results: Sequence[Any], expected: Sequence[Any]) -> float | No
 
 
 def _describe(result: Any, expected: Any, outputs: Sequence[str]) -> str:
-    """How a wrong result differs, without its end: the caller adds the input."""
+    """Describe how a wrong result differs. The caller appends the input."""
     if isinstance(result, Exception):
         return explain(result)
     if isinstance(expected, tuple):
@@ -234,7 +234,7 @@ def _describe(result: Any, expected: Any, outputs: Sequence[str]) -> str:
 
 
 def _given(probe: Probe, names: Sequence[str]) -> str:
-    """What a result was wrong for: the shapes of tensors, or else numbers by name and value."""
+    """Describe the input of a wrong result: the shapes of tensors, or the names and values of numbers."""
     shapes = dict.fromkeys(str(tuple(value.shape)) for value in probe if isinstance(value, Tensor))
     if shapes:
         return f", for inputs of shape {', '.join(shapes)}"

@@ -1,8 +1,8 @@
-"""How an answer that is a class of modules is judged.
+"""Judge `nn.Module` classes by their parameters, results and gradients.
 
-It is built beside the finished class, with the same arguments. Both must have the same parameters, by name and shape;
-then they are given the same random weights, so that their results can be compared. Known mistakes are classes, too.
-How the submodules are written and used does not matter: only names, shapes, results and gradients count.
+The attempt and the reference class are built with the same arguments. Both must have parameters of the same names and
+shapes. Then both get the same random weights, and their results are compared. Known mistakes are classes, too. Only
+names, shapes, results and gradients count, not the code.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from klvae_edu.exercises.exercise import Blank, Judge, OpenGap, call, explain
 from klvae_edu.exercises.judges.functions import Probe, judge_function, name_error, same
 
 Build = Callable[..., nn.Module]
-ModuleMistake = tuple[str, Build]  # what to say of a mistake people make, and a class that makes it
-_FLAT = 1e-3  # maps this flat show a norm's eps
+ModuleMistake = tuple[str, Build]  # message, and a class that makes the mistake
+_FLAT = 1e-3  # scale of feature maps so small that the eps of a norm shows
 
 
 def judge_module(
@@ -32,16 +32,16 @@ def judge_module(
     parts: Sequence[str],
     given: Sequence[str] = (),
 ) -> Judge:
-    """A judge of `nn.Module` classes whose `forward` returns one tensor, or a tuple of tensors.
+    """Make a judge of `nn.Module` classes whose `forward` returns one tensor, or a tuple of tensors.
 
     Args:
-        reference: the finished class.
+        reference: the reference class.
         builds: arguments of the constructor, one tuple for each object to build.
-        inputs: arguments of `forward`, one tuple for each build, or a function of the build's arguments that makes it.
-        mistakes: tried in this order. They are recognised by their parameters or, where these are right, by their
-            results, or by what they raise. Most are subclasses of the reference.
-        parts: the submodules that the text asks for, by name.
-        given: those of them that the skeleton hands out.
+        inputs: arguments of `forward`, one tuple for each build, or a function from the build's arguments to them.
+        mistakes: tried in this order. They are recognised by their parameters or, if these are right, by their results
+            or their exception. Most are subclasses of the reference.
+        parts: names of the submodules that the text asks for.
+        given: names of the submodules that the skeleton contains.
     """
 
     def judge(attempt: Any) -> str | None:
@@ -70,11 +70,11 @@ def judge_module(
 
 
 def _require_all_gaps_filled(attempt: type[nn.Module], build: Probe, inputs: Probe, parts: set[str]) -> None:
-    """Build by hand, so that what a half-written `__init__` has made can be looked at.
+    """Run `__init__` and `forward` separately, so that an unfinished `__init__` can be inspected.
 
     Raises:
         Blank: nothing is written yet.
-        OpenGap: something is.
+        OpenGap: some gaps are filled, and others are open.
     """
     module = attempt.__new__(attempt)
     gaps = []
@@ -83,7 +83,7 @@ def _require_all_gaps_filled(attempt: type[nn.Module], build: Probe, inputs: Pro
     except (Blank, OpenGap):
         gaps.append("__init__")
     except Exception:
-        return  # the judge builds it again, and explains what happens
+        return  # the judge builds it again, and explains the exception
     gaps += [f"self.{name}" for name, value in vars(module).items() if value is ...]
     written = bool(parts & vars(module).get("_modules", {}).keys())
     try:
@@ -108,7 +108,7 @@ def _build(attempt: type[nn.Module], build: Probe) -> nn.Module:
 
 
 def _randomised(reference: Build, build: Probe) -> nn.Module:
-    """The finished module with other weights in every place: fresh norms are all alike, which would hide mix-ups."""
+    """Build the reference with random parameters. Untrained norms are all equal, which would hide exchanged ones."""
     torch.manual_seed(0)
     module = reference(*build)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _describe_parameters(module: nn.Module, right: nn.Module) -> str:
-    """What is missing, too much or of another shape: the first of these."""
+    """Describe the first parameter that is missing, superfluous or of another shape."""
     found, expected = _shapes(module), _shapes(right)
     if not found:
         return "it has no parameters: make the layers in __init__, and assign each to a name of self"
@@ -165,7 +165,7 @@ def _describe_parameters(module: nn.Module, right: nn.Module) -> str:
 
 
 def _first_unknown(key: str, known: dict[str, Any]) -> str:
-    """The shortest beginning of a dotted name that no known name has."""
+    """Return the shortest prefix of a dotted name that is not a prefix of any known name."""
     words = key.split(".")
     beginnings = [".".join(words[:count]) for count in range(1, len(words) + 1)]
     return next(name for name in beginnings if not any(f"{other}.".startswith(f"{name}.") for other in known))
@@ -195,12 +195,12 @@ def _judge_results(
 
 
 def _names(module: nn.Module) -> list[str]:
-    """The arguments of `forward`."""
+    """List the names of the arguments of `forward`."""
     return list(inspect.signature(module.forward).parameters)
 
 
 def _judge_leaves(module: nn.Module, right: nn.Module, inputs: Probe, all_kinds: bool) -> str | None:
-    """Each layer by itself, on a map so flat that eps shows: all that can be wrong where the result is right."""
+    """Compare single layers on small feature maps: a wrong eps shows there even if the result is right."""
     seen: dict[str, Any] = {}
     leaves = {
         name: leaf
@@ -225,7 +225,7 @@ def _judge_leaves(module: nn.Module, right: nn.Module, inputs: Probe, all_kinds:
 
 
 def _describe_setting(name: str, module: nn.Module, right: nn.Module) -> str | None:
-    """How a layer was made in another way than it should be."""
+    """Describe the first setting of a layer that differs from the reference; None if all are equal."""
     ours, theirs = module.get_submodule(name), right.get_submodule(name)
     if type(ours) is not type(theirs):
         return f"{name} is a {type(ours).__name__}, expected a {type(theirs).__name__}"
@@ -242,7 +242,7 @@ def _judge_gradients(module: nn.Module, right: nn.Module, inputs: Probe) -> str 
     except Exception as error:
         return f"the values are right, but with a gradient to follow {explain(error)}"
     expected = _gradients(right, inputs, _names(right))
-    least = 1e-5 * max(float(gradient.abs().max()) for gradient in expected.values())  # less is rounding
+    least = 1e-5 * max(float(gradient.abs().max()) for gradient in expected.values())  # smaller gradients are rounding
     owners = {name: name.rpartition(".")[0] or name for name in expected}
     cut = [owners[name] for name, g in expected.items() if g.abs().max() > least >= found[name].abs().max()]
     if cut:
@@ -254,7 +254,7 @@ def _judge_gradients(module: nn.Module, right: nn.Module, inputs: Probe) -> str 
 
 
 def _gradients(module: nn.Module, inputs: Probe, names: Sequence[str]) -> dict[str, Tensor]:
-    """Of a weighted sum of the results: by the names of inputs and parameters, zero where there is none."""
+    """Return the gradients of a weighted sum of the results, by input or parameter name; zeros where there is none."""
     leaves = {
         name: value.clone().requires_grad_()
         for name, value in zip(names, inputs, strict=False)
@@ -273,7 +273,7 @@ def _gradients(module: nn.Module, inputs: Probe, names: Sequence[str]) -> dict[s
 
 
 def _with(reference: Build, build: Probe) -> str:
-    """The arguments a module was built with, where they are short."""
+    """Name the arguments with which a module was built, if all of them are short."""
     if not build or not all(isinstance(value, (int, float, str)) for value in build):
         return ""
     names = inspect.signature(reference).parameters

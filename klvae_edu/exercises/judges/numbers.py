@@ -1,4 +1,4 @@
-"""Judges an answer that computes plain numbers, as `judging` does with one that computes tensors."""
+"""Judge functions that compute plain numbers. `functions` judges those that compute tensors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def judge_numbers(
     given: Callable[[Probe], str],
     asked: str = "one number",
 ) -> Judge:
-    """A judge of functions that return one number, or several.
+    """Make a judge of functions that return one number, or several.
 
     Args:
-        reference: the finished version.
-        probes: arguments to call it with.
-        mistakes: what to say, and code that makes the mistake. It has to agree on all probes.
-        given: a probe in words, for an answer that none of them explains.
-        asked: what the function returns, in words.
+        reference: the reference solution.
+        probes: arguments for the calls.
+        mistakes: message, and code that makes the mistake. It is recognised if it agrees on all probes.
+        given: describes a probe in words, for an answer that no mistake explains.
+        asked: the result of the function, in words.
     """
     expected = [_numbers(reference(*copy.deepcopy(arguments))) for arguments in probes]
 
@@ -59,7 +59,7 @@ def judge_numbers(
 
 
 def _numbers(result: Any) -> Numbers | None:
-    """One number or a sequence of them; None: something else."""
+    """Convert a number or a sequence of numbers to a tuple; None for anything else."""
     try:
         values = result if isinstance(result, (list, tuple)) else np.asarray(result).reshape(-1)
         return tuple(float(value) for value in values)

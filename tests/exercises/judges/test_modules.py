@@ -1,4 +1,4 @@
-"""How answers that are classes of modules are judged."""
+"""The judge of `nn.Module` classes: parameters, results, exceptions and gradients."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def verdict(attempt, **options):
 
 
 def changed(**methods):
-    """A right class with some methods of its own."""
+    """Make a right class with other methods."""
     return type("Attempt", (Reference,), methods)
 
 
 def made(**layers):
-    """A right class with some layers of its own, each a function of the widths."""
+    """Make a right class with other layers, each given as a function of the widths."""
 
     class Attempt(Reference):
         def __init__(self, in_channels, out_channels):
@@ -420,7 +420,7 @@ def test_a_gradient_that_is_cut_is_named(attempt, message):
 
 def test_a_parameter_without_influence_needs_no_gradient():
     class Shifted(nn.Module):
-        """A softmax does not feel a shift: its gradient is rounding noise, and may be exactly zero."""
+        """Softmax does not depend on a shift: the gradient is rounding, and may be exactly zero."""
 
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Pictures put together pixel by pixel: for panels, which have no time for a matplotlib figure."""
+"""Combine pictures into one array of pixels. This is faster than a matplotlib figure, which panels need."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from klvae_edu.plots import Pixels, to_image
 
 _ORANGE = (213, 94, 0)  # the second of `plots.PALETTE`
-_FRAME = 2  # pixels thick
-_GAP, _SMALL_GAP = 8, 2 * _FRAME  # pixels between pictures: side by side, and in a sheet, where a frame has room
+_FRAME = 2  # thickness in pixels
+_GAP, _SMALL_GAP = 8, 2 * _FRAME  # pixels between pictures side by side, and in a montage (room for a frame)
 
 
-def beside(*pictures: Tensor | Pixels) -> Pixels:
-    """Pictures, each (3, H, W) in [-1, 1] or (H, W, 3) uint8, next to each other on white: (H, W, 3) uint8."""
+def side_by_side(*pictures: Tensor | Pixels) -> Pixels:
+    """Place pictures, each (3, H, W) in [-1, 1] or (H, W, 3) uint8, in a row on white: (H, W, 3) uint8."""
     pixels = [to_image(picture) if isinstance(picture, Tensor) else picture for picture in pictures]
     row = _white(
         max(picture.shape[0] for picture in pixels),
@@ -29,8 +29,15 @@ def beside(*pictures: Tensor | Pixels) -> Pixels:
     return row
 
 
-def sheet(pictures: Sequence[Pixels], columns: int, magnified: int = 1, marked: int | None = None) -> Pixels:
-    """Pictures of one size in rows, their pixels magnified that many times, the one numbered `marked` framed."""
+def montage(pictures: Sequence[Pixels], columns: int, magnified: int = 1, marked: int | None = None) -> Pixels:
+    """Arrange pictures of the same size in rows on white.
+
+    Args:
+        pictures: each (H, W, 3) uint8.
+        columns: number of pictures in a row.
+        magnified: integer factor by which pixels are enlarged.
+        marked: number of the picture that gets a frame; None: no frame.
+    """
     height, width = (magnified * side for side in pictures[0].shape[:2])
     rows = math.ceil(len(pictures) / columns)
     whole = _white(rows * (height + _SMALL_GAP), columns * (width + _SMALL_GAP))
@@ -45,7 +52,7 @@ def sheet(pictures: Sequence[Pixels], columns: int, magnified: int = 1, marked: 
 
 
 def frame(picture: Pixels, top: int, left: int, height: int, width: int) -> None:
-    """Draw an orange frame around a rectangle of `picture`, which is changed; what the rectangle holds is not."""
+    """Draw an orange frame around a rectangle of `picture`, in place; the inside of the rectangle is not changed."""
     rectangle = picture[top : top + height, left : left + width]
     inside = rectangle.copy()
     bottom, right = top + height + _FRAME, left + width + _FRAME

@@ -1,0 +1,54 @@
+"""`TrainingResult`: the outcome of a run, and its summary in words."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from klvae_edu.autoencoder import AutoencoderKL
+from klvae_edu.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The outcome of a training run."""
+
+    vae: AutoencoderKL
+    config: TrainingConfig
+    step: int  # the last finished step
+    held_out: dict[str, float]  # mean PSNR in dB on the validation crops, of "model", "patch-PCA" and "bicubic"
+    images_per_second: float  # of the training steps alone
+    unreadable: list[str]  # reports on files of the data that could not be read
+    processes: int = 1
+    lpips: str | None = None  # source of VGG16's weights in words; None: no perceptual loss
+
+    @property
+    def interrupted(self) -> bool:
+        """True if Ctrl-C or SIGTERM ended the run before the configuration's last step."""
+        return self.step < self.config.steps
+
+    def summary(self) -> str:
+        """Describe the result: the model beside its baselines, the highest of them, and how to resume."""
+        config, factor = self.config, self.vae.downsample_factor
+        about = {
+            "patch-PCA": f"{self.vae.config.latent_channels} numbers per {factor}x{factor} patch, as in the latent",
+            "bicubic": f"from the image reduced by {factor}: 3 numbers per {factor}x{factor} patch",
+        }
+        higher = [name for name in about if self.held_out[name] > self.held_out["model"]]
+        lines = [
+            f"Step {self.step} of {config.steps}, {self.images_per_second:.0f} images/s.",
+            f"Mean PSNR on {config.held_out} validation crops of {config.size}x{config.size} pixels:",
+            *(f"  {value:6.2f} dB  {name:9}  {about.get(name, '')}".rstrip() for name, value in self.held_out.items()),
+            f"Higher than the model: {' and '.join(higher)}." if higher else "The model is the highest.",
+            *([] if self.lpips is None else [f"The perceptual loss was LPIPS with {self.lpips}."]),
+            *self.unreadable,
+        ]
+        weights = str(config.out / "model")
+        lines += [f"Weights in {weights}. To try them: klvae reconstruct PHOTO --model {shlex.quote(weights)}"]
+        if self.interrupted:
+            command = config.command(resume="auto")
+            if self.processes > 1:
+                launcher = f"torchrun --nproc-per-node {self.processes} -m klvae_edu train"
+                command = command.replace("klvae train", launcher, 1)
+            lines += [f"Interrupted. To resume: {command}"]
+        return "\n".join(lines)
