@@ -163,10 +163,14 @@ class Attention(CheckpointedBlock):
         batch, channels, height, width = x.shape
         # From feature map to tokens: one token for each pixel.
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H·W, C)
-        query, key, value = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)  # (B, H·W, C) each
+        query, key, value = self.project(tokens)  # (B, H·W, C) each
         out = self.to_out[0](BACKENDS[self.backend](query, key, value, self.scale))  # (B, H·W, C)
         # Back to a feature map, and the residual sum.
         return x + out.transpose(1, 2).reshape(batch, channels, height, width)  # (B, C, H, W)
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Compute queries, keys and values, (B, N, C) each, of tokens (B, N, C)."""
+        return self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
 
 
 # ---- Levels of the encoder and the decoder ---------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def _place(fig: Figure, image: Pixels, x: float, y: float, scale: int) -> None:
 
 
 def _to_pixels(image: Tensor | Pixels) -> Pixels:
-    """Convert an image to (H, W, 3) uint8. Raises `ValueError` for another shape or type."""
+    """Convert one of the accepted kinds of image to (H, W, 3) uint8, or raise a `ValueError`."""
     if isinstance(image, Tensor):
         return to_image(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

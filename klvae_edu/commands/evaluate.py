@@ -31,8 +31,8 @@ class EvaluateOptions:
     data: str = "photos"  # images to evaluate on: photos, dead-leaves, sprites, a folder, or a Hugging Face data set
     split: Literal["held-out", "all"] = "held-out"  # held-out images, or all images of a folder not trained on
     size: int = 256  # side of the images in pixels
-    crops: int | None = None  # number of images; None: 256 held-out crops, or all images of the folder
-    fit: str = "photos"  # images whose training crops patch-PCA is fitted to
+    crops: int | None = None  # number of images; None: 256 with --split held-out, every image with --split all
+    fit: str = "photos"  # data set for patch-PCA, which is fitted to its training crops: as --data
     out: Path | None = None  # new JSON file for the results
     device: Literal["cuda", "mps", "cpu"] | None = None  # device to compute on; None: the fastest available
 

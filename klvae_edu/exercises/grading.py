@@ -128,7 +128,7 @@ def _run(cells: list[str], limits: Limits) -> tuple[dict[str, tuple[State, str]]
     lines = [line for line in map(_parse, output.splitlines()) if line.pop("token", None) == token]
     verdicts: dict[str, tuple[State, str]] = {}
     for line in lines:
-        if "exercise" in line and verdicts.get(line["exercise"], ("",))[0] != "passed":  # a later verdict does not undo a pass
+        if "exercise" in line and verdicts.get(line["exercise"], ("",))[0] != "passed":  # a pass is final
             verdicts[line["exercise"]] = (line["state"], line["message"])
     if late:
         return verdicts, f"stopped after {limits.seconds:g} s"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from klvae_edu.blocks import BACKENDS, Attention, Upsample2D
+from klvae_edu.blocks import Attention, Upsample2D
 from klvae_edu.performance.winograd import WinogradConv2d
 
 
@@ -114,21 +114,20 @@ class CentredGroupNorm(nn.GroupNorm):
         return super().forward(x - channel_means[..., None, None])
 
 
-class FusedAttention(nn.Module):
+class FusedAttention(Attention):
     """`Attention` with one matrix for queries, keys and values: (B, C, H, W) -> the same shape."""
 
     def __init__(self, attention: Attention) -> None:
-        super().__init__()
+        channels = attention.to_q.in_features
+        with torch.device("meta"):  # without weights: they are taken from `attention` below
+            super().__init__(channels, attention.group_norm.num_groups)
+            self.to_qkv = nn.Linear(channels, 3 * channels)
         layers = (attention.to_q, attention.to_k, attention.to_v)
-        self.group_norm, self.to_out, self.scale = attention.group_norm, attention.to_out, attention.scale
-        self.backend = attention.backend
-        self.to_qkv = nn.Linear(attention.to_q.in_features, 3 * attention.to_q.out_features, device="meta")
+        del self.to_q, self.to_k, self.to_v
         self.to_qkv.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]))  # (3C, C)
         self.to_qkv.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]))  # (3C,)
+        self.group_norm, self.to_out, self.backend = attention.group_norm, attention.to_out, attention.backend
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H·W, C)
-        query, key, value = self.to_qkv(tokens).chunk(3, dim=-1)  # (B, H·W, C) each
-        out = self.to_out[0](BACKENDS[self.backend](query, key, value, self.scale))  # (B, H·W, C)
-        return x + out.transpose(1, 2).reshape(batch, channels, height, width)
+    def project(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Compute queries, keys and values, (B, N, C) each, by one product."""
+        return self.to_qkv(tokens).chunk(3, dim=-1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from klvae_edu.blocks import BACKENDS, Attention, CheckpointedBlock
-from klvae_edu.performance.fused import FusedAttention, fuse
+from klvae_edu.performance.fused import fuse
 from klvae_edu.performance.tiling import Tiling, sliced, tiled
 from klvae_edu.performance.upcast import computes_in_float16, in_float32
 from klvae_edu.weights.checks import check_dtype
@@ -107,7 +107,7 @@ class PerformanceMixin(ModelMixin):
         if name not in BACKENDS:
             raise ValueError(f"attention backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
         for module in self.modules():
-            if isinstance(module, Attention | FusedAttention):
+            if isinstance(module, Attention):
                 module.backend = name
 
     def optimize(self, dtype: torch.dtype | None = None) -> Self:

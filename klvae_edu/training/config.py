@@ -65,7 +65,7 @@ class TrainingConfig:
 
     mixed_precision: Literal["no", "bf16"] = "no"  # bf16: autocast to bfloat16; weights stay float32
     device: Literal["cuda", "mps", "cpu"] | None = None  # device to compute on; None: the best available
-    workers: int = 0  # processes that load crops; 0: the training process does
+    workers: int = 0  # processes that load crops; 0: the training process loads them
     seed: int = 0  # seed of weights, crops and posterior samples
     held_out: int = 128  # validation crops, of images that are never trained on
     sample_every: int = 500  # steps between two validations, each with a picture

@@ -141,7 +141,7 @@ class RunFolder:
         self._refuse_what_is_in_use()  # of two runs that began together, one may have finished already
 
     def save(self, training: Training) -> None:
-        """Write a checkpoint, replace the weights for use, and delete old checkpoints. Every process calls it.
+        """Write a checkpoint, replace the weights in `model/`, and delete old checkpoints. Every process calls it.
 
         Raises:
             OSError: the disk is full or gone. What was saved before is whole, and the message names its step.

@@ -49,7 +49,7 @@ class SafetensorsFile(Mapping[str, Tensor]):
         try:
             self._file = cast(Any, safe_open(path, framework="pt"))
         except SafetensorError as error:
-            raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+            raise ValueError(f"{path}: a damaged or incomplete safetensors file ({error})") from error
         self._names: dict[str, None] = dict.fromkeys(self._file.keys())  # a dict keeps the order and finds names fast
         self.metadata: dict[str, str] = self._file.metadata() or {}
 

@@ -145,7 +145,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path: Pat
     run_saved_at(tmp_path, 1, 2)
     folder = RunFolder(tmp_path, "auto")
     (folder.checkpoint(2) / "optimizers.pt").unlink()
-    with pytest.warns(UserWarning, match=r"step_0000002/optimizers\.pt: damaged: missing; trying the checkpoint before it"):
+    with pytest.warns(
+        UserWarning, match=r"step_0000002/optimizers\.pt: damaged: missing; trying the checkpoint before it"
+    ):
         assert folder.to_resume() == folder.checkpoint(1)
 
 

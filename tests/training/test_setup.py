@@ -1,4 +1,4 @@
-"""What a run begins with: networks, optimisers, averaged weights, learning rates, and the parts of a step."""
+"""The initial state of a run: networks, optimisers, averaged weights, learning rates, and the parts of a step."""
 
 from __future__ import annotations
 

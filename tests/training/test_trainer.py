@@ -91,7 +91,7 @@ def test_the_learning_rate_follows_its_schedule(result: TrainingResult) -> None:
 
 
 def roles(log: Path) -> str:
-    """Which networks took a step: g, d, or b for both; "-" where the autoencoder did not see the discriminator."""
+    """The networks that took a step: g, d, or b for both; "-" where the autoencoder did not see the discriminator."""
     found = ""
     for record in map(json.loads, log.read_text().splitlines()):
         generator, discriminator = "loss" in record, "disc_loss" in record

@@ -195,7 +195,7 @@ def _gradients(function: Callable[..., Any], probe: Probe, wrt: Mapping[str, int
 
 
 def _common_ratio(results: Sequence[Any], expected: Sequence[Any]) -> float | None:
-    """Return the common ratio of all results to the expected values; None if there is none."""
+    """Return the factor by which all results differ from the expected values; None if there is no such factor."""
     if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (*results, *expected)):
         return None
     if any(result.shape != right.shape for result, right in zip(results, expected, strict=True)):
