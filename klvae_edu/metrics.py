@@ -125,7 +125,7 @@ class FrechetDistance:
         self.count += len(originals)
 
     def compute(self) -> float:
-        """Compute the Fréchet distance between images and references, all that were added so far.
+        """Compute the Fréchet distance between all reconstructions and originals added so far.
 
         Raises:
             ValueError: fewer than two images were added.
