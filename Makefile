@@ -68,7 +68,7 @@ constraints: $(READY) ## write constraints.txt from the installed packages
 	@mv .constraints.new constraints.txt
 
 # The file is written last, so an interrupted installation is repeated.
-$(READY):
+$(READY): $(wildcard pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "The course needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
 	    echo "Choose another one, for example: make lab PYTHON=python3.12"; exit 1; }

@@ -1,8 +1,9 @@
 """`AutoencoderKL`: the autoencoder of Stable Diffusion, equal to diffusers' class on the same weights.
 
-An image (B, 3, H, W) in [-1, 1] becomes the posterior of a latent (B, 4, H/8, W/8), and a latent becomes an image. The
-network is `klvae_edu.network.Autoencoder`. This class checks and pads inputs and scales latents. Slices, tiles and
-upcast are in `klvae_edu.performance.settings`, files in `klvae_edu.weights.mixin`.
+An image (B, in_channels, H, W) in [-1, 1] becomes the posterior of a latent (B, 4, H/8, W/8), and a latent becomes an
+image (B, out_channels, H, W). Both in_channels and out_channels are 3 for RGB. The network is
+`klvae_edu.network.Autoencoder`. This class checks and pads inputs and scales latents. Slices, tiles and upcast are in
+`klvae_edu.performance.settings`, files in `klvae_edu.weights.mixin`.
 
 Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models" (the LDM paper), section
 3.1; CompVis latent-diffusion, `ldm/models/autoencoder.py`. Names and state-dict keys are the same as in diffusers.
@@ -30,7 +31,7 @@ class AutoencoderKLOutput(NamedTuple):
 
 
 class DecoderOutput(NamedTuple):
-    """The result of `decode` and `forward`: images (B, 3, H, W), about [-1, 1] but not clamped."""
+    """The result of `decode` and `forward`: images (B, out_channels, H, W), about [-1, 1] but not clamped."""
 
     sample: Tensor
 
@@ -93,25 +94,25 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         """Encode images into the posterior over latents.
 
         Args:
-            x: (B, 3, H, W), values in [-1, 1]. Sides that are not multiples of f are padded by reflection on the
-                right and at the bottom, with a warning the first time.
+            x: (B, in_channels, H, W), values in [-1, 1]. Sides that are not multiples of f are padded by reflection on
+                the right and at the bottom, with a warning the first time.
             return_dict: accepted because diffusers' pipelines pass it; the output is a named tuple in both cases.
 
         Returns:
             `.latent_dist`, of shape (B, latent_channels, ⌈H/f⌉, ⌈W/f⌉).
 
         Raises:
-            ValueError: not a (B, 3, H, W) tensor in the model's dtype, or smaller than one latent pixel.
+            ValueError: not a (B, in_channels, H, W) tensor in the model's dtype, or smaller than one latent pixel.
         """
-        moments = self.run_bounded(
-            super().encode, self._checked_and_padded(x), self.use_tiling, (self.downsample_factor, 1)
-        )
+        x = self._checked_and_padded(x)
+        # (B, 2 · latent, ⌈H/f⌉, ⌈W/f⌉)
+        moments = self.run_bounded(super().encode, x, self.use_tiling, units=(self.downsample_factor, 1))
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
 
     def decode(  # type: ignore[override]
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput:
-        """Decode latents (B, latent_channels, h, w) into images (B, 3, f·h, f·w).
+        """Decode latents (B, latent_channels, h, w) into images (B, out_channels, f·h, f·w).
 
         `return_dict` and `generator` are accepted because diffusers' pipelines pass them: the output is a named tuple,
         and decoding draws no random numbers.
@@ -129,14 +130,15 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
     ) -> DecoderOutput:
-        """Reconstruct images (B, 3, H, W) from the posterior's mode, or from a sample: the same shape.
+        """Reconstruct images (B, in_channels, H, W) from the posterior's mode or a sample: (B, out_channels, H, W).
 
         Raises:
             ValueError: as `encode`.
         """
         posterior = self.encode(sample).latent_dist
-        z = posterior.sample(generator) if sample_posterior else posterior.mode()
+        z = posterior.sample(generator) if sample_posterior else posterior.mode()  # (B, latent, ⌈H/f⌉, ⌈W/f⌉)
         height, width = sample.shape[-2:]
+        # Crop what encode padded: (B, out, H, W).
         return DecoderOutput(self.decode(z).sample[..., :height, :width])
 
     def tiled_encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
@@ -151,7 +153,7 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         return DecoderOutput(self.run_bounded(super().decode, z, tiling=True, units=(1, self.downsample_factor)))
 
     def _checked_and_padded(self, x: Tensor) -> Tensor:
-        """Check images (B, 3, H, W) and pad them to multiples of f, with a warning the first time."""
+        """Check images (B, in_channels, H, W) and pad them to multiples of f, with a warning the first time."""
         factor = self.downsample_factor
         check_tensor("an image", x, self.config.in_channels, self.dtype, at_least=factor)
         padded = pad_to_multiple(x, factor)
@@ -167,7 +169,7 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         """Encode images into scaled latents for a diffusion model: a sample of the posterior, or its mode.
 
         Args:
-            x: (B, 3, H, W), values in [-1, 1].
+            x: (B, in_channels, H, W), values in [-1, 1].
             sample: draw a sample; False takes the mode.
 
         Returns:
@@ -180,7 +182,17 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         return self.scale_latents(posterior.sample(generator) if sample else posterior.mode())
 
     def decode_from_diffusion(self, z: Tensor) -> Tensor:
-        """Decode scaled latents, as a diffusion model produces them, (B, latent_channels, h, w) -> (B, 3, f·h, f·w)."""
+        """Decode scaled latents, as a diffusion model produces them.
+
+        Args:
+            z: (B, latent_channels, h, w).
+
+        Returns:
+            (B, out_channels, f·h, f·w).
+
+        Raises:
+            ValueError: as `decode` and `unscale_latents`.
+        """
         return self.decode(self.unscale_latents(z)).sample
 
     def scale_latents(self, z: Tensor) -> Tensor:
@@ -195,7 +207,11 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         return (z - shift) * scale
 
     def unscale_latents(self, z: Tensor) -> Tensor:
-        """Invert `scale_latents`."""
+        """Invert `scale_latents`: the same shape.
+
+        Raises:
+            ValueError: the configuration has no scaling factor.
+        """
         shift, scale = self._shift_and_scale(z)
         return z / scale + shift
 
@@ -209,5 +225,6 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
             )
         if config.latents_mean is None or config.latents_std is None:
             return config.shift_factor or 0.0, config.scaling_factor
+        # (C, 1, 1) each: one value per latent channel
         mean, std = (z.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
         return mean, config.scaling_factor / std

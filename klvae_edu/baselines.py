@@ -71,8 +71,8 @@ class PatchPCA:
         height, width = images.shape[-2:]
         columns = projected.view(len(images), -1, len(self.mean)).transpose(1, 2)  # (B, C·p·p, patches of one image)
         padded = height + -height % self.patch_size, width + -width % self.patch_size
-        whole = F.fold(columns, padded, kernel_size=self.patch_size, stride=self.patch_size)
-        return whole[..., :height, :width].to(images.dtype)
+        padded_images = F.fold(columns, padded, kernel_size=self.patch_size, stride=self.patch_size)
+        return padded_images[..., :height, :width].to(images.dtype)
 
     def _patches(self, images: Tensor) -> Tensor:
         """Cut images (B, C, H, W) into patches: (patches of all images, C·p·p)."""

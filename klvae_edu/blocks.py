@@ -37,7 +37,8 @@ class CheckpointedBlock(nn.Module):
 
 def run(block: nn.Module, x: Tensor) -> Tensor:
     """Compute `block(x)`, with gradient checkpointing if it is enabled for the block."""
-    if isinstance(block, CheckpointedBlock) and block.gradient_checkpointing and torch.is_grad_enabled():
+    # getattr, for a block that `torch.compile` has wrapped: it passes the attribute on, but is no CheckpointedBlock.
+    if getattr(block, "gradient_checkpointing", False) and torch.is_grad_enabled():
         return checkpoint(block, x, use_reentrant=False)
     return block(x)
 
@@ -113,27 +114,28 @@ class Upsample2D(CheckpointedBlock):
 # softmax(scale · query · key) over the keys. Built in notebook 04, section 4.
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Compute attention with PyTorch's fused kernels, which do not store the (N, N) weights: (B, N, C)."""
     query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))  # (B, 1, N, C): one head
     return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)  # (B, N, C)
 
 
-def eager(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def eager_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Compute attention by its definition, with all weights (B, N, N) in memory: (B, N, C)."""
     weights = torch.softmax(scale * query @ key.transpose(1, 2), dim=-1)  # (B, N, N), every row sums to 1
     return weights @ value  # (B, N, C)
 
 
-def chunked(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def chunked_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Compute attention by its definition, QUERY_CHUNK queries at a time: (B, N, C). Exact: queries are independent."""
-    return torch.cat([eager(part, key, value, scale) for part in torch.split(query, QUERY_CHUNK, dim=1)], dim=1)
+    parts = torch.split(query, QUERY_CHUNK, dim=1)  # (B, QUERY_CHUNK or less, C) each
+    return torch.cat([eager_attention(part, key, value, scale) for part in parts], dim=1)
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
-    "sdpa": sdpa,
-    "eager": eager,
-    "chunked": chunked,
+    "sdpa": sdpa_attention,
+    "eager": eager_attention,
+    "chunked": chunked_attention,
 }
 
 

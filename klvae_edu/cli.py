@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import tyro
+
 from klvae_edu.commands.convert import ConvertOptions, run_convert
 from klvae_edu.commands.doctor import DoctorOptions, run_doctor
 from klvae_edu.commands.encode import EncodeOptions, run_encode
@@ -33,8 +35,6 @@ def run() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code. An error that the user can fix is one line on stderr, no traceback."""
-    import tyro
-
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] == ["train"]:

@@ -164,7 +164,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Ask for the name in `known` that is most similar to a mistyped `name`; empty when none is similar."""
+    """Return the question "did you mean 'NAME'?" for the most similar name in `known`; empty if none is similar."""
     return "".join(f"did you mean {near!r}?" for near in difflib.get_close_matches(name, [*known], n=1))
 
 

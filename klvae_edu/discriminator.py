@@ -69,7 +69,7 @@ class NLayerDiscriminator(nn.Module):
                 f"expected images of at least {smallest_side(self.num_layers)} pixels a side for a discriminator with "
                 f"num_layers={self.num_layers}, got {tuple(images.shape)}"
             )
-        return self.main(images)
+        return self.main(images)  # (B, 1, h, w)
 
 
 def smallest_side(num_layers: int = 3) -> int:

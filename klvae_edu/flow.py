@@ -6,7 +6,7 @@ Integrating this mean velocity from t = 0 to t = 1 turns noise into data.
 
 Source: Lipman et al. 2023, "Flow Matching for Generative Modeling", section 4.1 (the optimal-transport paths, with
 σ_min = 0); Liu et al. 2023, "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow",
-equation 1. Built in notebook 11, sections 4 to 6.
+equation 1. The method is built in notebook 11, sections 4 and 5; network and training are used in section 6.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class VelocityNet(nn.Module):
     Raises:
         ValueError: `width` is below 16 or no multiple of 8.
 
-    Built in notebook 11, section 5.
+    Used in notebook 11, section 6.
     """
 
     def __init__(self, channels: int = 4, width: int = 48, depth: int = 2) -> None:

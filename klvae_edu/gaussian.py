@@ -13,7 +13,8 @@ class DiagonalGaussianDistribution:
 
     Args:
         parameters: (B, 2C, …), usually (B, 2C, H, W): the mean in the first C channels, the log-variance in the last C.
-        deterministic: set the variance to zero, so that every sample is the mean and the KL is 0.
+        deterministic: set the variance to zero: every sample is the mean, and `kl` and `nll` return zeros (B,),
+            whatever `other`, `sample` and `dims` are.
 
     Attributes:
         mean: (B, C, …).
@@ -35,7 +36,7 @@ class DiagonalGaussianDistribution:
             )
         self.parameters = parameters
         self.deterministic = deterministic
-        self.mean, logvar = parameters.chunk(2, dim=1)
+        self.mean, logvar = parameters.chunk(2, dim=1)  # (B, C, …) each
         self.logvar = logvar.clamp(-30.0, 20.0)
         if deterministic:
             self.std = self.var = torch.zeros_like(self.mean)
@@ -65,14 +66,14 @@ class DiagonalGaussianDistribution:
         if self.deterministic:
             return self.mean.new_zeros(self.mean.shape[0])
         if other is None:
-            each = self.mean.pow(2) + self.var - 1.0 - self.logvar
+            elementwise = self.mean.pow(2) + self.var - 1.0 - self.logvar
         else:
             if other.mean.shape != self.mean.shape:
                 shapes = f"{tuple(self.mean.shape)}, got {tuple(other.mean.shape)}"
                 raise ValueError(f"expected another Gaussian of shape {shapes}")
-            distance = (self.mean - other.mean).pow(2)
-            each = (distance + self.var) / other.var - 1.0 - self.logvar + other.logvar
-        return 0.5 * each.flatten(1).sum(1)
+            squared_difference = (self.mean - other.mean).pow(2)
+            elementwise = (squared_difference + self.var) / other.var - 1.0 - self.logvar + other.logvar
+        return 0.5 * elementwise.flatten(1).sum(1)  # (B, C, …) -> (B,)
 
     def nll(self, sample: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:
         """Compute -log q(sample) in nats, summed over `dims`: (B,) for a sample of shape (B, C, H, W).
@@ -81,8 +82,8 @@ class DiagonalGaussianDistribution:
         """
         if self.deterministic:
             return self.mean.new_zeros(self.mean.shape[0])
-        each = math.log(2.0 * math.pi) + self.logvar + (sample - self.mean).pow(2) / self.var
-        return 0.5 * each.sum(dim=dims)
+        elementwise = math.log(2.0 * math.pi) + self.logvar + (sample - self.mean).pow(2) / self.var
+        return 0.5 * elementwise.sum(dim=dims)
 
     def __repr__(self) -> str:
         return f"DiagonalGaussianDistribution(shape={tuple(self.mean.shape)}, deterministic={self.deterministic})"

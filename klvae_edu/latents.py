@@ -15,14 +15,15 @@ from torch import Tensor
 
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 
-LERP_THRESHOLD = 1e-3  # `slerp` is `lerp` for angles with a smaller sine: arc and chord agree to 1e-7 there
+# below this sine of the angle `slerp` is `lerp`: parallel vectors differ by 1e-7, for opposite ones no arc is defined
+LERP_THRESHOLD = 1e-3
 
 # ---- Statistics ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Mean and standard deviation of latents; variances are divided by n - 1.
+    """Mean and standard deviation of latents.
 
     Attributes:
         mean, std: (C,) float64, one value for each channel.
@@ -51,7 +52,7 @@ def statistics(batches: Iterable[Tensor]) -> LatentStatistics:
 
     No batch is stored. For two groups of n and m values, with a difference δ of their means, the sum of squared
     deviations of all values is the sum of both plus δ²·nm / (n + m). A plain sum of z² would be simpler, but it loses
-    precision when the mean is large.
+    precision when the mean is large. Variances are divided by n - 1.
 
     Source: Chan, Golub & LeVeque 1983, "Algorithms for Computing the Sample Variance". Built in notebook 10, section 1.
 
@@ -91,7 +92,7 @@ def channel_pictures(z: Tensor, like: Tensor | None = None) -> Tensor:
     it are black. With `like` (B, C, h, w), mean and standard deviation are those of `like`: use it to compare edited
     latents with the original.
 
-    Built in notebook 10, section 1.
+    Used in notebook 10, section 1.
     """
     like = z if like is None else like
     _check_latents("channel_pictures", z, like)
@@ -124,7 +125,12 @@ def fit_preview(latents: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def preview(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Compute a small image without the decoder, by the map of `fit_preview`: (B, 3, h, w), clamped to [-1, 1]."""
+    """Compute a small image without the decoder, by the map of `fit_preview`: (B, 3, h, w), clamped to [-1, 1].
+
+    Args:
+        z: (B, C, h, w).
+        weight, bias: (C, 3) and (3,), from `fit_preview`.
+    """
     return (torch.einsum("bchw,cd->bdhw", z, weight) + bias[:, None, None]).clamp(-1, 1)
 
 
@@ -172,7 +178,7 @@ def poke(z: Tensor, row: int, column: int, amount: float, channel: int) -> Tenso
     Raises:
         ValueError: `z` is not (B, C, h, w), or an index is out of range.
 
-    Built in notebook 10, section 4.
+    Used in notebook 10, section 4.
     """
     _check_latents("poke", z)
     for name, index, size in zip(("channel", "row", "column"), (channel, row, column), z.shape[1:], strict=True):
@@ -241,7 +247,7 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
 def prior_sample(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
     """Draw a latent of `shape` from N(0, I), the prior of the KL term: float32, not multiplied by the scaling factor.
 
-    The result is on the generator's device, so that a seed on the CPU gives the same sample on every machine. Built in
+    The result is on the generator's device, so that a seed on the CPU gives the same sample on every machine. Used in
     notebook 10, section 7.
     """
     device = "cpu" if generator is None else generator.device

@@ -45,12 +45,12 @@ def pixel_loss(reconstruction: Tensor, target: Tensor, kind: PixelLoss = "l1", r
         )
     difference = reconstruction - target
     if kind == "l1":
-        each = difference.abs()  # (B, C, H, W)
+        error = difference.abs()  # (B, C, H, W)
     elif kind == "l2":
-        each = difference.pow(2)  # (B, C, H, W)
+        error = difference.pow(2)  # (B, C, H, W)
     else:
         raise ValueError(f"kind: expected 'l1' or 'l2', got {kind!r}")
-    return _reduce(each.flatten(1).sum(1), target, reduction)  # (B,) -> scalar
+    return _reduce(error.flatten(1).sum(1), target, reduction)  # (B,) -> scalar
 
 
 def kl_loss(posterior: DiagonalGaussianDistribution, target: Tensor, reduction: Reduction = "sum") -> Tensor:
@@ -84,6 +84,9 @@ def vae_loss(
 
     Returns:
         Scalars by name: "loss" = "pixel" + kl_weight · "kl".
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown `pixel` or `reduction`.
 
     Built in notebook 02, section 4.
     """
@@ -137,7 +140,7 @@ def adversarial_loss(logits_fake: Tensor) -> Tensor:
     Args:
         logits_fake: the discriminator's logits D(x̂) of the reconstructions, (B, 1, h, w).
 
-    Built in notebook 07, section 3.
+    Used in notebook 07, section 3.
     """
     return -logits_fake.mean()
 
@@ -150,6 +153,10 @@ def discriminator_loss(
     "hinge": ½ (mean max(0, 1 - D(x)) + mean max(0, 1 + D(x̂))).
     "vanilla": the cross-entropy of the logits, ½ (mean softplus(-D(x)) + mean softplus(D(x̂))).
     If all logits are 0, the hinge loss is 1 and the vanilla loss is log 2.
+
+    Args:
+        logits_real, logits_fake: (B, 1, h, w).
+        kind: "hinge" or "vanilla".
 
     Returns:
         Scalars by name: "disc_loss", and the mean logits "logits_real", "logits_fake".
@@ -185,6 +192,7 @@ def last_layer_gradients(reconstruction: Tensor, weight: Tensor, gradients: Sequ
 
     Built in notebook 07, section 5.
     """
+    # (C, in, k, k) each
     return [torch.autograd.grad(reconstruction, weight, gradient, retain_graph=True)[0] for gradient in gradients]
 
 
@@ -250,10 +258,7 @@ def own_mean_weights(
 def sum_weights(
     image: Sequence[int], latent: Sequence[int], *, kl_weight: float, adversarial_weight: float = 0.0
 ) -> dict[str, float]:
-    """Invert `own_mean_weights`: convert weights for means over each term's own values into weights for "sum".
-
-    Built in notebook 06, section 5.
-    """
+    """Invert `own_mean_weights`: convert weights for means over each term's own values into weights for "sum"."""
     values = math.prod(image)
     return {"kl_weight": kl_weight * values / math.prod(latent), "adversarial_weight": adversarial_weight * values}
 

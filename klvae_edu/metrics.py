@@ -1,7 +1,8 @@
 """Metrics of reconstructions. Per image: PSNR, SSIM, gradient energy. Per set: Fréchet distance.
 
-LPIPS, another metric per image, is in `klvae_edu.perceptual`. All take images (B, 3, H, W) in [-1, 1]. Reconstructions
-are clamped to this range, as for display. Built in notebook 09.
+Per-image metrics take images (B, C, H, W) in [-1, 1], the Fréchet distance (B, 3, H, W). Reconstructions are clamped to
+this range, as for display. LPIPS, another metric per image, is in `klvae_edu.perceptual` and takes (B, 3, H, W). Built
+in notebook 09.
 """
 
 from __future__ import annotations

@@ -29,8 +29,10 @@ class Autoencoder(nn.Module):
         latent = config.latent_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        # Both mix the channels of each latent pixel. SD3 and Flux do not have them.
+        # 1x1 convolutions, which mix the channels of each latent pixel. SD3 and Flux do not have them.
+        # moments: (B, 2 · latent, h, w)
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.use_quant_conv else nn.Identity()
+        # latent: (B, latent, h, w)
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else nn.Identity()
 
     def encode(self, x: Tensor) -> Tensor:
@@ -54,6 +56,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         width = widths[0]
+        # The block types are never None here: the configuration has filled them in; `or ()` is for the type checker.
         for level, (block_type, out) in enumerate(zip(config.down_block_types or (), widths, strict=True)):
             last = level == len(widths) - 1  # the last level keeps its size: n levels halve the sides n - 1 times
             block = getattr(blocks, block_type)
@@ -86,6 +89,7 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList()  # registered before the mid block, as in diffusers: the parameters' order
         self.mid_block = UNetMidBlock2D(widths[0], groups, act_fn, config.mid_block_add_attention)
         width = widths[0]
+        # The block types are never None here: the configuration has filled them in; `or ()` is for the type checker.
         for level, (block_type, out) in enumerate(zip(config.up_block_types or (), widths, strict=True)):
             last = level == len(widths) - 1
             block, layers = getattr(blocks, block_type), config.layers_per_block + 1  # one more than in the encoder

@@ -162,7 +162,7 @@ def _channel_weights() -> list[Tensor]:
     """Read the weights of the channels at each tap from the package `lpips`, version 0.1: 1,472 numbers in total."""
     spec = importlib.util.find_spec("lpips")  # only located: the import takes seconds and prints a message
     if spec is None or spec.origin is None:
-        raise ImportError("LPIPS needs the package lpips: pip install 'klvae-edu[course]'")
+        raise ImportError("LPIPS needs the package lpips: pip install 'klvae-edu[notebooks]'")
     state = torch.load(Path(spec.origin).parent / "weights" / "v0.1" / "vgg.pth", map_location="cpu", weights_only=True)
     return [state[f"lin{tap}.model.1.weight"] for tap in range(len(TAPS))]
 

@@ -90,7 +90,7 @@ def test_a_run_is_not_written_among_the_images_it_is_trained_on(
     (tmp_path / "images" / "a.png").touch()
     assert main(["train", "--data", data, "--out", out]) == 2
     assert "out: expected a folder outside of the images" in (error := error_of(capsys))
-    assert f"; {out} is inside of {folder}. Name another folder with --out" in error
+    assert f"; {out} is inside of {folder}. Name another folder" in error
     assert [path.name for path in tmp_path.rglob("*")] == ["images", "a.png"]
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from klvae_edu.commands.models import announce_hub, is_single_file
+
 
 @dataclass(frozen=True)
 class ConvertOptions:
@@ -27,8 +29,7 @@ def run_convert(options: ConvertOptions) -> int:
     import torch
 
     from klvae_edu.autoencoder import AutoencoderKL
-    from klvae_edu.commands.models import announce_hub
-    from klvae_edu.weights.single_file import SUFFIXES, read_single_file
+    from klvae_edu.weights.single_file import read_single_file
 
     source, target = Path(options.source), options.target
     if target.suffix.lower() not in ("", ".safetensors"):
@@ -40,11 +41,10 @@ def run_convert(options: ConvertOptions) -> int:
     extra: dict[str, Any] = {"scaling_factor": options.scaling_factor, "norm_num_groups": options.norm_num_groups}
     extra = {name: value for name, value in extra.items() if value is not None} | ({"ema": True} if options.ema else {})
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    if source.is_file():
+    if is_single_file(options.source):
         config, weights, layout = read_single_file(source, **extra)
         vae = AutoencoderKL.from_weights(config, weights, source, dtype)
-    elif source.suffix.lower() in SUFFIXES and not source.is_dir():
-        raise FileNotFoundError(f"{source}: file not found")
+        del weights  # otherwise the tensors are in memory twice while the target is written
     else:
         if extra:
             raise ValueError(

@@ -154,7 +154,7 @@ def check_torchvision() -> Check:
 
 
 def check_requirements() -> Iterator[Check]:
-    """Check every package that pyproject.toml requires, including its optional groups."""
+    """Check the packages that pyproject.toml requires, and those of its groups notebooks, course and test."""
     from packaging.requirements import Requirement
 
     try:
@@ -162,7 +162,7 @@ def check_requirements() -> Iterator[Check]:
     except metadata.PackageNotFoundError:
         yield Check("klvae-edu", False, "not installed", "In the project's folder: pip install -e '.[all]'")
         return
-    groups = {"": "", "course": "the notebooks need it", "test": "the tests need it"}
+    groups = {"": "", "notebooks": "the notebooks need it", "course": "make lab needs it", "test": "the tests need it"}
     for group, use in groups.items():
         for requirement in map(Requirement, lines):
             of_group = requirement.marker is None or requirement.marker.evaluate({"extra": group})

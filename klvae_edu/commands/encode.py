@@ -9,6 +9,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from klvae_edu.commands.models import load_model
+
 
 @dataclass(frozen=True)
 class EncodeOptions:
@@ -22,21 +24,19 @@ class EncodeOptions:
     model: str = "kl-f8-mini"  # a bundled model, a folder such as run/model, a file, or a Hub id
     size: int = 256  # side of the images in pixels; the largest centred square of each is resized to it
     count: int | None = None  # number of images; None: all (sprites and dead-leaves are endless and need a number)
-    device: Literal["cuda", "mps", "cpu"] | None = None  # device to compute on; None: the fastest available
+    # device to compute on; None: the first available of cuda, mps and cpu
+    device: Literal["cuda", "mps", "cpu"] | None = None
 
 
 def run_encode(options: EncodeOptions) -> int:
     """Run `klvae encode` and return the exit code: 1 when some images could not be read. The others are encoded."""
-    from klvae_edu.commands.models import load_model
     from klvae_edu.data.all_images import AllImages
     from klvae_edu.data.crops import unreadable_report
     from klvae_edu.data.latent_writer import encode_images
-    from klvae_edu.data.sources import source_folders
+    from klvae_edu.data.sources import check_outside
 
     images = AllImages(options.data, options.size, options.count)
-    for folder in source_folders(options.data):
-        if options.out.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{options.out}: expected a folder outside of the images in {folder}")
+    check_outside(options.out, options.data)
     vae = load_model(options.model, options.device)
     result = encode_images(vae, images, options.out, {"model": options.model, "source": options.data})
     shape = "x".join(map(str, result["latent_shape"]))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from klvae_edu.commands.models import fitted_pca, load_model
+
 if TYPE_CHECKING:
     import torch
 
@@ -34,13 +36,13 @@ class EvaluateOptions:
     crops: int | None = None  # number of images; None: 256 with --split held-out, every image with --split all
     fit: str = "photos"  # data set for patch-PCA, which is fitted to its training crops: as --data
     out: Path | None = None  # new JSON file for the results
-    device: Literal["cuda", "mps", "cpu"] | None = None  # device to compute on; None: the fastest available
+    # device to compute on; None: the first available of cuda, mps and cpu
+    device: Literal["cuda", "mps", "cpu"] | None = None
 
 
 def run_evaluate(options: EvaluateOptions) -> int:
     """Run `klvae evaluate` and return the exit code: 1 when some images could not be read. The others are used."""
     from klvae_edu.baselines import JpegWithin
-    from klvae_edu.commands.models import load_model
     from klvae_edu.evaluation.compare import evaluate
     from klvae_edu.evaluation.images import evaluation_data
 
@@ -104,7 +106,6 @@ def _check(options: EvaluateOptions) -> None:
 def _baselines(vaes: Mapping[str, AutoencoderKL], size: int, fit: str) -> dict[str, Method]:
     """Build the baselines by name: patch-PCA, bicubic and JPEG for each latent shape of the models."""
     from klvae_edu.baselines import JpegWithin, bicubic
-    from klvae_edu.commands.models import fitted_pca
 
     methods: dict[str, Method] = {}
     for vae in sorted(vaes.values(), key=pca_name):

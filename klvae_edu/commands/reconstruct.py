@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from klvae_edu.commands.models import fitted_pca, load_model
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,7 +26,8 @@ class ReconstructOptions:
     model: str = "kl-f8-mini"  # a bundled model, a folder such as run/model, a file, or a Hub id
     out: Path = Path("reconstructions")  # folder for the pictures, one PNG file per photograph
     size: int = 512  # maximum side in pixels; larger photographs are reduced, which limits time and memory
-    device: Literal["cuda", "mps", "cpu"] | None = None  # device to compute on; None: the fastest available
+    # device to compute on; None: the first available of cuda, mps and cpu
+    device: Literal["cuda", "mps", "cpu"] | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -33,7 +36,6 @@ class ReconstructOptions:
 
 def run_reconstruct(options: ReconstructOptions) -> int:
     """Run `klvae reconstruct` and return the exit code: 1 when some photographs failed. The others are written."""
-    from klvae_edu.commands.models import fitted_pca, load_model
     from klvae_edu.data import UnreadableImage, load_image
     from klvae_edu.training.run_folder import unused
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import tyro
+
 from klvae_edu.commands.models import announce_hub
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.recipes import YOUR_IMAGES, about, load_recipe, recipe_names
@@ -23,8 +25,6 @@ def train_config(argv: Sequence[str]) -> TrainingConfig:
     Raises:
         ValueError: unknown recipe, or an error in it.
     """
-    import tyro
-
     recipe = argv[0] if argv and not argv[0].startswith("-") else None
     default = TrainingConfig() if recipe is None else load_recipe(recipe)
     width = max(map(len, recipe_names()))
@@ -40,18 +40,12 @@ def train_config(argv: Sequence[str]) -> TrainingConfig:
 
 def run_train(config: TrainingConfig) -> int:
     """Run `klvae train` and return the exit code: 0, or 130 when it was interrupted."""
-    from klvae_edu.data.sources import source_folders
+    from klvae_edu.data.sources import check_outside, source_folders
     from klvae_edu.training.trainer import train
 
-    folders = source_folders(config.data)
-    if config.data == YOUR_IMAGES and not folders:
+    if config.data == YOUR_IMAGES and not source_folders(config.data):
         raise ValueError("data: this recipe needs your own images; name their folder: --data FOLDER")
-    for folder in folders:
-        if config.out.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(
-                f"out: expected a folder outside of the images, because the next run would train on the pictures of "
-                f"this run; {config.out} is inside of {folder}. Name another folder with --out"
-            )
+    check_outside(config.out, config.data)
     if config.init is not None:
         announce_hub(config.init)
     return 130 if train(config).interrupted else 0

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from klvae_edu.data.files import center_square, load_image
+from klvae_edu.data.hub import HubImages
 from klvae_edu.data.sources import PROCEDURAL, Folder, is_data_set, joined_sources, photographs
 
 Numbered = tuple[list[str], Callable[[int], Tensor]]  # names of the images; function that reads image i, (3, H, W)
@@ -80,8 +81,6 @@ def _numbered(source: str, size: int, count: int | None) -> Numbered:
 
 
 def _hub_images(source: str) -> Numbered:
-    from klvae_edu.data.hub import HubImages
-
     splits = {split: HubImages(source.removeprefix("hf:"), split) for split in ("train", "held-out")}
     places = [(split, position) for split, images in splits.items() for position in range(len(images))]
 

@@ -20,7 +20,7 @@ MAX_ABSOLUTE_VALUE = 1.5  # resampling and reconstructions exceed 1 slightly; im
 
 
 class UnreadableImage(ValueError):
-    """A file is not an image, is damaged, or has values without a defined brightness."""
+    """Error for a file that is not an image, is damaged, or has values without a defined brightness."""
 
 
 def load_image(file: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Tensor:

@@ -52,7 +52,7 @@ def open_split(source: str, split: str, streaming: bool) -> tuple[Any, bool]:
         import datasets
     except ImportError as error:
         raise ValueError(
-            f"{source}: Hugging Face data sets need `datasets`: pip install 'klvae-edu[course]'"
+            f"{source}: Hugging Face data sets need `datasets`: pip install 'klvae-edu[notebooks]'"
         ) from error
     folder = Path(source).expanduser()
     try:

@@ -3,7 +3,7 @@
 The folder contains `latents.json`, the description of the data set, and the shards `data/train-….parquet`, which
 `datasets` can read, too. A row holds the number and the name of an image, and the mean and the log-variance of its
 posterior as lists (C, h, w). The posterior is stored instead of a sample, so that every epoch can draw new samples.
-Built in notebook 11, section 3.
+Used in notebook 11, section 3.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class LatentDataset:
     Raises:
         ValueError: the folder has no latents, or is not complete.
 
-    Built in notebook 11, section 3.
+    Used in notebook 11, section 3.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -114,10 +114,10 @@ class LatentDataset:
             z = z * factor if scale is None else scale(z)
             z = z[torch.randperm(len(z), generator=generator)]
             z = torch.cat([rest.view(-1, *z.shape[1:]), z])
-            whole = len(z) // batch_size * batch_size
-            for start in range(0, whole, batch_size):
+            full = len(z) // batch_size * batch_size
+            for start in range(0, full, batch_size):
                 yield z[start : start + batch_size]
-            rest = z[whole:]
+            rest = z[full:]
         if len(rest):
             yield rest
 

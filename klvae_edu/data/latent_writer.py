@@ -45,7 +45,8 @@ def encode_images(vae: AutoencoderKL, images: AllImages, out: Path, about: dict[
         The final contents of `latents.json`.
 
     Raises:
-        ValueError: `out` is a file, `images` do not fit the model, or none of them can be read.
+        ValueError: `out` is a file, `images` do not fit the model, none of them can be read, or a shard there is
+            damaged.
         FileExistsError: `out` has other files, or latents of other images or another model. Nothing is changed.
         OSError: a shard cannot be written, for example because the disk is full.
     """

@@ -109,10 +109,12 @@ class StreamPosition:
         self.next = (self.next + 1) % len(self.places)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the position as lists and numbers, for a checkpoint."""
         return {"places": [[*place] for place in self.places], "next": self.next}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StreamPosition:
+        """Build the position that `to_dict` returned."""
         return cls([Place(*place) for place in values["places"]], values["next"])
 
 

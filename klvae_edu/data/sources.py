@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from PIL import Image
 from torch import Tensor
@@ -20,11 +20,10 @@ from torch import Tensor
 from klvae_edu.data.augmentation import Recoloured
 from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops, Images, IndexedImages, hold_out, pyramid
 from klvae_edu.data.files import load_image
+from klvae_edu.data.hub import HubImages
 from klvae_edu.data.procedural import dead_leaves
+from klvae_edu.data.shards import StreamedCrops
 from klvae_edu.data.sprites import sprite
-
-if TYPE_CHECKING:
-    from klvae_edu.data.shards import StreamedCrops
 
 Split = Literal["train", "held-out"]
 
@@ -101,9 +100,7 @@ def image_dataset(
             raise ValueError(
                 f"streaming is for Hugging Face data sets; {source!r} is none (the prefix 'hf:' makes it one)"
             )
-        from klvae_edu.data import shards
-
-        return shards.StreamedCrops(source.removeprefix("hf:"), split, size, seed=seed, length=length)
+        return StreamedCrops(source.removeprefix("hf:"), split, size, seed=seed, length=length)
     length = length or TRAIN_LENGTH
     parts = [_one_source(name, split, size, seed, -(-length // len(names))) for name in names]
     images = parts[0] if len(parts) == 1 else Mixture(parts, size, seed=seed, length=length)
@@ -117,9 +114,7 @@ def _one_source(source: str, split: Split, size: int, seed: int, length: int) ->
     if source == "photos":
         images = Photographs(split, size)
     elif is_data_set(source):
-        from klvae_edu.data import hub
-
-        images = hub.HubImages(source.removeprefix("hf:"), split)
+        images = HubImages(source.removeprefix("hf:"), split)
     else:
         images = Folder(source, split)
     return ImageCrops(images, size, seed=seed, length=length)
@@ -146,6 +141,20 @@ def source_folders(source: str) -> list[Path]:
     """List the local folders that `image_dataset(source, …)` reads."""
     folders = [_folder(name) for name in joined_sources(source) if name not in BUILT_IN]
     return [folder for folder in folders if folder.is_dir()]
+
+
+def check_outside(out: Path, source: str) -> None:
+    """Check that the output folder `out` is not inside a folder that `image_dataset(source, …)` reads.
+
+    Raises:
+        ValueError: it is inside one. A later run would read the results as images.
+    """
+    for folder in source_folders(source):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                "out: expected a folder outside of the images, because a later run could read the results as images; "
+                f"{out} is inside of {folder}. Name another folder"
+            )
 
 
 def photographs(split: Split = "held-out") -> dict[str, Tensor]:

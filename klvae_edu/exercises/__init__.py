@@ -17,6 +17,7 @@ from typing import Any
 
 from klvae_edu.exercises import nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11, nb12
 from klvae_edu.exercises.exercise import Exercise, Verdict
+from klvae_edu.weights.files import atomic_write
 
 __all__ = ["EXERCISES", "CheckFailed", "Exercise", "Verdict", "check", "hint", "progress", "solution"]
 
@@ -32,7 +33,7 @@ _hints_given: dict[str, int] = {}
 
 
 class CheckFailed(AssertionError):
-    """A check did not pass in strict mode (KLVAE_EDU_STRICT=1)."""
+    """Error for a check that did not pass in strict mode (KLVAE_EDU_STRICT=1)."""
 
 
 def check(id: str, attempt: Any) -> Any:
@@ -118,10 +119,9 @@ def _remember(id: str) -> None:
     _passed.add(id)
     if _unattended():
         return
-    partial = _PROGRESS_FILE.with_suffix(".partial")
     try:
-        partial.write_text(json.dumps(sorted(_passed | _recall()), indent=0) + "\n", encoding="utf-8")
-        partial.replace(_PROGRESS_FILE)
+        with atomic_write(_PROGRESS_FILE) as temporary:
+            temporary.write_text(json.dumps(sorted(_passed | _recall()), indent=0) + "\n", encoding="utf-8")
     except OSError:
         pass
 

@@ -54,15 +54,15 @@ class Exercise:
 
 
 class Blank(Exception):
-    """The attempt is the unchanged skeleton."""
+    """Signal that the attempt is the unchanged skeleton."""
 
 
 class OpenGap(Exception):
-    """Some gaps of the skeleton are filled, and others are still open."""
+    """Signal that some gaps of the skeleton are still open."""
 
 
 class NothingReturned(Exception):
-    """The attempt returned None. No skeleton does, so the learner has written something."""
+    """Signal that the attempt returned None. No skeleton does, so the learner has written something."""
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:

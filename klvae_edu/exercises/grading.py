@@ -25,6 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from klvae_edu.exercises import EXERCISES
+from klvae_edu.exercises.exercise import one_line
+
 State = Literal["passed", "not right yet", "not attempted", "did not run"]
 Report = Callable[..., None]
 
@@ -92,8 +95,6 @@ def _without_verdict(id: str, trouble: str) -> tuple[State, str]:
 
 def _exercises_of(text: str) -> list[str]:
     """List the exercises of the notebook whose exercises the text mentions most. File names are not reliable."""
-    from klvae_edu.exercises import EXERCISES
-
     mentioned = {id for id in re.findall(r"\b\d\d\.\d+\b", text) if id in EXERCISES}
     notebooks = Counter(EXERCISES[id].notebook for id in sorted(mentioned)).most_common(1)
     return [id for id, it in EXERCISES.items() if notebooks and it.notebook == notebooks[0][0]]
@@ -193,8 +194,6 @@ def _limit_memory(gigabytes: float) -> None:
 
 def _judge_checks(report: Report) -> None:
     """Replace `check` in the notebook's copy of the package: it asks the judges of a second copy and reports."""
-    from klvae_edu.exercises import EXERCISES as judges
-
     for name in [name for name in sys.modules if name.partition(".")[0] == "klvae_edu"]:
         del sys.modules[name]  # the notebook imports, and may change, a new copy
     import klvae_edu.exercises as notebooks
@@ -202,12 +201,12 @@ def _judge_checks(report: Report) -> None:
     finished, original = {id: it.reference for id, it in notebooks.EXERCISES.items()}, notebooks.check
 
     def check(id: str, attempt: Any) -> Any:
-        if id not in judges:
+        if id not in EXERCISES:
             return original(id, attempt)  # raises a ValueError that lists similar ids
         if attempt is finished[id]:
             report(exercise=id, state="not attempted", message="this is the finished version")
             return attempt
-        verdict = judges[id].run(attempt)
+        verdict = EXERCISES[id].run(attempt)
         state: State = "passed" if verdict.passed else "not right yet" if verdict.attempted else "not attempted"
         report(exercise=id, state=state, message=verdict.message)
         return attempt if verdict.passed else finished[id]
@@ -227,8 +226,7 @@ def _run_cells(cells: list[str], report: Report) -> None:
         error = result.error_before_exec or result.error_in_exec
         if error is not None and not failed:
             failed = True
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            report(error=f"code cell {number} failed ({text[:160]})")
+            report(error=f"code cell {number} failed ({one_line(error)})")
 
 
 if __name__ == "__main__":

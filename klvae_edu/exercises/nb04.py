@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from klvae_edu.blocks import Attention, Downsample2D, Upsample2D, eager
+from klvae_edu.blocks import Attention, Downsample2D, Upsample2D, eager_attention
 from klvae_edu.exercises.exercise import Exercise
 from klvae_edu.exercises.judges.functions import judge_function, probe
 from klvae_edu.exercises.judges.modules import judge_module
@@ -701,7 +701,7 @@ EXERCISES = (
         minutes=10,
         difficulty=2,
         reference=attention,
-        in_package=(eager,),
+        in_package=(eager_attention,),
         hints=(
             "Every query against every key: which product of (B, N, C) and (B, C, N) gives (B, N, N)?",
             "Divide the scores by √C, with C = q.shape[-1]. The weights of one query, a row, must sum to 1.",

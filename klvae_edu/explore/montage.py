@@ -40,15 +40,15 @@ def montage(pictures: Sequence[Pixels], columns: int, magnified: int = 1, marked
     """
     height, width = (magnified * side for side in pictures[0].shape[:2])
     rows = math.ceil(len(pictures) / columns)
-    whole = _white(rows * (height + _SMALL_GAP), columns * (width + _SMALL_GAP))
+    canvas = _white(rows * (height + _SMALL_GAP), columns * (width + _SMALL_GAP))
     for number, picture in enumerate(pictures):
         row, column = divmod(number, columns)
         top, left = row * (height + _SMALL_GAP) + _FRAME, column * (width + _SMALL_GAP) + _FRAME
         large = picture.repeat(magnified, axis=0).repeat(magnified, axis=1)
-        whole[top : top + height, left : left + width] = large
+        canvas[top : top + height, left : left + width] = large
         if number == marked:
-            frame(whole, top, left, height, width)
-    return whole
+            frame(canvas, top, left, height, width)
+    return canvas
 
 
 def frame(picture: Pixels, top: int, left: int, height: int, width: int) -> None:

@@ -30,6 +30,8 @@ from klvae_edu.performance.winograd import WinogradConv2d
 def fuse(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace layers of `model` in place by faster ones, convert it to `dtype` and freeze its weights.
 
+    Forward hooks of replaced layers are not kept.
+
     Args:
         model: encoders and decoders made of `klvae_edu.blocks`.
         dtype: floating-point type to compute in.
@@ -39,7 +41,7 @@ def fuse(model: nn.Module, dtype: torch.dtype) -> None:
         for name, child in module.named_children():
             if isinstance(child, Upsample2D) and child.conv.padding_mode == "zeros":
                 setattr(module, name, FusedUpsample2D(child, dtype))
-            elif isinstance(child, Attention):
+            elif isinstance(child, Attention) and not isinstance(child, FusedAttention):
                 setattr(module, name, FusedAttention(child))
             elif isinstance(child, nn.GroupNorm) and float32_on_cpu:
                 setattr(module, name, CentredGroupNorm.of(child))
@@ -126,7 +128,8 @@ class FusedAttention(Attention):
         del self.to_q, self.to_k, self.to_v
         self.to_qkv.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]))  # (3C, C)
         self.to_qkv.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]))  # (3C,)
-        self.group_norm, self.to_out, self.backend = attention.group_norm, attention.to_out, attention.backend
+        self.group_norm, self.to_out = attention.group_norm, attention.to_out
+        self.scale, self.backend = attention.scale, attention.backend
 
     def project(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Compute queries, keys and values, (B, N, C) each, by one product."""

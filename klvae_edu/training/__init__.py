@@ -1,4 +1,4 @@
-"""Training: `config` describes a run, `trainer` has its loop, `steps` one step of each network.
+"""Training: `config` describes a run, `trainer` contains the loop, `steps` contains the step of each network.
 
     from klvae_edu.training.config import TrainingConfig
     from klvae_edu.training.trainer import train

@@ -121,17 +121,17 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def sealed(description: Mapping[str, Any]) -> str:
-    """The content of `state.json`: a checkpoint's description and its digest, so that any change is detected."""
+    """Format `state.json`: a checkpoint's description, and its digest, which detects any change."""
     return json.dumps({**description, "seal": _seal(description)}, indent=1)
 
 
 def partial_folder(folder: Path) -> Path:
-    """The temporary name under which a checkpoint is written."""
+    """Return the temporary path to which a checkpoint is written."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def networks(training: Training) -> dict[str, Tensor]:
-    """Every tensor of every network by name, not copied."""
+    """Collect the tensors of all networks by name, not copied."""
     found: dict[str, torch.nn.Module | None] = {
         "autoencoder": training.vae,
         "average": training.ema,
@@ -146,7 +146,7 @@ def networks(training: Training) -> dict[str, Tensor]:
 
 
 def random_states() -> dict[str, Tensor]:
-    """The random states of this process: PyTorch's alone, because crops are functions of seed and index."""
+    """Return the random states of this process. PyTorch's are enough: crops are functions of seed and index."""
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
@@ -157,7 +157,7 @@ def _optimizers(training: Training) -> dict[str, Any]:
 
 
 def _architecture(training: Training) -> dict[str, Any]:
-    """The settings that a run and its checkpoint must share."""
+    """Return the settings that a run and its checkpoint must share."""
     config = training.config
     patchgan = {"disc_channels": config.disc_channels, "disc_layers": config.disc_layers}
     return {
@@ -210,7 +210,9 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError) as error:  # its message would tell how to run foreign code
-        raise ValueError(f"{path}: not what a checkpoint holds: tensors, numbers and their names") from error
+        raise ValueError(
+            f"{path}: expected tensors, numbers and their names, got something else or a damaged file"
+        ) from error
 
 
 def _sync(path: Path) -> None:

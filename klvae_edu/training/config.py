@@ -30,7 +30,7 @@ class TrainingConfig:
     out: Path = Path("run")  # new folder for weights, log and pictures
     resume: str | None = None  # resume an interrupted run: auto (the one in --out), or the folder of a checkpoint
     preset: str = "tiny"  # architecture of an untrained model: sd-v1, kl-f8, mini, tiny, …
-    initialisation: Literal["random", "averages"] = "random"  # untrained weights: random, or passing average colours on
+    initialisation: Literal["random", "averages"] = "random"  # untrained weights: random, or passing colours through
     init: str | None = None  # trained weights instead of untrained ones: a folder such as run/model, or a Hub id
     trained_part: Literal["all", "decoder"] = "all"  # decoder: the encoder is frozen, so that latents stay the same
     size: int = 32  # side of the square crops in pixels, a multiple of the model's downsample factor
@@ -45,7 +45,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.99)  # decay rates of AdamW's averages of the gradient and of its square
     weight_decay: float = 0.01  # weight decay of AdamW
     grad_clip: float = 1.0  # clip each network's gradient to this norm; inf disables clipping
-    ema: float = 0.0  # decay of an exponential moving average of the weights, which is kept, e.g. 0.999; 0 disables it
+    ema: float = 0.0  # decay of the moving average of the weights, which is then saved; such as 0.999; 0: no average
 
     reduction: Literal["mean", "sum"] = "mean"  # loss per pixel value, or summed over an image as in CompVis
     pixel: Literal["l1", "l2"] = "l2"  # pixel loss: absolute or squared difference
@@ -54,17 +54,17 @@ class TrainingConfig:
     lpips: str = "auto"  # weights of VGG16: auto (cached or downloaded), untrained, or a file
 
     disc_weight: float = 0.0  # weight of the adversarial loss, times the adaptive weight; 0: no discriminator
-    disc_start: int = 0  # first steps, in which the autoencoder is trained without the discriminator
-    disc_warmup: int = 0  # the last of these, in which the discriminator is trained already
+    disc_start: int = 0  # number of steps before the autoencoder is trained on the discriminator
+    disc_warmup: int = 0  # number of steps before disc_start in which the discriminator is trained already
     disc_loss: Literal["hinge", "vanilla"] = "hinge"  # loss of the discriminator
     disc_lr: float | None = None  # peak learning rate of the discriminator; None: the same as lr
     disc_channels: int = 64  # channels of the discriminator's first convolution
     disc_layers: int = 3  # convolutions of the discriminator with stride 2
     adaptive: bool = True  # balance the gradients of both losses at the last layer; without: disc_weight alone
-    alternate: bool = False  # train the two networks in turns once the discriminator is trained; else both in each step
+    alternate: bool = False  # once the discriminator is trained, train the networks in turns; else both in each step
 
     mixed_precision: Literal["no", "bf16"] = "no"  # bf16: autocast to bfloat16; weights stay float32
-    device: Literal["cuda", "mps", "cpu"] | None = None  # device to compute on; None: the best available
+    device: Literal["cuda", "mps", "cpu"] | None = None  # None: the first available of cuda, mps and cpu
     workers: int = 0  # processes that load crops; 0: the training process loads them
     seed: int = 0  # seed of weights, crops and posterior samples
     held_out: int = 128  # validation crops, of images that are never trained on
@@ -109,7 +109,7 @@ class TrainingConfig:
             raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def lr_factor(self, step: int) -> float:
-        """Learning rate of step 1, 2, … over its peak: a linear rise, then half a cosine down to 0, or constant."""
+        """Compute the learning rate of step 1, 2, … over its peak: a linear rise, then half a cosine or constant."""
         done, rise = min(step - 1, self.steps), round(self.warmup * self.steps)
         if done < rise:
             return (done + 1) / (rise + 1)
@@ -131,7 +131,7 @@ class TrainingConfig:
         return self.disc_weight > 0 and step > self.disc_start
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field by its name, as in `training.json`."""
+        """Return all fields by name, as in `training.json`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return values | {"out": str(self.out), "betas": list(self.betas)}
 
@@ -139,7 +139,7 @@ class TrainingConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
         """Build a configuration from fields as `to_dict`, JSON or YAML have them; the others get their defaults.
 
-        Names of version 0.1.0 are translated (`current_names`).
+        Former names are translated (`current_names`).
 
         Raises:
             ValueError: no such field, or a value of another type or out of its range. The message names the field.
@@ -152,7 +152,7 @@ class TrainingConfig:
         return cls(**{name: _read(name, kinds[name], value) for name, value in values.items()})
 
     def command(self, **changes: Any) -> str:
-        """The command line of this run with `changes`; fields with their default value are left out."""
+        """Format the command line of this run with `changes`. Fields with their default value are left out."""
         changed, default = replace(self, **changes), TrainingConfig()
         words = ["klvae", "train"]
         for field in fields(self):
@@ -167,7 +167,7 @@ class TrainingConfig:
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the fields of an older run file: `start` of version 0.1.0 is `initialisation`."""
+    """Translate the former names of fields in a run file: `start` is `initialisation`."""
     return {_RENAMED.get(name, name): value for name, value in values.items()}
 
 
@@ -175,7 +175,7 @@ _RENAMED = {"start": "initialisation"}
 
 
 def _choices() -> dict[str, list[str]]:
-    """The fields whose annotation is a Literal, with their possible values."""
+    """List the fields whose annotation is a Literal, with their values."""
     hints = get_type_hints(TrainingConfig).items()
     literals = {name: [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal] for name, hint in hints}
     return {name: [*get_args(found[0])] for name, found in literals.items() if found}

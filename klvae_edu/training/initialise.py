@@ -105,7 +105,7 @@ def _scale_down(layer: nn.Conv2d | nn.Linear) -> None:
 
 
 def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """The bias, which every layer here has; the layers' types do not say so."""
+    """Return the bias. Every layer here has one, but the layers' types allow None."""
     assert layer.bias is not None
     return layer.bias
 

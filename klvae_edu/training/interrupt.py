@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Within this context Ctrl-C (SIGINT) and SIGTERM only set the event; a second Ctrl-C interrupts at once."""
+    """Yield an event that Ctrl-C (SIGINT) and SIGTERM set. After the first signal, Ctrl-C interrupts at once."""
     asked = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,13 +22,13 @@ from klvae_edu.data.sources import Split
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import Training
 
-PASS = 2**20  # crops that are shuffled together
+SHUFFLE_BLOCK = 2**20  # crops that are shuffled together
 
 
-class ShuffledFrom(Sampler[int]):
-    """The indices 0 … length - 1 in random order, from place `position` on; each pass of 2²⁰ is shuffled by itself.
+class ResumableSampler(Sampler[int]):
+    """Sample the indices 0 … length - 1 in random order, from place `position` on; every 2²⁰ are shuffled separately.
 
-    The order does not depend on `length`: a run that is resumed with more steps keeps its order.
+    If 2²⁰ divides both lengths, a larger `length` keeps the order: a run can be resumed with more steps.
     """
 
     def __init__(self, position: int, length: int, seed: int) -> None:
@@ -37,9 +38,9 @@ class ShuffledFrom(Sampler[int]):
         return self.length - self.position
 
     def __iter__(self) -> Iterator[int]:
-        for first in range(self.position // PASS * PASS, self.length, PASS):
+        for first in range(self.position // SHUFFLE_BLOCK * SHUFFLE_BLOCK, self.length, SHUFFLE_BLOCK):
             generator = torch.Generator().manual_seed(self.seed + first)
-            order = torch.randperm(min(PASS, self.length - first), generator=generator)
+            order = torch.randperm(min(SHUFFLE_BLOCK, self.length - first), generator=generator)
             for place in order[max(0, self.position - first) :].tolist():
                 yield first + place
 
@@ -60,10 +61,10 @@ def images_of(config: TrainingConfig, length: int | None, split: Split = "train"
 def batches(training: Training, data: Any) -> Generator[Tensor]:
     """Yield this process's batches (batch_size · accumulate, 3, size, size) in [-1, 1] for the remaining steps.
 
-    Close the generator when no more are wanted: its workers ignore SIGTERM until then.
+    Close the generator when no more are needed: its workers ignore SIGTERM until then.
     """
     config, accelerator = training.config, training.accelerator
-    with signals_ignored_by_workers() as worker_init:
+    with signals_ignored_by_workers() if config.workers else nullcontext() as worker_init:
         if not config.streaming:
             position = training.step * config.batch_size * config.accumulate * accelerator.num_processes
             yield from accelerator.prepare(training_loader(config, data, position, worker_init))
@@ -97,7 +98,7 @@ def training_loader(
     return DataLoader(
         data,
         batch_size=config.batch_size * config.accumulate,
-        sampler=None if stream else ShuffledFrom(position, len(data), config.seed),  # type: ignore[arg-type]
+        sampler=None if stream else ResumableSampler(position, len(data), config.seed),  # type: ignore[arg-type]
         num_workers=config.workers,
         worker_init_fn=worker_init if config.workers else None,
         drop_last=True,
@@ -113,10 +114,15 @@ def signals_ignored_by_workers() -> Iterator[Callable[[int], None]]:
     context SIGTERM ends them: the trainer's process sends it at its own end, and waits for them.
     """
     done = multiprocessing.RawValue("b", 0)  # shared with the workers
+    end = functools.partial(setattr, done, "value", 1)
+    # A process may end inside of this context, for example when `train` runs in a daemon thread. Exit handlers run in
+    # reverse order: this one before that of multiprocessing, which sends SIGTERM and waits.
+    atexit.register(end)
     try:
         yield functools.partial(_ignore_signals, done)
     finally:
-        done.value = 1
+        end()
+        atexit.unregister(end)
 
 
 def _ignore_signals(done: Any, worker: int) -> None:

@@ -37,7 +37,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> TrainingConfig:
 
 
 def about(recipe: str | os.PathLike[str]) -> str:
-    """The comment at the head of a recipe, which describes it. The first line is its title."""
+    """Read the comment at the head of a recipe. Its first line is the title."""
     lines = recipe_path(recipe).read_text(encoding="utf-8").splitlines()
     return "\n".join(
         line.removeprefix("#").removeprefix(" ") for line in takewhile(lambda line: line[:1] == "#", lines)

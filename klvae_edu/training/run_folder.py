@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from klvae_edu.training.checkpoint import partial_folder, read_description, save_checkpoint
 from klvae_edu.training.config import TrainingConfig
@@ -21,14 +22,14 @@ from klvae_edu.weights.files import atomic_write
 if TYPE_CHECKING:
     from klvae_edu.plots import Pixels
 
-LOCK_NAME = ".lock"
+LOCK_NAME = ".klvae.lock"
 
 
 class RunFolder:
-    """`model/` in diffusers' layout, `checkpoints/step_…/`, `training.json`, `log.jsonl`, `held_out_….png`.
+    """The folder of a run: `model/` in diffusers' layout, `checkpoints/step_…/`, `training.json`, the log, pictures.
 
     Args:
-        path: a new or an empty folder; nothing is written before `start`.
+        path: a new or an empty folder; nothing but a lock file is written before `start`.
         resume: "auto" resumes the run in `path`, if there is one; or the folder of one of the run's checkpoints.
         writes: True in one of several training processes; in the others, methods change no file.
 
@@ -40,10 +41,10 @@ class RunFolder:
         self.path = path
         self.resume = resume
         self.writes = writes
-        self.saved_step: int | None = None  # step of the last whole checkpoint
-        self._lock = FileLock(path / LOCK_NAME, thread_local=False)
+        self.saved_step: int | None = None  # step of the last complete checkpoint
+        self._lock = FileLock(path / LOCK_NAME, mode=0o666, thread_local=False)  # for every user who may write here
         if writes:
-            self._refuse_what_is_in_use()
+            self._check_unused()
 
     def __enter__(self) -> RunFolder:
         """Lock the folder, if it exists already, before anything in it is read."""
@@ -63,7 +64,7 @@ class RunFolder:
         """The folder of the weights for use; `AutoencoderKL.from_pretrained` reads it."""
         return self.path / "model"
 
-    def _refuse_what_is_in_use(self) -> None:
+    def _check_unused(self) -> None:
         of_a_run = (self.path / "training.json").is_file()
         own = self.resume == "auto" or (
             self.resume is not None and Path(self.resume).resolve().parent == (self.path / "checkpoints").resolve()
@@ -79,8 +80,8 @@ class RunFolder:
                 f"Choose another one, for example --out {unused(self.path)}"
             )
 
-    def to_resume(self) -> Path | None:
-        """Find the checkpoint to resume from: the one that was named, or the last whole one; None for a new run.
+    def find_checkpoint(self) -> Path | None:
+        """Find the checkpoint to resume from: the named one, else the last intact one; None for a new run.
 
         Raises:
             ValueError: the named one is missing or damaged, or every checkpoint in the folder is damaged.
@@ -98,7 +99,7 @@ class RunFolder:
             except ValueError as error:
                 warnings.warn(f"{error}; trying the checkpoint before it", stacklevel=2)
         if folders:
-            raise ValueError(f"resume: expected a whole checkpoint, every one in {folders[0].parent} is damaged")
+            raise ValueError(f"resume: expected an intact checkpoint, but every one in {folders[0].parent} is damaged")
         return None
 
     def start(self, config: TrainingConfig, step: int = 0) -> None:
@@ -136,24 +137,22 @@ class RunFolder:
             self._lock.acquire(blocking=False)
         except Timeout as error:
             raise FileExistsError(f"out: another run is writing into {self.path}; nothing in it was changed") from error
-        except OSError:  # a file system without locks
-            return
-        self._refuse_what_is_in_use()  # of two runs that began together, one may have finished already
+        except (OSError, NotImplementedError):  # a file system without locks
+            pass
+        self._check_unused()  # of two runs that began together, one may have finished already
 
     def save(self, training: Training) -> None:
         """Write a checkpoint, replace the weights in `model/`, and delete old checkpoints. Every process calls it.
 
         Raises:
-            OSError: the disk is full or gone. What was saved before is whole, and the message names its step.
+            OSError: the disk is full or gone. Earlier checkpoints are intact; the message names the last one.
         """
-        from safetensors import SafetensorError
-
         try:
             save_checkpoint(training, self.checkpoint(training.step))
             self.saved_step = training.step
             self.publish(training)
         except (OSError, SafetensorError) as error:
-            raise OSError(f"step {training.step} could not be saved ({error}); {self.kept()}") from error
+            raise OSError(f"step {training.step} could not be saved ({error}); {self.last_checkpoint()}") from error
 
     def publish(self, training: Training) -> None:
         """Write `model/` and delete old checkpoints. It follows a checkpoint, or a resume."""
@@ -163,7 +162,7 @@ class RunFolder:
                 _delete(old)
 
     def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint of `step`."""
+        """Return the folder of the checkpoint of `step`."""
         return self.path / "checkpoints" / f"step_{step:07d}"
 
     def checkpoints(self) -> list[Path]:
@@ -171,7 +170,7 @@ class RunFolder:
         found = self.path.glob("checkpoints/step_*")
         return sorted((folder for folder in found if re.fullmatch(r"step_\d{7,}", folder.name)), key=_number)
 
-    def kept(self) -> str:
+    def last_checkpoint(self) -> str:
         """Say in words which checkpoint a run that fails now leaves behind."""
         if self.saved_step is None:
             return f"nothing was saved in {self.path} before"
@@ -181,7 +180,7 @@ class RunFolder:
         """Append one line to `log.jsonl`."""
         if self.writes:
             path = self.path / "log.jsonl"
-            with self._naming(path), path.open("a", encoding="utf-8") as file:
+            with self._explain_disk_error(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
     def save_picture(self, picture: Pixels, step: int) -> None:
@@ -190,23 +189,23 @@ class RunFolder:
 
         if self.writes:
             name = self.path / f"held_out_{step:06d}.png"
-            with self._naming(name), atomic_write(name) as path:
+            with self._explain_disk_error(name), atomic_write(name) as path:
                 Image.fromarray(picture).save(path, format="PNG")
 
     def save_report(self, report: str | None) -> None:
         """Write the report on files of the data that could not be read into `unreadable.txt`, if there is one."""
         if self.writes and report:
             name = self.path / "unreadable.txt"
-            with self._naming(name), atomic_write(name) as path:
+            with self._explain_disk_error(name), atomic_write(name) as path:
                 path.write_text(report + "\n", encoding="utf-8")
 
     @contextmanager
-    def _naming(self, path: Path) -> Iterator[None]:
+    def _explain_disk_error(self, path: Path) -> Iterator[None]:
         """Add the name of the file, and the checkpoint that is kept, to an error of the disk in this context."""
         try:
             yield
         except OSError as error:
-            raise OSError(f"{path} could not be written ({error}); {self.kept()}") from error
+            raise OSError(f"{path} could not be written ({error}); {self.last_checkpoint()}") from error
 
 
 def unused(path: Path) -> Path:
@@ -219,7 +218,7 @@ def unused(path: Path) -> Path:
 
 
 def _number(checkpoint: Path) -> int:
-    """The step in the name of a checkpoint's folder."""
+    """Read the step from the name of a checkpoint's folder."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
@@ -231,7 +230,7 @@ def _delete(checkpoint: Path) -> None:
 
 
 def _step_of(line: str) -> Any:
-    """The step of a line in the log; None for a line that was cut off."""
+    """Read the step of a line in the log; None for a line that was cut off."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):

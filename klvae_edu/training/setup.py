@@ -49,7 +49,7 @@ class TrainableAutoencoder(nn.Module):
 
 
 class TrainableDiscriminator(nn.Module):
-    """The discriminator for training: images and reconstructions in one forward call, for the same reason."""
+    """The discriminator for training: images and reconstructions in one forward call, for its wrapper's sake."""
 
     def __init__(self, discriminator: NLayerDiscriminator) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ def starting_model(config: TrainingConfig) -> AutoencoderKL:
 def ema_update(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
     """Make the update rule for `AveragedModel`: average ← d · average + (1 - d) · weights.
 
-    In update n it is d = min(decay, (1 + n) / (10 + n)), so that early averages forget the untrained weights faster.
+    The decay of update n is d = min(decay, (1 + n) / (10 + n)): early averages forget the untrained weights faster.
     Update 0, done by `AveragedModel` itself, copies the weights.
     Source: CompVis, `ldm/modules/ema.py`.
     Built in notebook 08, section 6.
@@ -219,7 +219,7 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def _adamw(network: nn.Module, config: TrainingConfig) -> AdamW:
-    """AdamW over the trained parameters. Each step sets its learning rate."""
+    """Make AdamW for the trained parameters. Each step sets its learning rate."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     # fused: one kernel for all tensors. On a CPU the default, a loop, takes up to five times as long.
     return AdamW(trained, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)

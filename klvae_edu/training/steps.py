@@ -37,26 +37,28 @@ def generator_step(training: Training, images: Tensor) -> tuple[dict[str, float]
 
     Returns:
         Scalars of this step, of the weights before the update, averaged over processes: "loss" and its terms "nll"
-        ("pixel" and "perceptual"), "kl", "adversarial" (those that the configuration has), "adversarial_weight" and
-        whether it was "clamped", "grad_norm" before clipping, "lr", and the "psnr" of the reconstructions in dB.
+        ("pixel" and "perceptual"), "kl", "adversarial" (those that the configuration has), "adversarial_weight", the
+        share of micro-batches in which it was "clamped", "grad_norm" before clipping, "lr", and the "psnr" of the
+        reconstructions in dB.
         The reconstructions (B, 3, H, W), without a graph, for the discriminator's step.
 
     Raises:
         FloatingPointError: a term or the gradient is not finite. The weights are left unchanged.
+        ValueError: `accumulate` does not divide B.
 
     Built in notebook 08, section 2.
     """
     optimizer, model = training.optimizer, training.model
     terms, reconstructions = [], []
     optimizer.zero_grad()  # gradients left here by other code are not of this step
-    for (part,) in training.micro_batches(model, images):  # part: (B / accumulate, 3, H, W)
+    for (part,) in training.micro_batches(model, images):  # part: (b, 3, H, W), b = B / accumulate
         # Forward: through a sample of the posterior.
-        reconstruction, posterior = model(part)
+        reconstruction, posterior = model(part)  # reconstruction: (b, 3, H, W)
         # Losses: the logged terms, and the scalar to differentiate.
-        of_part, surrogate = generator_losses(training, part, reconstruction, posterior)
+        part_terms, surrogate = generator_losses(training, part, reconstruction, posterior)
         # Backward: one pass through the autoencoder for all terms.
         training.accelerator.backward(surrogate / training.config.accumulate)
-        terms.append(of_part)
+        terms.append(part_terms)
         reconstructions.append(reconstruction.detach())
     # Step: clip, check, update; then the moving average of the weights.
     scalars = optimizer_step(training, optimizer, model, terms)
@@ -77,7 +79,10 @@ def generator_losses(
 
     Args:
         images, reconstruction: (b, 3, H, W) in [-1, 1]; the reconstruction with the autoencoder's graph.
-        posterior: of `images`.
+        posterior: the posterior of `images`.
+
+    Returns:
+        Scalars by name, as `generator_loss`, with "psnr" in dB; and the scalar to differentiate.
 
     Built in notebook 08, section 2.
     """
@@ -94,7 +99,7 @@ def generator_losses(
     )
     terms["kl"] = kl_loss(posterior, images, config.reduction)
     (gradient,) = torch.autograd.grad(terms["nll"], leaf)  # (b, 3, H, W)
-    weight = torch.zeros(())
+    weight = torch.zeros(())  # until the discriminator is used
     if config.adversarial(training.step):
         with frozen(training.patchgan), training.accelerator.autocast():
             terms["adversarial"] = adversarial_loss(training.patchgan(leaf).to(leaf.dtype))
@@ -102,13 +107,14 @@ def generator_losses(
         weight, clamped = adversarial_weight(training, reconstruction, gradient, adversarial_gradient)
         gradient = gradient + weight * adversarial_gradient
         terms |= {"adversarial_weight": weight, "clamped": clamped}
-    total = generator_loss(terms, kl_weight=config.kl_weight, adversarial_weight=weight)
-    total["psnr"] = psnr(leaf.detach(), images).mean()
-    return total, (reconstruction * gradient).sum() + config.kl_weight * terms["kl"]
+    terms = generator_loss(terms, kl_weight=config.kl_weight, adversarial_weight=weight)
+    terms["psnr"] = psnr(leaf.detach(), images).mean()
+    surrogate = (reconstruction * gradient).sum() + config.kl_weight * terms["kl"]  # see above: the gradient of "loss"
+    return terms, surrogate
 
 
 def adversarial_weight(
-    training: Training, reconstruction: Tensor, gradient: Tensor, adversarial_gradient: Tensor
+    training: Training, reconstruction: Tensor, nll_gradient: Tensor, adversarial_gradient: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute the weight of the adversarial term, and whether it was clamped (1 or 0): two scalars.
 
@@ -117,17 +123,17 @@ def adversarial_weight(
 
     Args:
         reconstruction: (b, 3, H, W), with its graph.
-        gradient, adversarial_gradient: of both losses with respect to it, (b, 3, H, W).
+        nll_gradient, adversarial_gradient: of both losses with respect to it, (b, 3, H, W).
     """
     config = training.config
-    values = 1 if config.reduction == "sum" else reconstruction[0].numel()
+    divisor = 1 if config.reduction == "sum" else reconstruction[0].numel()  # C·H·W
     if not config.adaptive:
-        return gradient.new_tensor(config.disc_weight / values), gradient.new_zeros(())
-    last_layer = training.vae.decoder.conv_out.weight
-    at_last_layer = last_layer_gradients(reconstruction, last_layer, [gradient, adversarial_gradient])
-    nll_gradient, other = training.accelerator.reduce(torch.stack(at_last_layer), "mean")
-    limit = ADAPTIVE_LIMIT / values
-    weight = adaptive_weight(nll_gradient, other, limit)
+        return nll_gradient.new_tensor(config.disc_weight / divisor), nll_gradient.new_zeros(())
+    last_layer = training.vae.decoder.conv_out.weight  # (3, C, 3, 3)
+    at_last_layer = last_layer_gradients(reconstruction, last_layer, [nll_gradient, adversarial_gradient])
+    of_nll, of_adversarial = training.accelerator.reduce(torch.stack(at_last_layer), "mean")  # (3, C, 3, 3) each
+    limit = ADAPTIVE_LIMIT / divisor
+    weight = adaptive_weight(of_nll, of_adversarial, limit)
     return config.disc_weight * weight, (weight >= limit).to(weight.dtype)
 
 
@@ -158,9 +164,9 @@ def discriminator_step(training: Training, images: Tensor, reconstructions: Tens
 
     Raises:
         FloatingPointError: the loss or the gradient is not finite. The weights are left unchanged.
-        ValueError: the run has no discriminator.
+        ValueError: the run has no discriminator, or `accumulate` does not divide B.
 
-    Built in notebook 08, section 3.
+    Built in notebook 07, section 6; used in notebook 08, section 3.
     """
     optimizer, discriminator = training.disc_optimizer, training.discriminator
     if optimizer is None or discriminator is None:
@@ -168,11 +174,11 @@ def discriminator_step(training: Training, images: Tensor, reconstructions: Tens
     terms = []
     optimizer.zero_grad()  # gradients left here by other code are not of this step
     for real, fake in training.micro_batches(discriminator, images, reconstructions.detach()):
-        # Forward: (B / accumulate, 3, H, W) -> (B / accumulate, 1, h, w). Detached: no gradient for the autoencoder.
+        # Forward: (b, 3, H, W) -> (b, 1, h, w). Detached reconstructions: no gradient for the autoencoder.
         logits_real, logits_fake = discriminator(real, fake)
-        # Loss.
+        # Loss: hinge or cross-entropy of the logits, a scalar.
         losses = discriminator_loss(logits_real, logits_fake, training.config.disc_loss)
-        # Backward.
+        # Backward: through the discriminator alone.
         training.accelerator.backward(losses["disc_loss"] / training.config.accumulate)
         terms.append(losses)
     # Step: clip, check, update.
@@ -202,7 +208,9 @@ def optimizer_step(
         FloatingPointError: a term or the norm is not finite, in any process. The weights are left unchanged.
     """
     grad_norm = training.accelerator.clip_grad_norm_(network.parameters(), training.config.grad_clip)
-    scalars = mean_scalars(training, [{**of_part, prefix + "grad_norm": grad_norm} for of_part in terms], grad_norm)
+    scalars = mean_scalars(
+        training, [{**part_terms, prefix + "grad_norm": grad_norm} for part_terms in terms], grad_norm
+    )
     check_finite(scalars)
     optimizer.step()
     return scalars | {prefix + "lr": float(optimizer.param_groups[0]["lr"])}
@@ -210,7 +218,7 @@ def optimizer_step(
 
 def mean_scalars(training: Training, terms: Sequence[Mapping[str, Tensor]], like: Tensor) -> dict[str, float]:
     """Average scalars by name over micro-batches and processes, in one tensor of the type and device of `like`."""
-    table = torch.stack([torch.stack([term.detach().to(like) for term in of_part.values()]) for of_part in terms])
+    table = torch.stack([torch.stack([term.detach().to(like) for term in part_terms.values()]) for part_terms in terms])
     return dict(zip(terms[0], training.accelerator.reduce(table.mean(0), "mean").tolist(), strict=True))
 
 

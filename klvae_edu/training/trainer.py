@@ -17,7 +17,7 @@ from klvae_edu.environment import progress
 from klvae_edu.training.checkpoint import load_checkpoint, read_description
 from klvae_edu.training.config import TrainingConfig, current_names
 from klvae_edu.training.interrupt import any_process, stop_on_signal
-from klvae_edu.training.loader import PASS, batches, images_of, reports
+from klvae_edu.training.loader import SHUFFLE_BLOCK, batches, images_of, reports
 from klvae_edu.training.result import TrainingResult
 from klvae_edu.training.run_folder import RunFolder
 from klvae_edu.training.setup import Training, set_up, start_accelerator
@@ -38,7 +38,7 @@ def train(config: TrainingConfig) -> TrainingResult:
         ValueError: the data, the model, the checkpoint and the configuration do not fit together.
         FileExistsError: `config.out` is in use.
         FloatingPointError: a loss is not finite; the message names step, term and the last good checkpoint.
-        OSError: a save failed; what was saved before is whole.
+        OSError: a save failed. Earlier checkpoints are intact.
 
     Built in notebook 08.
     """
@@ -48,15 +48,15 @@ def train(config: TrainingConfig) -> TrainingResult:
         # Networks, optimisers and validation crops; a resumed run takes its state from its checkpoint.
         training = set_up(config, accelerator)
         validation = Validation(config, training.vae)
-        checkpoint = folder.to_resume()
+        checkpoint = folder.find_checkpoint()
         if checkpoint is not None:
             resume(training, checkpoint)
         _announce(training, resumed=checkpoint is not None)
 
         # Training images, in an order that depends on the seed and the step alone.
         per_step = config.batch_size * config.accumulate * accelerator.num_processes
-        passes = -(-config.steps * per_step // PASS)
-        data = images_of(config, None if config.streaming else passes * PASS)
+        passes = -(-config.steps * per_step // SHUFFLE_BLOCK)
+        data = images_of(config, None if config.streaming else passes * SHUFFLE_BLOCK)
 
         # The folder, with nothing in it from beyond the checkpoint.
         folder.start(config, training.step)
@@ -87,7 +87,7 @@ def train(config: TrainingConfig) -> TrainingResult:
                     if config.trains_discriminator(step):
                         scalars |= discriminator_step(training, images, reconstructions)
                 except FloatingPointError as error:
-                    message = f"step {step}: {error}; {folder.kept()}. A smaller --lr may help."
+                    message = f"step {step}: {error}; {folder.last_checkpoint()}. A smaller --lr may help."
                     raise FloatingPointError(message) from error
                 seconds = time.perf_counter() - started
                 seconds_of_steps += seconds
@@ -100,7 +100,7 @@ def train(config: TrainingConfig) -> TrainingResult:
                     record["held_out_psnr"] = measured["model"]
                     folder.save_picture(validation.picture(training.averaged), step)
 
-                # Log.
+                # Log: one line of log.jsonl, TensorBoard on request, and the progress bar.
                 folder.log(record)
                 accelerator.log(record, step)
                 bar.set_postfix(_shown(scalars), refresh=False)
@@ -116,14 +116,15 @@ def train(config: TrainingConfig) -> TrainingResult:
             tracker.finish()
 
         # Files that could not be read: all of them into the folder, the first ones into the summary.
-        folder.save_report("\n".join([*reports(training, data, limit=None), *filter(None, [validation.unreadable])]))
+        of_validation = [validation.unreadable] if validation.unreadable else []
+        folder.save_report("\n".join(reports(training, data, limit=None) + of_validation))
         result = TrainingResult(
             training.averaged,
             config,
             training.step,
             measured,
             (training.step - first) * per_step / seconds_of_steps if seconds_of_steps else 0.0,
-            [*reports(training, data), *filter(None, [validation.unreadable])],
+            reports(training, data) + of_validation,
             accelerator.num_processes,
             None if training.perceptual is None else training.perceptual.source,
         )
@@ -147,13 +148,13 @@ def resume(training: Training, checkpoint: Path) -> None:
     was, now = current_names(read_description(checkpoint)["config"]), config.to_dict()
     load_checkpoint(training, checkpoint)
     if training.step > config.steps or (training.step == config.steps and config.resume != "auto"):
-        raise ValueError(f"steps: {checkpoint} has made {training.step} already, got {config.steps}")
+        raise ValueError(f"steps: {checkpoint} is of step {training.step}: expected more steps, got {config.steps}")
     same = {"out", "resume", *(name for name in now if was.get(name) == now[name])}
     changes = [f"{name} {was.get(name)} -> {now[name]}" for name in now if name not in same]
     if {"data", "seed", "streaming"} - same:
         training.stream = None  # a position in another stream
     if training.stream and len(training.stream.places) != max(1, config.workers):
-        known = f"expected {was['workers']}, whose places in the stream the checkpoint knows"
+        known = f"expected {was['workers']}, one for each stream position in the checkpoint"
         raise ValueError(f"workers: {known}, got {config.workers}")
     line = f"Resumed from {checkpoint}{''.join(f'; {change}' for change in changes)}."
     training.accelerator.print(line, flush=True)  # into a file at once: the run may be killed

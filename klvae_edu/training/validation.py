@@ -49,8 +49,8 @@ class Validation:
 
     def __init__(self, config: TrainingConfig, vae: AutoencoderKL) -> None:
         self.batch_size = config.batch_size
-        self.images, self.unreadable = some_crops(config, "held-out", config.held_out)
-        training_crops, _ = some_crops(config, "train", PCA_CROPS)
+        self.images, self.unreadable = load_crops(config, "held-out", config.held_out)
+        training_crops, _ = load_crops(config, "train", PCA_CROPS)
         self.pca = PatchPCA(vae.downsample_factor, vae.config.latent_channels).fit(training_crops)
 
     def measure(self, vae: AutoencoderKL) -> dict[str, float]:
@@ -71,7 +71,7 @@ class Validation:
         return figure_to_image(image_grid([*rows.values()], row_labels=[*rows]))
 
 
-def some_crops(config: TrainingConfig, split: Literal["train", "held-out"], count: int) -> tuple[Tensor, str | None]:
+def load_crops(config: TrainingConfig, split: Literal["train", "held-out"], count: int) -> tuple[Tensor, str | None]:
     """Load crops (count, 3, size, size) in [-1, 1], and the report on files that could not be read."""
     data = images_of(config, count, split)
     return torch.stack([*islice(DataLoader(data, batch_size=None), count)]), data.report()

@@ -71,7 +71,7 @@ def test_the_doctor_looks_at_every_package_of_pyproject() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = project["optional-dependencies"]
     required = {Requirement(line).name for line in project["dependencies"]}
-    optional = {Requirement(line).name for group in ("course", "test") for line in groups[group]}
+    optional = {Requirement(line).name for group in ("notebooks", "course", "test") for line in groups[group]}
     checks = list(doctor.check_requirements())
     assert {check.name for check in checks if check.required} == required
     assert {check.name for check in checks if not check.required} == optional

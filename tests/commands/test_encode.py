@@ -83,7 +83,9 @@ def test_wrong_use_is_one_line(
 def test_the_latents_do_not_go_among_the_images(model: Path, photo: Path, error_of: Callable[[], str]) -> None:
     out = photo.parent / "latents"
     assert main(["encode", str(photo.parent), str(out), "--model", str(model), "--size", "16"]) == 2
-    assert "expected a folder outside of the images" in error_of()
+    error = error_of()
+    assert "out: expected a folder outside of the images" in error
+    assert f"; {out} is inside of {photo.parent}. Name another folder" in error
     assert not out.exists()
 
 

@@ -180,7 +180,7 @@ def test_patch_pca_of_large_patches_is_fitted_to_crops_of_no_more_pixels(monkeyp
         sizes.append((config.data, config.size, split, count))
         return torch.rand(4, 3, config.size, config.size), None
 
-    monkeypatch.setattr("klvae_edu.training.validation.some_crops", crops)
+    monkeypatch.setattr("klvae_edu.training.validation.load_crops", crops)
     for factor in (4, 8, 32):
         assert fitted_pca(factor, 4, "dead-leaves").patch_size == factor
     assert sizes == [("dead-leaves", side, "train", 16) for side in (64, 128, 128)]

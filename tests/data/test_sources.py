@@ -650,7 +650,7 @@ def test_the_environment_variable_hf_hub_offline_is_respected() -> None:
 
 def test_without_datasets_installed_the_command_to_install_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"need `datasets`: pip install 'klvae-edu\[course\]'"):
+    with pytest.raises(ValueError, match=r"need `datasets`: pip install 'klvae-edu\[notebooks\]'"):
         image_dataset("hf:nobody/nothing", 8)
 
 

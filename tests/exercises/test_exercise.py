@@ -398,7 +398,7 @@ def test_a_spoilt_progress_file_is_never_fatal(capsys, tmp_path, content):
 
 
 def test_a_folder_that_cannot_be_written_is_never_fatal(capsys, tmp_path):
-    (tmp_path / ".klvae_progress.partial").mkdir()
+    (tmp_path / ".klvae_progress.json").mkdir()
     assert check("01.2", reparameterize) is reparameterize
     progress()
     assert capsys.readouterr().out.splitlines()[-1].startswith("1 of")

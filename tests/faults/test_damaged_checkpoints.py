@@ -64,7 +64,7 @@ def test_auto_takes_the_checkpoint_before_one_with_a_damaged_file(
     folder = RunFolder(out, "auto")
     damage(folder.checkpoint(4) / name)
     with pytest.warns(UserWarning, match=rf"step_0000004.*({name}|damaged).*; trying the checkpoint before it"):
-        assert folder.to_resume() == folder.checkpoint(2)
+        assert folder.find_checkpoint() == folder.checkpoint(2)
 
 
 def test_from_the_checkpoint_before_the_run_ends_as_it_did(
@@ -90,7 +90,7 @@ def test_when_all_are_damaged_or_the_one_that_is_named_nothing_is_touched(
     with pytest.warns(UserWarning, match="damaged"):
         assert main([*command, "--out", str(out), "--resume", "auto"]) == 2
     error = capsys.readouterr().err
-    assert error == f"klvae: resume: expected a whole checkpoint, every one in {last.parent} is damaged\n"
+    assert error == f"klvae: resume: expected an intact checkpoint, but every one in {last.parent} is damaged\n"
     assert contents(out) == before
 
 
@@ -181,7 +181,7 @@ def test_nothing_in_a_checkpoint_is_executed(
     assert main([*command, "--out", str(out), "--resume", str(folder)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"klvae: {folder / name}: ") and error.count("\n") == 1
-    assert ("not what a checkpoint holds" if forged else "damaged") in error
+    assert ("expected tensors, numbers and their names" if forged else "damaged") in error
     assert contents(out) == before
     assert not trap.exists()
     pickle.loads(content)  # the trap works

@@ -17,7 +17,7 @@ from PIL import Image
 from klvae_edu.cli import main
 from klvae_edu.data.crops import NAMES_IN_REPORT
 from klvae_edu.data.sources import Folder
-from klvae_edu.training.loader import PASS, ShuffledFrom
+from klvae_edu.training.loader import SHUFFLE_BLOCK, ResumableSampler
 
 IMAGES, EVERY = 2000, 20  # every 20th is broken
 SEED, CROPS, BATCH = 8, 11_500, 500  # with this seed every training image is among the first 11,500
@@ -102,7 +102,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
 def met(collection: Collection) -> Collection:
     """The training part of the collection: `CROPS` random crops include every training image."""
     names = Folder(str(collection.folder), "train").names
-    asked = {index % len(names) for index in islice(ShuffledFrom(0, PASS, SEED), CROPS)}
+    asked = {index % len(names) for index in islice(ResumableSampler(0, SHUFFLE_BLOCK, SEED), CROPS)}
     assert asked == {*range(len(names))}
     return Collection(collection.folder, {name: collection.broken[name] for name in names if name in collection.broken})
 

@@ -81,11 +81,11 @@ def test_a_picture_has_its_step_in_its_name(tmp_path: Path) -> None:
 def test_what_is_kept_can_be_told(tmp_path: Path) -> None:
     out = tmp_path / "run"
     folder = RunFolder(out)
-    assert folder.kept() == f"nothing was saved in {out} before"
+    assert folder.last_checkpoint() == f"nothing was saved in {out} before"
     run_saved_at(out, 7)
     folder = RunFolder(out, "auto")
     folder.start(TrainingConfig(), step=7)
-    assert folder.kept() == f"the last good checkpoint is {out / 'checkpoints' / 'step_0000007'}"
+    assert folder.last_checkpoint() == f"the last good checkpoint is {out / 'checkpoints' / 'step_0000007'}"
 
 
 def test_a_save_leaves_a_checkpoint_and_the_weights_to_use(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_resume_does_not_touch_a_folder_that_is_no_runs(tmp_path: Path) -> None:
 def test_auto_takes_the_last_checkpoint(tmp_path: Path) -> None:
     run_saved_at(tmp_path, 9, 10)
     folder = RunFolder(tmp_path, "auto")
-    assert folder.to_resume() == folder.checkpoint(10)
+    assert folder.find_checkpoint() == folder.checkpoint(10)
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder", "a run that never saved"])
@@ -138,7 +138,7 @@ def test_auto_begins_at_the_beginning_where_there_is_no_checkpoint(left: str, tm
         out.mkdir()
     elif left == "a run that never saved":
         RunFolder(out).start(TrainingConfig())
-    assert RunFolder(out, "auto").to_resume() is None
+    assert RunFolder(out, "auto").find_checkpoint() is None
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path: Pat
     with pytest.warns(
         UserWarning, match=r"step_0000002/optimizers\.pt: damaged: missing; trying the checkpoint before it"
     ):
-        assert folder.to_resume() == folder.checkpoint(1)
+        assert folder.find_checkpoint() == folder.checkpoint(1)
 
 
 def test_when_all_are_damaged_nothing_is_begun_anew(tmp_path: Path) -> None:
@@ -156,18 +156,18 @@ def test_when_all_are_damaged_nothing_is_begun_anew(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "auto")
     (folder.checkpoint(1) / "state.json").write_text("{")
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match=r"every one in .* is damaged"):
-        folder.to_resume()
+        folder.find_checkpoint()
 
 
 def test_a_checkpoint_that_is_named_must_be_whole(tmp_path: Path) -> None:
     run_saved_at(tmp_path, 1, 2)
     first = tmp_path / "checkpoints" / "step_0000001"
-    assert RunFolder(tmp_path, str(first)).to_resume() == first
+    assert RunFolder(tmp_path, str(first)).find_checkpoint() == first
     (first / "weights.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"weights\.safetensors: damaged: 0 bytes of"):
-        RunFolder(tmp_path, str(first)).to_resume()
+        RunFolder(tmp_path, str(first)).find_checkpoint()
     with pytest.raises(ValueError, match="no checkpoint here"):
-        RunFolder(tmp_path, str(tmp_path / "checkpoints" / "nowhere")).to_resume()
+        RunFolder(tmp_path, str(tmp_path / "checkpoints" / "nowhere")).find_checkpoint()
 
 
 def test_another_runs_checkpoint_is_gone_on_from_in_a_new_folder_only(tmp_path: Path) -> None:
@@ -176,10 +176,10 @@ def test_another_runs_checkpoint_is_gone_on_from_in_a_new_folder_only(tmp_path: 
     foreign = str(tmp_path / "b" / "checkpoints" / "step_0000001")
     with pytest.raises(FileExistsError, match="a is in use, and nothing in it was changed"):
         RunFolder(tmp_path / "a", foreign)
-    assert RunFolder(tmp_path / "c", foreign).to_resume() == Path(foreign)
+    assert RunFolder(tmp_path / "c", foreign).find_checkpoint() == Path(foreign)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+@pytest.mark.skipif(sys.platform == "win32", reason="the processes of this test are started in the POSIX way")
 def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")  # both begin before it is there
     first.start(TrainingConfig(seed=1))
@@ -195,7 +195,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", "auto").start(TrainingConfig(seed=3))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+@pytest.mark.skipif(sys.platform == "win32", reason="the processes of this test are started in the POSIX way")
 def test_a_run_that_is_taken_up_is_locked_before_its_checkpoints_are_read(tmp_path: Path) -> None:
     """Else one that still runs could save another between the reading and the lock, and lose it."""
     run_saved_at(tmp_path / "run", 1)

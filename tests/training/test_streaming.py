@@ -100,7 +100,7 @@ def test_going_on_with_another_number_of_workers_is_refused_and_nothing_is_chang
     config = streamed(data_set, tmp_path / "run", steps=2, workers=2)
     train(config)
     log = (config.out / "log.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"workers: expected 2, whose places in the stream .*, got 1"):
+    with pytest.raises(ValueError, match=r"workers: expected 2, one for each stream position in the checkpoint, got 1"):
         train(resumed(config, 1, workers=1))
     assert (config.out / "log.jsonl").read_bytes() == log
 

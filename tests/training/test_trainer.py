@@ -50,7 +50,7 @@ def test_a_run_leaves_model_configuration_log_and_pictures(result: TrainingResul
         "model",
         "model/config.json",
         "model/diffusion_pytorch_model.safetensors",
-        ".lock",
+        ".klvae.lock",
         "training.json",
         "log.jsonl",
         "checkpoints",
@@ -195,10 +195,10 @@ def test_a_run_that_is_at_its_end_is_resumed_without_a_step(result: TrainingResu
 def test_fewer_steps_than_were_made_are_an_error_that_changes_nothing(tmp_path: Path) -> None:
     train(tiny_run(tmp_path / "run"))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"steps: .*step_0000005 has made 5 already, got 3"):
+    with pytest.raises(ValueError, match=r"steps: .*step_0000005 is of step 5: expected more steps, got 3"):
         train(tiny_run(tmp_path / "run", steps=3, resume="auto"))
     earlier = str(tmp_path / "run" / "checkpoints" / "step_0000004")
-    with pytest.raises(ValueError, match="has made 4 already, got 4"):
+    with pytest.raises(ValueError, match="is of step 4: expected more steps, got 4"):
         train(tiny_run(tmp_path / "run", steps=4, resume=earlier))
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
@@ -265,9 +265,10 @@ from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.loader import signals_ignored_by_workers, training_loader
 
 data = torch.utils.data.TensorDataset(torch.zeros(9))
-with signals_ignored_by_workers() as worker_init:
-    images = iter(training_loader(TrainingConfig(batch_size=2, workers=1), data, worker_init=worker_init))
-    next(images)  # and it is never closed
+context = signals_ignored_by_workers()
+worker_init = context.__enter__()  # and it is never left
+images = iter(training_loader(TrainingConfig(batch_size=2, workers=1), data, worker_init=worker_init))
+next(images)  # and it is never closed
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 

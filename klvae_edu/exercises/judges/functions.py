@@ -181,15 +181,21 @@ def _judge_gradients(
     return f"the values are right, but not the gradient with respect to {' and '.join(wrong)}" if wrong else None
 
 
+def weighted_sum(result: Any) -> Tensor:
+    """Add up the results that have a gradient, with weights from 1 to 2: a scalar; 0 if there are none."""
+    outputs = [value for value in (result if isinstance(result, (tuple, list)) else (result,)) if value.requires_grad]
+    weighted = [value * torch.linspace(1, 2, value.numel()).view(value.shape) for value in outputs]
+    return sum((value.sum() for value in weighted), torch.zeros(()))
+
+
 def _gradients(function: Callable[..., Any], probe: Probe, wrt: Mapping[str, int]) -> list[Tensor]:
     """Return the gradient of a weighted sum of the results; zeros where there is none."""
     leaves = {position: probe[position].clone().requires_grad_() for position in wrt.values()}
     # Copies of the leaves, because autograd allows no in-place operation on a leaf itself.
     arguments = [leaves[i].clone() if i in leaves else copy.deepcopy(value) for i, value in enumerate(probe)]
     result = function(*arguments)
-    outputs = [value for value in (result if isinstance(result, (tuple, list)) else (result,)) if value.requires_grad]
-    total = sum((value * torch.linspace(1, 2, value.numel()).view(value.shape)).sum() for value in outputs)
-    if not isinstance(total, Tensor):
+    total = weighted_sum(result)
+    if not total.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves.values()]
     return list(torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from klvae_edu.exercises.exercise import Blank, Judge, OpenGap, call, explain
-from klvae_edu.exercises.judges.functions import Probe, judge_function, name_error, same
+from klvae_edu.exercises.judges.functions import Probe, judge_function, name_error, same, weighted_sum
 
 Build = Callable[..., nn.Module]
 ModuleMistake = tuple[str, Build]  # message, and a class that makes the mistake
@@ -262,11 +262,9 @@ def _gradients(module: nn.Module, inputs: Probe, names: Sequence[str]) -> dict[s
     }
     # Copies of the leaves, because autograd allows no in-place operation on a leaf itself.
     arguments = [leaves[name].clone() if name in leaves else v for name, v in zip(names, inputs, strict=False)]
-    result = module(*arguments)
-    outputs = result if isinstance(result, (tuple, list)) else (result,)
-    total = sum((value * torch.linspace(1, 2, value.numel()).view(value.shape)).sum() for value in outputs)
+    total = weighted_sum(module(*arguments))
     leaves |= dict(module.named_parameters())
-    if not (isinstance(total, Tensor) and total.requires_grad):
+    if not total.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, gradients, strict=True))
