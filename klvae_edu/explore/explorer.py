@@ -58,6 +58,9 @@ class Explorer(Pictured):
         format: "jpeg" is small, for photographs; "png" is sharp, for plots.
         thumbnail: longest side of a picture on the contact sheet, in pixels.
 
+    Attributes:
+        pixels: the picture that is shown, (H, W, 3) uint8.
+
     Raises:
         ValueError: there are no controls, or `draw` returns something else.
 
@@ -83,10 +86,10 @@ class Explorer(Pictured):
         for control in self.controls.values():  # room for the longest label; all sliders are aligned
             control.style.description_width = f"{max(len(spec.label) for spec in controls.values()) + 1}ch"
         self._drawn = self.values  # settings of the picture that is shown
-        self._pixels, self._caption = self._picture(self._drawn)
+        self.pixels, self._caption = self._picture(self._drawn)
         # Without align_self the column would stretch the picture to its own width.
         layout = {"align_self": "flex-start", "max_width": "100%"}
-        self.image = widgets.Image(value=encode_pixels(self._pixels, format), format=format, layout=layout)
+        self.image = widgets.Image(value=encode_pixels(self.pixels, format), format=format, layout=layout)
         self.status = widgets.HTML(status_line(self._caption))
         heading = [widgets.HTML(f"<b>{html.escape(title)}</b>")] if title else []
         super().__init__([*heading, *self.controls.values(), self.status, self.image])
@@ -116,13 +119,13 @@ class Explorer(Pictured):
         # An exception in a callback of ipywidgets would only appear in a log.
         values = self.values
         try:
-            self._pixels, self._caption = self._picture(values)
+            self.pixels, self._caption = self._picture(values)
         except Exception as error:
             settings = ", ".join(f"{spec.label} = {spec.text(values[name])}" for name, spec in self._specs.items())
             self.status.value = status_line(f"Not drawn for {settings}: {type(error).__name__}: {error}")
         else:
             self._drawn = values
-            self.image.value = encode_pixels(self._pixels, self.image.format)
+            self.image.value = encode_pixels(self.pixels, self.image.format)
             self.status.value = status_line(self._caption)
 
     def still(self) -> tuple[str, bytes, str]:
@@ -164,7 +167,7 @@ class Explorer(Pictured):
         if isinstance(picture, tuple):
             picture, measured = picture
             caption = f"{caption} {measured}"
-        return _pixels(picture), caption
+        return _to_pixels(picture), caption
 
     def _sheet(self) -> dict[str, list[Any]]:
         """Return the settings of each control on the contact sheet."""
@@ -174,18 +177,18 @@ class Explorer(Pictured):
     def _at(self, values: dict[str, Any]) -> tuple[plots.Pixels, str]:
         """Return picture and caption at these settings without moving the controls; grey if `draw` raises."""
         if values == self._drawn:
-            return self._pixels, self._caption
+            return self.pixels, self._caption
         try:
             return self._picture(values)
         except Exception as error:  # the live widget shows the full message
-            return np.full_like(self._pixels, 128), f"Not drawn: {error}"
+            return np.full_like(self.pixels, 128), f"Not drawn: {error}"
 
     def _page(self, values: dict[str, Any], setting: str) -> Page:
         pixels, caption = self._at(values)
         return Page(setting, encode_pixels(_shrunk(pixels, _PAGE_SIDE), "jpeg", _STORED_QUALITY), caption)
 
 
-def _pixels(picture: Any) -> plots.Pixels:
+def _to_pixels(picture: Any) -> plots.Pixels:
     if isinstance(picture, Tensor):
         return plots.to_image(picture)
     if isinstance(picture, Figure):

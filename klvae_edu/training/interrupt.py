@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C (SIGINT) and SIGTERM set. After the first signal, Ctrl-C interrupts at once."""
+    """Yield an event that Ctrl-C (SIGINT) and SIGTERM set. A second Ctrl-C raises KeyboardInterrupt at once."""
     asked = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -74,7 +74,7 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         plain = uncompiled(name)
         current = _current_name(_translate(plain, COMPVIS, levels) or plain)
         if current in found:
-            raise ValueError(f"two tensors are {current} in diffusers' names, one of them under the name {name}")
+            raise ValueError(f"two tensors have the name {current} in diffusers' naming scheme, one of them is {name} in the file")
         convolution = tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and _ATTENTION_WEIGHT.fullmatch(current)
         found[current] = tensor.flatten(1) if convolution else tensor
     return found
@@ -105,7 +105,7 @@ def name_style(names: Iterable[str]) -> str:
 
 
 def find_prefix(names: Iterable[str]) -> str:
-    """Find the prefix, which may be empty, of an autoencoder's weights among `names`.
+    """Find the prefix of the names of an autoencoder's weights among `names`; it may be empty.
 
     Raises:
         ValueError: `names` contain no autoencoder, or more than one.

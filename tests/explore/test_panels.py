@@ -61,11 +61,11 @@ def encodings(vae, monkeypatch):
 
 def left(explorer):
     """Return the left picture before JPEG compression."""
-    return explorer._pixels[:SIDE, :SIDE]
+    return explorer.pixels[:SIDE, :SIDE]
 
 
 def right(explorer):
-    return explorer._pixels[:SIDE, -SIDE:]
+    return explorer.pixels[:SIDE, -SIDE:]
 
 
 def decoded(vae, z):
@@ -108,7 +108,7 @@ def test_all_channels_are_shown_and_the_chosen_one_is_framed(vae):
     frames = []
     for channel in range(4):
         move(panel, channel=channel)
-        sheet = panel._pixels[:, SIDE + 8 :]
+        sheet = panel.pixels[:, SIDE + 8 :]
         frames.append((sheet == (213, 94, 0)).all(axis=2))
         assert frames[-1].any() and f"{channel} framed" in panel.status.value
     assert sum(frames).max() == 1  # in four places
@@ -272,5 +272,5 @@ def test_sixteen_channels_are_shown_in_four_rows(vae):
     model = AutoencoderKL.from_preset("tiny", seed=0)
     many = AutoencoderKL(dataclasses.replace(model.config, latent_channels=16))
     panel = panels.channels(many, FIRST)
-    height = panel._pixels.shape[0]
+    height = panel.pixels.shape[0]
     assert height == 4 * (8 * max(1, round(SIDE / (4 * 8))) + 4) and math.isqrt(16) == 4

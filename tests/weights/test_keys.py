@@ -170,7 +170,7 @@ def test_a_name_that_only_looks_like_one_is_left_alone(name: str) -> None:
 def test_two_tensors_for_one_name_are_an_error_that_names_them() -> None:
     name = "encoder.mid_block.attentions.0.to_q.bias"
     for other in ("encoder.mid.attn_1.q.bias", "encoder.mid_block.attentions.0.query.bias"):
-        with pytest.raises(ValueError, match=f"two tensors are {name}"):
+        with pytest.raises(ValueError, match=f"two tensors have the name {name}"):
             to_diffusers({name: torch.zeros(1), other: torch.zeros(1)})
 
 
@@ -304,7 +304,7 @@ def test_what_torch_compile_adds_to_names_is_taken_off_wherever_it_is() -> None:
 
 def test_a_compiled_and_a_plain_tensor_of_one_name_are_refused() -> None:
     weights = {"encoder.conv_in.bias": torch.zeros(1), "encoder._orig_mod.conv_in.bias": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"two tensors are encoder\.conv_in\.bias"):
+    with pytest.raises(ValueError, match=r"two tensors have the name encoder\.conv_in\.bias"):
         to_diffusers(weights)
 
 

@@ -161,7 +161,7 @@ def test_two_tensors_for_one_name_are_refused(saved: Path) -> None:
     name = "encoder.mid_block.attentions.0.to_q.bias"
     weights = load_file(saved / WEIGHTS_NAME)
     save_file({**weights, name.replace("to_q", "query"): torch.zeros(64)}, saved / WEIGHTS_NAME)
-    with pytest.raises(ValueError, match=rf"{WEIGHTS_NAME}: two tensors are {name}"):
+    with pytest.raises(ValueError, match=rf"{WEIGHTS_NAME}: two tensors have the name {name}"):
         AutoencoderKL.from_pretrained(saved)
 
 
