@@ -74,7 +74,8 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         plain = uncompiled(name)
         current = _current_name(_translate(plain, COMPVIS, levels) or plain)
         if current in found:
-            raise ValueError(f"two tensors have the name {current} in diffusers' naming scheme, one of them is {name} in the file")
+            both = f"two tensors have the name {current} in diffusers' naming scheme"
+            raise ValueError(f"{both}; in the file, one of them is {name}")
         convolution = tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and _ATTENTION_WEIGHT.fullmatch(current)
         found[current] = tensor.flatten(1) if convolution else tensor
     return found
