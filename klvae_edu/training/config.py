@@ -56,6 +56,8 @@ class TrainingConfig:
     disc_weight: float = 0.0  # weight of the adversarial loss, times the adaptive weight; 0: no discriminator
     disc_start: int = 0  # number of steps before the autoencoder is trained on the discriminator
     disc_warmup: int = 0  # number of steps before disc_start in which the discriminator is trained already
+    disc_ramp: int = 0  # number of steps after disc_start in which disc_weight rises linearly from 0
+    disc_max_weight: float | None = None  # upper limit of the adversarial weight that is applied and logged
     disc_loss: Literal["hinge", "vanilla"] = "hinge"  # loss of the discriminator
     disc_lr: float | None = None  # peak learning rate of the discriminator; None: the same as lr
     disc_channels: int = 64  # channels of the discriminator's first convolution
@@ -84,12 +86,13 @@ class TrainingConfig:
         ):
             value = getattr(self, name)
             self._expect(name, isinstance(value, int) and value >= 1, "a whole number of at least 1")
-        for name in ("workers", "seed", "disc_start", "disc_warmup"):
+        for name in ("workers", "seed", "disc_start", "disc_warmup", "disc_ramp"):
             value = getattr(self, name)
             self._expect(name, isinstance(value, int) and 0 <= value < 2**63, "a whole number of at least 0")
         self._expect("lr", 0 < self.lr < math.inf, "a positive number")
         self._expect("disc_lr", self.disc_lr is None or 0 < self.disc_lr < math.inf, "a positive number")
         self._expect("grad_clip", self.grad_clip > 0, "a positive number")
+        self._expect("disc_max_weight", self.disc_max_weight is None or self.disc_max_weight > 0, "a positive number")
         for name in ("kl_weight", "perceptual_weight", "disc_weight", "weight_decay"):
             self._expect(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
         for name in ("warmup", "ema"):
@@ -129,6 +132,10 @@ class TrainingConfig:
     def adversarial(self, step: int) -> bool:
         """Tell whether the autoencoder's loss has the adversarial term in this step (1, 2, …)."""
         return self.disc_weight > 0 and step > self.disc_start
+
+    def disc_weight_at(self, step: int) -> float:
+        """Return `disc_weight` in step 1, 2, …: 0 up to `disc_start`, then a linear rise over `disc_ramp` steps."""
+        return self.disc_weight * min(1.0, max(0, step - self.disc_start) / (self.disc_ramp + 1))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields by name, as in `training.json`."""

@@ -118,6 +118,8 @@ def adversarial_weight(
 ) -> tuple[Tensor, Tensor]:
     """Compute the weight of the adversarial term, and whether it was clamped (1 or 0): two scalars.
 
+    It is clamped where CompVis' limit or the configuration's `disc_max_weight` acts.
+
     Both gradients at the last layer are averaged over the processes before their norms are taken, so that the weight
     belongs to the whole batch and is the same in every process.
 
@@ -127,14 +129,23 @@ def adversarial_weight(
     """
     config = training.config
     divisor = 1 if config.reduction == "sum" else reconstruction[0].numel()  # C·H·W
+    disc_weight = config.disc_weight_at(training.step)
     if not config.adaptive:
-        return nll_gradient.new_tensor(config.disc_weight / divisor), nll_gradient.new_zeros(())
+        weight, clamped = nll_gradient.new_tensor(disc_weight / divisor), nll_gradient.new_zeros(())
+        return _limited(weight, clamped, config.disc_max_weight)
     last_layer = training.vae.decoder.conv_out.weight  # (3, C, 3, 3)
     at_last_layer = last_layer_gradients(reconstruction, last_layer, [nll_gradient, adversarial_gradient])
     of_nll, of_adversarial = training.accelerator.reduce(torch.stack(at_last_layer), "mean")  # (3, C, 3, 3) each
     limit = ADAPTIVE_LIMIT / divisor
     weight = adaptive_weight(of_nll, of_adversarial, limit)
-    return config.disc_weight * weight, (weight >= limit).to(weight.dtype)
+    return _limited(disc_weight * weight, (weight >= limit).to(weight.dtype), config.disc_max_weight)
+
+
+def _limited(weight: Tensor, clamped: Tensor, limit: float | None) -> tuple[Tensor, Tensor]:
+    """Clamp the weight to `limit`, and mark it as clamped if that changes it."""
+    if limit is None or weight <= limit:
+        return weight, clamped
+    return torch.full_like(weight, limit), torch.ones_like(clamped)
 
 
 @contextmanager

@@ -145,7 +145,8 @@ def resume(training: Training, checkpoint: Path) -> None:
         ValueError: the checkpoint does not fit the configuration, or is damaged.
     """
     config = training.config
-    was, now = current_names(read_description(checkpoint)["config"]), config.to_dict()
+    was = TrainingConfig().to_dict() | current_names(read_description(checkpoint)["config"])  # later fields: defaults
+    now = config.to_dict()
     load_checkpoint(training, checkpoint)
     if training.step > config.steps or (training.step == config.steps and config.resume != "auto"):
         raise ValueError(f"steps: {checkpoint} is of step {training.step}: expected more steps, got {config.steps}")

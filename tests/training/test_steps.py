@@ -156,6 +156,34 @@ def test_a_clamped_adaptive_weight_is_told(reduction: Any) -> None:
     assert scalars["adversarial_weight"] == pytest.approx(0.5 * 1e4 / (768 if reduction == "mean" else 1))
 
 
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_the_weight_rises_linearly_over_the_ramp(adaptive: bool) -> None:
+    def weight(step: int, **options: Any) -> float:
+        training = begin(**GAN, adaptive=adaptive, disc_start=2, lr=1e-9, **options)
+        training.step = step
+        return generator(training)["adversarial_weight"]
+
+    full = weight(3)
+    assert [weight(step, disc_ramp=3) / full for step in (3, 4, 5, 6, 7)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_a_weight_above_its_limit_is_clamped_in_the_log_and_in_the_gradient(adaptive: bool) -> None:
+    free = begin(**GAN, adaptive=adaptive, grad_clip=math.inf)
+    weight = generator(free)["adversarial_weight"]
+    gradients = {}
+    for limit in (0.5 * weight, 2 * weight):
+        training = begin(**GAN, adaptive=adaptive, grad_clip=math.inf, disc_max_weight=limit)
+        scalars = generator(training)
+        assert scalars["adversarial_weight"] == pytest.approx(min(limit, weight))
+        assert scalars["clamped"] == (limit < weight)
+        gradients[limit] = flat(training.vae)
+    assert torch.equal(gradients[2 * weight], flat(free.vae))
+    half = begin(**GAN | {"disc_weight": 0.25}, adaptive=adaptive, grad_clip=math.inf)
+    generator(half)
+    torch.testing.assert_close(gradients[0.5 * weight], flat(half.vae))
+
+
 def test_before_its_start_the_discriminator_is_not_even_asked() -> None:
     training = begin(**GAN, disc_start=1)
     calls: list[int] = []

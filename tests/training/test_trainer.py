@@ -216,6 +216,7 @@ def test_a_checkpoint_of_version_0_1_0_whose_field_is_called_start_is_resumed_wi
     checkpoint = tmp_path / "run" / "checkpoints" / "step_0000005"
     description = read_description(checkpoint)
     description["config"]["start"] = description["config"].pop("initialisation")
+    del description["config"]["disc_ramp"]  # a field of later versions
     (checkpoint / "state.json").write_text(sealed(description))
     train(tiny_run(tmp_path / "run", initialisation="averages", steps=6, resume="auto"))
     assert "step_0000005; steps 5 -> 6." in capsys.readouterr().out
