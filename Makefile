@@ -8,7 +8,7 @@ READY  := .venv/.installed
 # machine. PROCESS_SETTINGS in klvae_edu/environment.py explains them, with figures. Values that you set yourself stay.
 export MALLOC_MMAP_THRESHOLD_ ?= 2147483648
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
-export GOMP_SPINCOUNT ?= 20000
+export GOMP_SPINCOUNT ?= 1000
 
 # The conditions of the stored outputs: one thread per process, no progress bars, no network, no GPU.
 AS_STORED := OMP_NUM_THREADS=1 KLVAE_EDU_QUIET=1 HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES=

@@ -159,7 +159,7 @@ def test_missing_settings_are_a_note_with_the_line_that_sets_them(monkeypatch: p
     monkeypatch.delenv("GOMP_SPINCOUNT")
     check = doctor.check_process_settings()
     assert not check.ok and not check.required
-    assert "export GOMP_SPINCOUNT=20000" in check.remedy and "MALLOC" not in check.detail
+    assert "export GOMP_SPINCOUNT=1000" in check.remedy and "MALLOC" not in check.detail
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
