@@ -4,7 +4,7 @@ WORK   ?= work
 PY     := .venv/bin/python
 READY  := .venv/.installed
 
-# The process keeps the memory of large activations, and idle threads do not spin: PyTorch waits less on a small or shared
+# The process keeps the memory of large activations, and idle threads sleep soon: PyTorch waits less on a small or shared
 # machine. PROCESS_SETTINGS in klvae_edu/environment.py explains them, with figures. Values that you set yourself stay.
 export MALLOC_MMAP_THRESHOLD_ ?= 2147483648
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
