@@ -114,7 +114,8 @@ class RunFolder:
         for later in self.checkpoints():
             if _number(later) > step:
                 _delete(later)
-        for pattern in ("checkpoints/.*.partial", "model/.*.part", ".*.part"):
+        # A killed save leaves our temporary file, and that of safetensors (.tmpXXXXXX: findings/).
+        for pattern in ("checkpoints/.*.partial", "model/.*.part", "model/.tmp??????", ".*.part"):
             for unfinished in self.path.glob(pattern):
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
         if self.checkpoint(step).is_dir():  # the run resumes from its own checkpoint, not from one of another run

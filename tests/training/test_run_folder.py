@@ -225,9 +225,11 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
 def test_what_a_kill_left_unfinished_is_cleared_away(tmp_path: Path) -> None:
     run_saved_at(tmp_path, 1)
     unfinished = [tmp_path / "checkpoints" / ".step_0000002.partial", tmp_path / "model" / ".config.json.abc.part"]
+    unfinished += [tmp_path / "model" / ".tmpAbC123"]  # as safetensors leaves it
     unfinished[0].mkdir()
     (unfinished[0] / "random_0.pt").touch()
-    unfinished[1].touch()
+    for file in unfinished[1:]:
+        file.touch()
     RunFolder(tmp_path, "auto").start(TrainingConfig(), step=1)
     assert not any(path.exists() for path in unfinished)
     assert (tmp_path / "model" / "config.json").exists()
