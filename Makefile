@@ -73,7 +73,6 @@ $(READY): $(wildcard pyproject.toml)
 	    echo "The course needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
 	    echo "Choose another one, for example: make lab PYTHON=python3.12"; exit 1; }
 	@echo "Building the virtual environment in .venv, once. PyTorch is a large download."
-	@rm -rf klvae_edu.egg-info # of an earlier installation: a stale one hides the new list of dependencies
 	if command -v uv >/dev/null; then \
 	    uv venv --seed --allow-existing --python "$(PYTHON)" .venv && \
 	    uv pip install --python $(PY) -c constraints.txt -e ".[all]"; \
