@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,6 @@ def test_another_runs_checkpoint_is_gone_on_from_in_a_new_folder_only(tmp_path: 
     assert RunFolder(tmp_path / "c", foreign).find_checkpoint() == Path(foreign)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the processes of this test are started in the POSIX way")
 def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")  # both begin before it is there
     first.start(TrainingConfig(seed=1))
@@ -195,7 +193,6 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", "auto").start(TrainingConfig(seed=3))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the processes of this test are started in the POSIX way")
 def test_a_run_that_is_taken_up_is_locked_before_its_checkpoints_are_read(tmp_path: Path) -> None:
     """Else one that still runs could save another between the reading and the lock, and lose it."""
     run_saved_at(tmp_path / "run", 1)
