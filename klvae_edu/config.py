@@ -241,6 +241,17 @@ PRESETS: dict[str, AutoencoderKLConfig] = {
         sample_size=256,
         scaling_factor=None,
     ),
+    # The same with 16 latent channels, and without the convolutions around the latent, as in SD3 and FLUX.
+    "kl-f8-mini-16": AutoencoderKLConfig(
+        block_out_channels=(16, 32, 96, 96),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=4,
+        sample_size=256,
+        scaling_factor=None,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ),
     # f = 4 at 32 pixels, for lessons that train from scratch.
     "tiny": AutoencoderKLConfig(
         block_out_channels=(32, 64, 64), layers_per_block=1, norm_num_groups=8, sample_size=32, scaling_factor=None

@@ -26,12 +26,25 @@ NAMES_IN_REPORT = 20  # a report names at most this many unreadable images
 def pyramid(image: Tensor, smallest: int) -> list[Tensor]:
     """Return `image` (3, H, W) and copies of it, each half as large as the one before it.
 
-    The copies are area averages. The shorter side of the last one has at least `smallest` pixels.
+    The copies are area averages, of 8-bit pixels rounded to 8 bits. The shorter side of the last one has at least
+    `smallest` pixels.
     """
     levels = [image]
     while min(levels[-1].shape[-2:]) // 2 >= smallest:
-        levels.append(F.avg_pool2d(levels[-1], 2))
+        half = F.avg_pool2d(levels[-1].float(), 2)
+        levels.append(half if image.is_floating_point() else half.round_().byte())
     return levels
+
+
+def eight_bit(image: Tensor) -> Tensor:
+    """Store an image (3, H, W) in [-1, 1] as 8-bit pixels, a quarter of the memory; one with finer values stays."""
+    pixels = ((image + 1) * 127.5).round_().byte()
+    return pixels if torch.equal(from_eight_bit(pixels), image) else image
+
+
+def from_eight_bit(pixels: Tensor) -> Tensor:
+    """Convert 8-bit pixels back to float32 in [-1, 1], exactly as they were read."""
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def random_crop(levels: Sequence[Tensor], size: int, rng: np.random.Generator) -> Tensor:
@@ -43,7 +56,8 @@ def random_crop(levels: Sequence[Tensor], size: int, rng: np.random.Generator) -
     `size` pixels; an even smaller image is enlarged.
 
     Args:
-        levels: the image (3, H, W) in [-1, 1], alone or followed by halved copies (`pyramid`), which save time.
+        levels: the image (3, H, W) in [-1, 1] or as 8-bit pixels, alone or followed by halved copies (`pyramid`), which
+            save time.
         size: side of the crop in pixels.
         rng: source of all random numbers.
     """
@@ -55,6 +69,8 @@ def random_crop(levels: Sequence[Tensor], size: int, rng: np.random.Generator) -
     side = min(round(side / 2**depth), height, width)
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
     crop = image[:, top : top + side, left : left + side]
+    if crop.dtype == torch.uint8:
+        crop = from_eight_bit(crop)
     if rng.random() < 0.5:
         crop = crop.flip(-1)
     return crop.clone() if side == size else resize(crop, size, size)

@@ -50,7 +50,8 @@ class TrainingConfig:
     reduction: Literal["mean", "sum"] = "mean"  # loss per pixel value, or summed over an image as in CompVis
     pixel: Literal["l1", "l2"] = "l2"  # pixel loss: absolute or squared difference
     kl_weight: float = 1e-6  # weight of the KL term, for a loss summed over an image as in CompVis
-    perceptual_weight: float = 0.0  # weight of the perceptual loss, LPIPS; 0 disables it
+    perceptual_weight: float = 0.0  # weight of the perceptual loss; 0 disables it
+    perceptual: Literal["lpips", "efficientnet-lite0"] = "lpips"  # LPIPS, or features that install as a package
     lpips: str = "auto"  # weights of VGG16: auto (cached or downloaded), untrained, or a file
 
     disc_weight: float = 0.0  # weight of the adversarial loss, times the adaptive weight; 0: no discriminator

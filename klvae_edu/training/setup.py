@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.data.shards import StreamPosition
 from klvae_edu.discriminator import NLayerDiscriminator, smallest_side
+from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.environment import pick_device
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.perceptual import LPIPS, SMALLEST_SIDE
@@ -77,7 +78,7 @@ class Training:
     optimizer: Optimizer
     discriminator: nn.Module | None = None
     disc_optimizer: Optimizer | None = None
-    perceptual: LPIPS | None = None
+    perceptual: LPIPS | EfficientNetDistance | None = None
     ema: AveragedModel | None = None
     step: int = 0  # number of the current step, counted from 1, or of the last finished one
     stream: StreamPosition | None = None  # position of this process in streamed data
@@ -150,11 +151,25 @@ def set_up(config: TrainingConfig, accelerator: Accelerator) -> Training:
             TrainableDiscriminator(patchgan), _adamw(patchgan, config)
         )
     if config.perceptual_weight:
-        training.perceptual = LPIPS(config.lpips).to(accelerator.device)
+        training.perceptual = perceptual_loss(config).to(accelerator.device)
     if config.ema:
         training.ema = AveragedModel(training.vae, multi_avg_fn=ema_update(config.ema))
     torch.manual_seed(config.seed + accelerator.process_index)  # for the posterior samples
     return training
+
+
+def perceptual_loss(config: TrainingConfig) -> LPIPS | EfficientNetDistance:
+    """Load the network of the perceptual loss.
+
+    Raises:
+        ValueError: its package or file is missing or damaged.
+    """
+    if config.perceptual == "lpips":
+        return LPIPS(config.lpips)
+    try:
+        return EfficientNetDistance(config.perceptual)
+    except ImportError as error:
+        raise ValueError(f"perceptual: {error}") from error
 
 
 def starting_model(config: TrainingConfig) -> AutoencoderKL:
@@ -173,7 +188,7 @@ def starting_model(config: TrainingConfig) -> AutoencoderKL:
     if channels != (3, 3):
         raise ValueError(f"init: expected a model of RGB images, got one with {channels[0]} in and {channels[1]} out")
     if config.perceptual_weight and config.size < SMALLEST_SIDE:
-        raise ValueError(f"size: expected at least {SMALLEST_SIDE} pixels for LPIPS, got {config.size}")
+        raise ValueError(f"size: expected at least {SMALLEST_SIDE} pixels for a perceptual loss, got {config.size}")
     if config.size % factor:
         raise ValueError(f"size: expected a multiple of {factor}, the model's downsample factor, got {config.size}")
     if config.disc_weight and config.size < smallest_side(config.disc_layers):

