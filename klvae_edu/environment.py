@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,9 +73,29 @@ def progress(
 ) -> Any:
     """Return a progress bar of `tqdm.auto`: a widget in a notebook, text in a terminal.
 
+    Where standard error is neither, such as a log file, it writes a line after every hundredth of the work, at most one
+    every ten seconds.
+
     It is disabled when the environment variable KLVAE_EDU_QUIET is set (tqdm's TQDM_DISABLE does not hide the widget).
     """
     from tqdm.auto import tqdm
 
-    quiet = bool(os.environ.get("KLVAE_EDU_QUIET"))
-    return tqdm(iterable, desc=desc, total=total, **{"disable": quiet, "dynamic_ncols": True, **tqdm_kwargs})
+    settings: dict[str, Any] = {"disable": bool(os.environ.get("KLVAE_EDU_QUIET")), "dynamic_ncols": True}
+    widget = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+    if not widget and not sys.stderr.isatty():
+        count = total if total is not None else len(iterable) if isinstance(iterable, Sized) else 0
+        settings |= {"file": _Lines(), "miniters": max(1, count // 100), "mininterval": 10, "dynamic_ncols": False}
+        settings |= {"bar_format": "{desc}: {n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}, {rate_fmt}{postfix}]"}
+    return tqdm(iterable, desc=desc, total=total, **{**settings, **tqdm_kwargs})
+
+
+class _Lines:
+    """Standard error as a stream for tqdm, which moves the cursor back instead of beginning a line."""
+
+    def write(self, text: str) -> None:
+        text = text.strip()
+        if text:
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()

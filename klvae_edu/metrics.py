@@ -7,14 +7,20 @@ in notebook 09.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from klvae_edu.downloads import cached_weights, read_weights
+from klvae_edu.efficientnet import EfficientNetDistance, available
+
+if TYPE_CHECKING:
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
 SSIM_WINDOW = 11  # pixels
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -86,8 +92,9 @@ class FrechetDistance:
             `num_features` = F, or one of these names:
             "inception": the Inception network of the FID. It needs the package `torch-fidelity`, and weights from the
             cache of `torch.hub` or a download.
+            "efficientnet-lite1": EfficientNet-Lite1 trained on ImageNet, from the extra `perceptual`.
             "random": a small network with fixed random weights. It responds to edges, texture and colour, not objects.
-            "auto": "inception" if it is available, else "random". `name` and `source` say which.
+            "auto": the first of these three that is available. `name` and `source` say which.
         device: the device of the network.
 
     Attributes:
@@ -98,19 +105,16 @@ class FrechetDistance:
     Source: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium".
 
     Raises:
-        ValueError: an unknown name, "inception" is not available, or its file is damaged.
+        ValueError: an unknown name, "inception" is not available, or the file of a network is damaged.
+        ImportError: the package with EfficientNet-Lite1 is not installed.
     """
 
     def __init__(self, features: str | nn.Module = "auto", device: torch.device | str = "cpu") -> None:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-
         network, self.name, self.source = _features(features)
         self.network = network.to(device).eval()
         self.device = torch.device(device)
         self.count = 0
-        statistics = nn.Identity()
-        statistics.num_features = network.num_features
-        self._distance = FrechetInceptionDistance(statistics)  # its input are features already: Identity keeps them
+        self._statistics = self._no_images()
 
     @torch.no_grad()
     def update(self, reconstructions: Tensor, originals: Tensor) -> None:
@@ -120,10 +124,25 @@ class FrechetDistance:
             ValueError: the shapes differ, or are not (B, C, H, W).
         """
         _check_pair("FrechetDistance", reconstructions, originals)
-        for images, real in ((reconstructions, False), (originals, True)):
-            features = self.network(images.float().clamp(-1, 1).to(self.device))  # (B, F)
-            self._distance.update(features.cpu(), real=real)
+        self.add(self.features(reconstructions), self.features(originals))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Compute the features (B, F), on the CPU, of images (B, 3, H, W) in [-1, 1]."""
+        features: Tensor = self.network(images.float().clamp(-1, 1).to(self.device))
+        return features.cpu()
+
+    def add(self, reconstructions: Tensor, originals: Tensor) -> None:
+        """Add the features (B, F) of a batch of reconstructions and of their originals."""
+        self._statistics.update(reconstructions, real=False)
+        self._statistics.update(originals, real=True)
         self.count += len(originals)
+
+    def empty(self) -> FrechetDistance:
+        """Return a distance with the same network and without images."""
+        other = copy.copy(self)
+        other.count, other._statistics = 0, self._no_images()
+        return other
 
     def compute(self) -> float:
         """Compute the Fréchet distance between all reconstructions and originals added so far.
@@ -133,7 +152,14 @@ class FrechetDistance:
         """
         if self.count < 2:
             raise ValueError(f"FrechetDistance: expected two images or more, got {self.count}")
-        return float(self._distance.compute().clamp(min=0))  # rounding can give -1e-12 for equal sets
+        return float(self._statistics.compute().clamp(min=0))  # rounding can give -1e-12 for equal sets
+
+    def _no_images(self) -> FrechetInceptionDistance:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        features = nn.Identity()  # the input are features already
+        features.num_features = self.network.num_features
+        return FrechetInceptionDistance(features)
 
 
 class RandomFeatures(nn.Module):
@@ -190,14 +216,29 @@ class InceptionFeatures(nn.Module):
         return self.network(pixels)[0]
 
 
+class EfficientNetFeatures(nn.Module):
+    """Turn images (B, 3, H, W) in [-1, 1] into the features (B, 1280) before EfficientNet-Lite1's classifier."""
+
+    num_features = EfficientNetDistance.num_features
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = EfficientNetDistance("efficientnet-lite1")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute features (B, 1280) of images (B, 3, H, W)."""
+        return self.network.pooled(images)
+
+
 def _features(features: str | nn.Module) -> tuple[nn.Module, str, str]:
     """Return the network, and `FrechetDistance.name` and `FrechetDistance.source` for it."""
     if isinstance(features, nn.Module):
         return features, f"Fréchet distance, {type(features).__name__}", type(features).__name__
-    if features not in ("auto", "inception", "random"):
-        raise ValueError(f"features: expected 'auto', 'inception', 'random' or a network, got {features!r}")
+    names = ("auto", "inception", "efficientnet-lite1", "random")
+    if features not in names:
+        raise ValueError(f"features: expected a network or one of {', '.join(names)}, got {features!r}")
     reason = "as requested"
-    if features != "random":
+    if features in ("auto", "inception"):
         try:
             weights = _inception_weights()
         except OSError as error:
@@ -206,6 +247,9 @@ def _features(features: str | nn.Module) -> tuple[nn.Module, str, str]:
             reason = f"Inception is not available: {error}"
         else:
             return InceptionFeatures(weights), "rFID", f"torch-fidelity's Inception with the weights in {weights}"
+    if features == "efficientnet-lite1" or (features == "auto" and available("efficientnet-lite1")):
+        network = EfficientNetFeatures()
+        return network, "Fréchet distance, EfficientNet-Lite1", f"{network.network.source} ({reason})"
     source = f"a small network with fixed random weights ({reason})"
     return RandomFeatures(), "Fréchet distance, random features", source
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from klvae_edu import cli, environment
-from klvae_edu.cli import main, train_config
+from klvae_edu import AutoencoderKL, cli, environment
+from klvae_edu.cli import main, train_stages
 from klvae_edu.data import photographs, save_image
 from klvae_edu.environment import PROCESS_SETTINGS
 from klvae_edu.training.config import TrainingConfig
@@ -99,18 +99,64 @@ class TestTrainConfig:
         file = tmp_path / "mine.yaml"
         file.write_text("steps: 7\nlr: 1e-4\nadaptive: false\n")
         expected = TrainingConfig(steps=9, lr=1e-4, adaptive=False)
-        assert train_config([str(file), "--steps", "9"]) == expected
-        assert train_config([str(file), "--steps", "9", "--adaptive"]) == replace(expected, adaptive=True)
-        assert train_config([]) == TrainingConfig()
-        assert train_config(["--steps", "9"]) == TrainingConfig(steps=9)
+        assert train_stages([str(file), "--steps", "9"]) == [expected]
+        assert train_stages([str(file), "--steps", "9", "--adaptive"]) == [replace(expected, adaptive=True)]
+        assert train_stages([]) == [TrainingConfig()]
+        assert train_stages(["--steps", "9"]) == [TrainingConfig(steps=9)]
 
     @pytest.mark.parametrize("name", recipe_names())
     def test_the_command_of_a_run_from_a_recipe_needs_no_recipe(self, name: str) -> None:
-        config = train_config([name, "--seed", "5"])
+        (config,) = train_stages([name, "--seed", "5"])
         assert config == replace(load_recipe(name), seed=5)
         program, command, *options = shlex.split(config.command())
         assert (program, command) == ("klvae", "train")
-        assert train_config(options) == config
+        assert train_stages(options) == [config]
+
+    def test_the_stages_of_a_recipe_follow_each_other(self, tmp_path: Path) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text(
+            "preset: tiny\ninitialisation: averages\n"
+            "stages:\n- steps: 7\n- {steps: 3, trained_part: decoder}\n- size: 64\n"
+        )
+        first, second, third = train_stages([str(file), "--out", "run", "--seed", "5"])
+        common = TrainingConfig(seed=5, preset="tiny")
+        assert first == replace(common, steps=7, initialisation="averages", out=Path("run/stage-1"))
+        folders = [str(Path(f"run/stage-{number}/model")) for number in (1, 2)]
+        assert second == replace(common, steps=3, trained_part="decoder", init=folders[0], out=Path("run/stage-2"))
+        assert third == replace(common, size=64, init=folders[1], out=Path("run/stage-3"))
+
+        assert train_stages([f"{file}:3", "--init", "weights"]) == [
+            TrainingConfig(preset="tiny", size=64, init="weights")
+        ]
+        assert train_stages([f"{file}:1", "--steps", "2"]) == [
+            TrainingConfig(preset="tiny", initialisation="averages", steps=2)
+        ]
+
+    def test_a_later_stage_alone_needs_weights(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text("stages:\n- steps: 7\n- steps: 3\n")
+        assert main(["train", f"{file}:2"]) == 2
+        assert error_of(capsys) == "init: stage 2 begins with trained weights; name them: --init FOLDER"
+        assert main(["train", f"{file}:3"]) == 2
+        assert "expected a stage from 1 to 2, got 3" in error_of(capsys)
+
+    def test_stages_are_trained_one_after_the_other_and_resumed(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text(
+            "size: 16\nbatch_size: 2\nheld_out: 2\ndevice: cpu\n"
+            "stages:\n- steps: 2\n- {steps: 1, trained_part: decoder}\n"
+        )
+        command = ["train", str(file), "--out", str(tmp_path / "run")]
+        assert main(command) == 0
+        assert "Stage 1 of 2, in " in (printed := capsys.readouterr().out) and "Stage 2 of 2, in " in printed
+        first, second = (AutoencoderKL.from_pretrained(tmp_path / "run" / f"stage-{n}" / "model") for n in (1, 2))
+        same = {name: value.equal(second.state_dict()[name]) for name, value in first.state_dict().items()}
+        assert all(same[name] for name in same if name.startswith("encoder"))
+        assert not all(same[name] for name in same if name.startswith("decoder"))
+        assert main(command) == 2  # the folders are in use
+        assert main([*command, "--resume", "auto"]) == 0
 
     def test_help_names_the_recipes_and_with_one_shows_its_values(self, capsys: pytest.CaptureFixture[str]) -> None:
         def help_of(*arguments: str) -> str:

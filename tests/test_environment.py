@@ -61,6 +61,22 @@ def test_progress_passes_its_items_on(capsys: pytest.CaptureFixture[str], monkey
     assert "counting" in capsys.readouterr().err
 
 
+def test_progress_writes_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a log file the cursor cannot go back: a thousand updates must not be a thousand lines, or one long one."""
+    monkeypatch.delenv("KLVAE_EDU_QUIET", raising=False)
+    with progress(total=1000, desc="training", unit="step", mininterval=0) as bar:
+        for number in range(1000):
+            bar.set_postfix({"loss": f"0.{number}"}, refresh=False)
+            bar.update()
+    text = capsys.readouterr().err
+    lines = text.splitlines()
+    assert "\r" not in text and 10 <= len(lines) <= 102
+    assert all(line.startswith("training: ") and "/1000 steps [" in line for line in lines)
+    assert lines[-1].startswith("training: 1000/1000 steps") and lines[-1].endswith("loss=0.999]")
+
+
 def test_progress_is_silent_when_it_is_asked_to_be(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

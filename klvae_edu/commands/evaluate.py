@@ -17,12 +17,13 @@ from klvae_edu.commands.models import fitted_pca, load_model
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from klvae_edu.autoencoder import AutoencoderKL
+    from klvae_edu.efficientnet import EfficientNetDistance
     from klvae_edu.evaluation.compare import Evaluation, Method
-    from klvae_edu.perceptual import LPIPS
 
-MIN_SIZE = 16  # side in pixels; SSIM's window needs 11, LPIPS' network 16
+MIN_SIZE = 16  # side in pixels; SSIM's window needs 11, the networks of the distances 16
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ def run_evaluate(options: EvaluateOptions) -> int:
         if options.size % vae.downsample_factor:
             factor = vae.downsample_factor
             raise ValueError(f"size: expected a multiple of {factor}, the factor of {name}, got {options.size}")
-    lpips, reason = trained_lpips(next(iter(vaes.values())).device)
+    distances, judge, left_out = trained_networks(next(iter(vaes.values())).device)
     baselines = _baselines(vaes, options.size, options.fit)
-    result = evaluate({**vaes, **baselines}, data, lpips=lpips)
-    result.notes += [reason] if reason else []
+    result = evaluate({**vaes, **baselines}, data, distances=distances, classifier=judge)
+    result.notes += left_out
     result.notes += [f"patch-PCA has as many numbers as the latent, and is fitted to training crops of {options.fit}."]
     jpegs = {name: method for name, method in baselines.items() if isinstance(method, JpegWithin)}
     result.notes += [f"{name}, one for each number of the latent: {jpeg.report()}." for name, jpeg in jpegs.items()]
@@ -74,19 +75,31 @@ def run_evaluate(options: EvaluateOptions) -> int:
     return 1 if unreadable else 0
 
 
-def trained_lpips(device: torch.device) -> tuple[LPIPS | None, str]:
-    """Load LPIPS with trained weights of VGG16, or return None and the reason: untrained LPIPS measures no quality."""
+def trained_networks(device: torch.device) -> tuple[dict[str, nn.Module], EfficientNetDistance | None, list[str]]:
+    """Load the networks of `evaluate` whose trained weights are here: distances by name, and the classifier.
+
+    The third result are notes on those that are left out. An untrained LPIPS measures no quality.
+    """
+    from klvae_edu.efficientnet import EfficientNetDistance
     from klvae_edu.perceptual import LPIPS
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the note below the table says it
-        try:
+    distances: dict[str, nn.Module] = {}
+    judge, left_out = None, []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the note below the table says it
             lpips = LPIPS()
-        except ImportError as error:
-            return None, f"LPIPS is left out: {error}."
-    if not lpips.trained:
-        return None, "LPIPS is left out: the trained weights of its network, VGG16, are not available."
-    return lpips.to(device), ""
+        if lpips.trained:
+            distances["LPIPS"] = lpips.to(device)
+        else:
+            left_out.append("LPIPS is left out: the trained weights of its network, VGG16, are not available.")
+    except ImportError as error:
+        left_out.append(f"LPIPS is left out: {error}.")
+    try:
+        judge = distances["EfficientNet-Lite1 distance"] = EfficientNetDistance("efficientnet-lite1").to(device)
+    except ImportError as error:
+        left_out.append(f"EfficientNet-Lite1 is left out: {error}.")
+    return distances, judge, left_out
 
 
 def _check(options: EvaluateOptions) -> None:

@@ -6,14 +6,14 @@ same in every process, so an interrupted run can resume at any image.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import Tensor
 
 from klvae_edu.data.files import center_square, load_image
 from klvae_edu.data.hub import HubImages
-from klvae_edu.data.sources import PROCEDURAL, Folder, is_data_set, joined_sources, photographs
+from klvae_edu.data.sources import PROCEDURAL, image_names, is_data_set, joined_sources, photographs
 
 Numbered = tuple[list[str], Callable[[int], Tensor]]  # names of the images; function that reads image i, (3, H, W)
 
@@ -63,11 +63,9 @@ class AllImages(NumberedImages):
 
 def folder_images(folder: str) -> Numbered:
     """List the images of a folder, training and held-out ones together, in the order of their names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a single image is in both splits, which does not matter here
-        splits = [Folder(folder, "train"), Folder(folder, "held-out")]
-    names = sorted({name for split in splits for name in split.names})
-    return names, lambda number: load_image(splits[0].root / names[number])
+    root = Path(folder).expanduser()
+    names = image_names(root)
+    return names, lambda number: load_image(root / names[number])
 
 
 def _numbered(source: str, size: int, count: int | None) -> Numbered:

@@ -1,6 +1,6 @@
 """Colour augmentation: random hue and saturation, for sources that lack some colours.
 
-A model reconstructs colours badly that are rare in its training data. The seven built-in training photographs, for
+A model reconstructs colours badly that are rare in its training data. The six built-in training photographs, for
 example, contain no meadow; a model trained on them alone turns green into brown.
 """
 

@@ -24,7 +24,7 @@ from klvae_edu.data.files import UnreadableImage
 from klvae_edu.data.latent_dataset import DESCRIPTION, FORMAT, pyarrow_and_parquet, read_description, shard_names
 from klvae_edu.environment import progress
 from klvae_edu.latents import LatentStatistics
-from klvae_edu.weights.files import atomic_write
+from klvae_edu.weights.files import atomic_write, weights_sha256
 
 IMAGES_PER_SHARD = 1024  # upper limit; an interruption loses at most one shard
 VALUES_PER_SHARD = 2**24  # upper limit: means, and as many log-variances; together 128 MiB, in memory while writing
@@ -77,15 +77,12 @@ def encode_images(vae: AutoencoderKL, images: AllImages, out: Path, about: dict[
 
 
 def _settings(vae: AutoencoderKL, images: AllImages, about: dict[str, Any]) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
     side, config = images.size // vae.downsample_factor, vae.config
     shape = [config.latent_channels, side, side]
     return {
         "format": FORMAT,
         **about,
-        "weights_sha256": digest.hexdigest(),
+        "weights_sha256": weights_sha256(vae.state_dict()),
         "names_sha256": hashlib.sha256("\n".join(images.names).encode()).hexdigest(),
         "size": images.size,
         "images": len(images),

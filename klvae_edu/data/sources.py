@@ -233,7 +233,7 @@ class Folder:
         self.root, self.size = Path(folder).expanduser(), size
         self.decoded: dict[int, list[Tensor]] = {}
         self.decoded_bytes = 0
-        names = self._names()
+        names = image_names(self.root)
         if len(names) == 1:
             warnings.warn(f"{folder}: one image only, so it is both trained on and held out", stacklevel=4)
         train, held_out = hold_out(names)
@@ -253,21 +253,27 @@ class Folder:
             self.decoded_bytes += size
         return levels
 
-    def _names(self) -> list[str]:
-        suffixes = image_suffixes()
-        looked_for = "image files (.jpg, .png, .webp, .tif and others that Pillow reads)"
-        if not self.root.is_dir():
-            kind = "a file" if self.root.exists() else "no such folder"
-            raise ValueError(f"{self.root}: expected a folder with {looked_for}, got {kind}")
-        names = []
-        for parent, folders, files in os.walk(self.root):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inside = Path(parent).relative_to(self.root)
-            visible = [name for name in files if not name.startswith(".")]
-            names += [(inside / name).as_posix() for name in visible if Path(name).suffix.lower() in suffixes]
-        if not names:
-            raise ValueError(f"{self.root}: found no {looked_for} in this folder or its subfolders")
-        return sorted(names)
+
+def image_names(root: Path) -> list[str]:
+    """List the image files in a folder and its subfolders, without hidden ones, relative to it and sorted.
+
+    Raises:
+        ValueError: the folder does not exist or has no image files.
+    """
+    suffixes = image_suffixes()
+    looked_for = "image files (.jpg, .png, .webp, .tif and others that Pillow reads)"
+    if not root.is_dir():
+        kind = "a file" if root.exists() else "no such folder"
+        raise ValueError(f"{root}: expected a folder with {looked_for}, got {kind}")
+    names = []
+    for parent, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(parent).relative_to(root)
+        visible = [name for name in files if not name.startswith(".")]
+        names += [(inside / name).as_posix() for name in visible if Path(name).suffix.lower() in suffixes]
+    if not names:
+        raise ValueError(f"{root}: found no {looked_for} in this folder or its subfolders")
+    return sorted(names)
 
 
 def image_suffixes() -> set[str]:

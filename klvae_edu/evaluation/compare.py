@@ -1,10 +1,6 @@
 """Evaluate several models on the same images in one pass: metrics with bootstrap confidence intervals.
 
-Memory does not grow with the number of images. For each replicate, the bootstrap draws the weight of each image from a
-Poisson distribution with mean 1, and only weighted sums are stored per replicate. All models share the draws, so
-differences between models have intervals, too.
-
-Source: Chamandy et al. 2012, "Estimating Uncertainty for Massive Data Streams" (the Poisson bootstrap).
+Memory does not grow with the number of images: `bootstrap` stores weighted sums only.
 """
 
 from __future__ import annotations
@@ -13,67 +9,26 @@ import itertools
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from klvae_edu._version import __version__
 from klvae_edu.autoencoder import AutoencoderKL
+from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.environment import progress
+from klvae_edu.evaluation.bootstrap import LEVEL, REPLICATES, Array, Estimate, Sums, bootstrap_weights, estimate, finite
 from klvae_edu.evaluation.images import EvaluationData, GivenImages, Key
-from klvae_edu.metrics import FrechetDistance, gradient_energy, psnr, ssim
+from klvae_edu.evaluation.table import aligned, three_digits
+from klvae_edu.metrics import EfficientNetFeatures, FrechetDistance, gradient_energy, psnr, ssim
 
-Array = NDArray[np.float64]
 Method = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> their reconstructions
 
-REPLICATES = 1000
-LEVEL = 0.95
 MIN_UNITS = 20  # photographs or images that the bootstrap draws; with fewer, an interval is not reliable
+NEAR_CLASSES = 5  # a class is kept if it is among this many first classes of the reconstruction
 
-PSNR, SSIM, LPIPS, ENERGY = "PSNR", "SSIM", "LPIPS", "gradient energy"
-
-
-class Estimate(NamedTuple):
-    """A value and the ends of its 95 % interval (None: no interval)."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-    def __format__(self, spec: str) -> str:
-        """Format every number with `spec`, such as ".2f"."""
-        interval = "" if self.low is None else f" [{self.low:{spec}}, {self.high:{spec}}]"
-        return f"{self.value:{spec}}{interval}"
-
-    def to_dict(self) -> dict[str, float | None]:
-        """Return the numbers by name for JSON; None replaces numbers that are not finite."""
-        return {name: _finite(value) for name, value in self._asdict().items()}
-
-
-class Sums:
-    """Metrics as quotients of two sums over images: row 0 without resampling, then one row per replicate.
-
-    For a mean, the denominator of each image is 1. For the gradient energy it is the gradient energy of the original:
-    a quotient of means stays finite when single images have no edges.
-    """
-
-    def __init__(self, metrics: int) -> None:
-        self.numerators = np.zeros((1 + REPLICATES, metrics))
-        self.denominators = np.zeros((1 + REPLICATES, metrics))
-
-    def add(self, weights: Array, numerators: Array, denominators: Array) -> None:
-        """Add one image with its weights (1 + REPLICATES,), and its numerators and denominators (metrics,)."""
-        counted = weights > 0  # an infinite PSNR times 0 would be NaN
-        self.numerators[counted] += np.outer(weights[counted], numerators)
-        self.denominators += np.outer(weights, denominators)
-
-    def quotients(self) -> Array:
-        """Return the metrics, (1 + REPLICATES, metrics)."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return self.numerators / self.denominators
+PSNR, SSIM, ENERGY, CLASS_KEPT = "PSNR", "SSIM", "gradient energy", "class kept"
 
 
 class Evaluation:
@@ -110,43 +65,40 @@ class Evaluation:
         return self._estimate(self.quotients[model][:, column] - self.quotients[other][:, column])
 
     def table(self) -> str:
-        """Format a table: a row for each model, a column for each metric, and the notes below."""
-        heads = [*(_COLUMNS[metric][0] for metric in self.metrics), f"{self.frechet_name} (0 is best)"]
-        rows = {
-            model: [f"{self.estimate(model, metric):{_COLUMNS[metric][1]}}" for metric in self.metrics]
-            + [f"{self.frechet[model]:.3g}"]
-            for model in self.quotients
-        }
-        widths = [max(_MIN_COLUMN_WIDTH, *map(len, column)) for column in zip(*rows.values(), strict=True)]
-        wrapped = [textwrap.wrap(head, width) for head, width in zip(heads, widths, strict=True)]
-        lines = [("", line) for line in itertools.zip_longest(*wrapped, fillvalue="")] + [*rows.items()]
-        first = max(map(len, rows))
-        text = ["  ".join([name.ljust(first), *map(str.ljust, line, widths)]).rstrip() for name, line in lines]
-        return "\n".join([*text, "", *("\n".join(textwrap.wrap(note, 118)) for note in self.notes)])
+        """Format a table: a row for each model, a column for each metric, and the notes below.
+
+        A wide table is in two parts: metrics of pixels, and below them metrics of features.
+        """
+        columns = []  # of each metric the heading, then a cell for each model
+        for metric in self.metrics:
+            heading, spec = _COLUMNS.get(metric, (f"{metric} (0 is best)", ".3f"))
+            columns.append([heading, *(f"{self.estimate(model, metric):{spec}}" for model in self.quotients)])
+        columns.append([f"{self.frechet_name} (0 is best)", *map(three_digits, self.frechet.values())])
+        parts = [columns] if len(columns) <= _MAX_COLUMNS else [columns[:3], columns[3:]]
+        lines = [line for part in parts for line in (*aligned([*self.quotients], part), "")]
+        notes = ["\n".join(textwrap.wrap(note, 118, break_on_hyphens=False)) for note in self.notes]
+        return "\n".join([*lines, *notes])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers of the table and their origin for JSON; None replaces numbers that are not finite."""
         models = {
             model: {metric: self.estimate(model, metric).to_dict() for metric in self.metrics}
-            | {self.frechet_name: {"value": _finite(self.frechet[model])}}
+            | {self.frechet_name: {"value": finite(self.frechet[model])}}
             for model in self.quotients
         }
         return {**self.about, "models": models, "notes": self.notes}
 
     def _estimate(self, values: Array) -> Estimate:
-        if self.about["intervals"] is None:
-            return Estimate(float(values[0]), None, None)
-        low, high = np.quantile(values[1:], (0.5 - LEVEL / 2, 0.5 + LEVEL / 2), method="inverted_cdf")
-        return Estimate(float(values[0]), float(low), float(high))
+        return Estimate(float(values[0])) if self.about["intervals"] is None else estimate(values)
 
 
-_COLUMNS = {  # heading and number format
+_COLUMNS = {  # heading and number format; other metrics are distances
     PSNR: ("PSNR in dB (more is better)", ".2f"),
     SSIM: ("SSIM (1 is best)", ".3f"),
-    LPIPS: ("LPIPS (0 is best)", ".3f"),
     ENERGY: ("gradient energy (1: that of the originals)", ".3f"),
+    CLASS_KEPT: ("class kept (1 is best)", ".2f"),
 }
-_MIN_COLUMN_WIDTH = 18  # characters
+_MAX_COLUMNS = 5  # of a table in one part
 
 
 @torch.no_grad()
@@ -154,7 +106,8 @@ def evaluate(
     models: Mapping[str, AutoencoderKL | Method],
     data: EvaluationData | Tensor,
     *,
-    lpips: nn.Module | None = None,
+    distances: Mapping[str, nn.Module] | None = None,
+    classifier: EfficientNetDistance | None = None,
     frechet: str | nn.Module = "auto",
     batch_size: int = 4,
     seed: int = 0,
@@ -165,7 +118,10 @@ def evaluate(
         models: by name, autoencoders (they reconstruct from the mode of the posterior), or functions that map images
             (B, 3, H, W) in [-1, 1] to their reconstructions.
         data: `evaluation_data(…)`, or images (B, 3, H, W) in [-1, 1].
-        lpips: a `klvae_edu.perceptual.LPIPS` on the device to use; None leaves this metric out.
+        distances: by name, further metrics such as `klvae_edu.perceptual.LPIPS`: networks that turn reconstructions and
+            originals, both (B, 3, H, W) in [-1, 1], into distances (B,). They are on the device to use.
+        classifier: adds the metric "class kept", the share of the images whose first class is among the first five of
+            the reconstruction; on the device to use.
         frechet: features of the `FrechetDistance`.
         batch_size: images per batch; it affects memory, not the results.
         seed: seed of the bootstrap.
@@ -177,44 +133,77 @@ def evaluate(
     if not models:
         raise ValueError("evaluate: expected one model or more, got none")
     data = GivenImages(data) if isinstance(data, Tensor) else data
+    distances = distances or {}
     by_photograph = data.photographs >= MIN_UNITS
-    metrics = (PSNR, SSIM, *([] if lpips is None else [LPIPS]), ENERGY)
+    metrics = (PSNR, SSIM, ENERGY, *distances, *([] if classifier is None else [CLASS_KEPT]))
     sums = {name: Sums(len(metrics)) for name in models}
-    distances = {name: FrechetDistance(frechet, _device(model)) for name, model in models.items()}
+    distance = FrechetDistance(frechet, _device(next(iter(models.values()))))
+    frechets = {name: distance.empty() for name in models}
     count = 0
     for keys, originals in progress(_batches(data, batch_size), desc="evaluating", total=-(-len(data) // batch_size)):
         drawn = [bootstrap_weights(seed, key if by_photograph else (count + n,)) for n, key in enumerate(keys)]
+        wanted = _Seen(originals, distance, classifier)  # the same for all models
         for name, model in models.items():
             images = _reconstruct(model, originals)
-            for of_image in zip(drawn, *_measure(images, originals, lpips), strict=True):
+            seen = _Seen(images, distance, classifier)
+            values = _measure(images, originals, distances)
+            if classifier is not None:
+                values.append((seen.classes == wanted.classes[:, :1]).any(1))
+            for of_image in zip(drawn, *_fractions(values, originals), strict=True):
                 sums[name].add(*of_image)
-            distances[name].update(images, originals)
+            frechets[name].add(seen.features, wanted.features)
         count += len(originals)
     if count < 2:
         raise ValueError(f"evaluate: expected two images or more, got {count}. {data.report() or ''}".strip())
     quotients = {name: of_model.quotients() for name, of_model in sums.items()}
-    found = {name: distance.compute() for name, distance in distances.items()}
-    distance = next(iter(distances.values()))
+    computed = {name: of_model.compute() for name, of_model in frechets.items()}
     enough = (data.photographs if by_photograph else count) >= MIN_UNITS
     drawn_are = None if not enough else "photographs" if by_photograph else "images"
     about = {
         "data": {"what": data.what, "images": count, "photographs": data.photographs, "unreadable": data.report()},
         "intervals": drawn_are and {"level": LEVEL, "replicates": REPLICATES, "drawn": drawn_are, "seed": seed},
-        "sources": {distance.name: distance.source} | ({} if lpips is None else {LPIPS: str(lpips.source)}),
+        "sources": {distance.name: distance.source}
+        | {name: str(network.source) for name, network in distances.items()}
+        | ({} if classifier is None else {CLASS_KEPT: classifier.source}),
         "versions": {"klvae-edu": __version__} | {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
     }
-    return Evaluation(quotients, metrics, found, distance.name, _notes(about), about)
+    return Evaluation(quotients, metrics, computed, distance.name, _notes(about), about)
 
 
-def _measure(images: Tensor, originals: Tensor, lpips: nn.Module | None) -> tuple[Array, Array]:
-    """Compute numerators and denominators of the metrics, each (B, metrics)."""
-    values = [psnr(images, originals), ssim(images, originals)]
-    if lpips is not None:
-        device = next(lpips.buffers()).device
-        values.append(lpips(images.clamp(-1, 1).to(device), originals.to(device)).cpu())
-    numerators = torch.stack([*values, gradient_energy(images)], dim=1)
-    denominators = torch.stack([torch.ones(len(images))] * len(values) + [gradient_energy(originals)], dim=1)
-    return numerators.double().numpy(), denominators.double().numpy()
+def _measure(images: Tensor, originals: Tensor, distances: Mapping[str, nn.Module]) -> list[Tensor]:
+    """Compute the metrics of each image, each (B,); the gradient energy is that of the reconstruction."""
+    values = [psnr(images, originals), ssim(images, originals), gradient_energy(images)]
+    for network in distances.values():
+        device = next(network.buffers()).device
+        values.append(network(images.clamp(-1, 1).to(device), originals.to(device)).cpu())
+    return values
+
+
+class _Seen:
+    """Images (B, 3, H, W) as the networks see them.
+
+    Attributes:
+        features: (B, F), those of the Fréchet distance.
+        classes: (B, 5), the first classes of the classifier.
+    """
+
+    def __init__(self, images: Tensor, distance: FrechetDistance, classifier: EfficientNetDistance | None) -> None:
+        self.features = distance.features(images)
+        if classifier is not None:
+            network, device = distance.network, classifier.classifier_bias.device
+            if isinstance(network, EfficientNetFeatures) and network.network.source == classifier.source:
+                pooled = self.features.to(device)  # the same network: computed once
+            else:
+                pooled = classifier.pooled(images.clamp(-1, 1).to(device))
+            self.classes = classifier.classify(pooled).topk(NEAR_CLASSES).indices.cpu()
+
+
+def _fractions(values: list[Tensor], originals: Tensor) -> tuple[Array, Array]:
+    """Return numerators and denominators of the metrics, each (B, metrics)."""
+    numerators = torch.stack(values, dim=1).double()
+    denominators = torch.ones_like(numerators)
+    denominators[:, 2] = gradient_energy(originals)
+    return numerators.numpy(), denominators.numpy()
 
 
 def _reconstruct(model: AutoencoderKL | Method, images: Tensor) -> Tensor:
@@ -231,15 +220,6 @@ def _batches(data: EvaluationData, size: int) -> Iterator[tuple[list[Key], Tenso
     pairs = iter(data)
     while batch := [*itertools.islice(pairs, size)]:
         yield [key for key, _ in batch], torch.stack([image for _, image in batch])
-
-
-def bootstrap_weights(seed: int, key: Key) -> Array:
-    """Draw the weights of the unit with this key: 1 without resampling, then one weight per replicate."""
-    return np.r_[1.0, np.random.default_rng((seed, *key)).poisson(1, REPLICATES)]
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and np.isfinite(value) else None
 
 
 def _notes(about: dict[str, Any]) -> list[str]:
@@ -259,5 +239,10 @@ def _notes(about: dict[str, Any]) -> list[str]:
             "values would change with other crops of the same photographs. With other photographs they may change more."
         )
     notes.append("Gradient energy: block edges and noise add to it, too.")
-    notes += [f"{name}: features of {source}." for name, source in sources.items()]
+    notes += [f"{name}: features of {source}." for name, source in sources.items() if name != CLASS_KEPT]
+    if CLASS_KEPT in sources:
+        notes.append(
+            f"Class kept: share of images whose first class is among the first {NEAR_CLASSES} of the "
+            f"reconstruction, by {sources[CLASS_KEPT]}."
+        )
     return notes

@@ -23,7 +23,7 @@ from torch import Tensor
 from klvae_edu.data.shards import StreamPosition
 from klvae_edu.training.setup import Training
 from klvae_edu.weights.files import SafetensorsFile, write_safetensors
-from klvae_edu.weights.pretrained import config_json
+from klvae_edu.weights.pretrained import FREE_FIELDS, config_json
 
 WEIGHTS, OPTIMIZERS, STATE = "weights.safetensors", "optimizers.pt", "state.json"
 FORMAT = 1
@@ -75,8 +75,11 @@ def load_checkpoint(training: Training, folder: Path) -> None:
     if state["processes"] != processes:
         raise ValueError(f"{folder}: a checkpoint of {state['processes']} process(es), and this run has {processes}")
     for name, mine in _architecture(training).items():
-        if mine != state["architecture"][name]:
-            raise ValueError(f"{folder}: of another {name}, {_difference(mine, state['architecture'][name])}")
+        saved = state["architecture"][name]
+        if isinstance(mine, dict) and isinstance(saved, dict):
+            saved = {field: saved.get(field) for field in mine}
+        if mine != saved:
+            raise ValueError(f"{folder}: of another {name}, {_difference(mine, saved)}")
     weights = SafetensorsFile(folder / WEIGHTS)
     optimizers = _load(folder / OPTIMIZERS)
     random = _load(folder / f"random_{training.accelerator.process_index}.pt")
@@ -160,8 +163,9 @@ def _architecture(training: Training) -> dict[str, Any]:
     """Return the settings that a run and its checkpoint must share."""
     config = training.config
     patchgan = {"disc_channels": config.disc_channels, "disc_layers": config.disc_layers}
+    network = json.loads(config_json(training.vae.config))
     return {
-        "autoencoder": json.loads(config_json(training.vae.config)),
+        "autoencoder": {name: value for name, value in network.items() if name not in FREE_FIELDS},
         "discriminator": patchgan if config.disc_weight else None,
         "training": {"trained_part": config.trained_part, "averaged": training.ema is not None},
     }

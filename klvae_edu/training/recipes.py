@@ -1,4 +1,9 @@
-"""Recipes: training configurations by name, each a YAML file of the fields that differ from the defaults."""
+"""Recipes: training configurations by name, each a YAML file of the fields that differ from the defaults.
+
+A recipe can have several stages, such as one without and one with a discriminator: the list `stages` holds the fields
+of each, and the fields beside it are those of all stages. A stage is a run of its own, with a new optimiser, that
+begins with the weights of the stage before it.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +27,53 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(recipe: str | os.PathLike[str]) -> TrainingConfig:
-    """Load a recipe: a name, a YAML file of your own, or the `training.json` of a run.
+    """Load a recipe of one stage: a name, a YAML file of your own, or the `training.json` of a run.
 
     Raises:
-        ValueError: no such recipe, a file that is no YAML of fields, or a field that is unknown or has a wrong value.
-            The message names the file and the field, and offers the nearest name.
+        ValueError: as `load_stages`, or several stages.
         FileNotFoundError: no such file.
     """
-    path = recipe_path(recipe)
+    first, *others = load_stages(recipe)
+    if others:
+        count = 1 + len(others)
+        raise ValueError(f"{recipe}: expected a recipe of one stage, got {count}; {recipe}:1 names the first")
+    return first
+
+
+def load_stages(recipe: str | os.PathLike[str]) -> list[TrainingConfig]:
+    """Load all stages of a recipe, or the single stage N of `RECIPE:N`, counted from 1.
+
+    Raises:
+        ValueError: no such recipe or stage, a file that is no YAML of fields, or a field that is unknown or has a wrong
+            value. The message names the file and the field, and offers the nearest name.
+        FileNotFoundError: no such file.
+    """
+    name, number = split_stage(recipe)
+    path = recipe_path(name)
     try:
-        return TrainingConfig.from_dict(_fields(path))
+        common = _fields(path)
+        stages = common.pop("stages", [{}])
+        if not (isinstance(stages, list) and stages and all(isinstance(stage, dict) for stage in stages)):
+            raise ValueError(f"stages: expected a list of fields, got {stages!r}")
+        merged = [TrainingConfig.from_dict(_of_stage(common, stage, first=stage is stages[0])) for stage in stages]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if number is None:
+        return merged
+    if not 1 <= number <= len(merged):
+        raise ValueError(f"{recipe}: expected a stage from 1 to {len(merged)}, got {number}")
+    return [merged[number - 1]]
+
+
+def split_stage(recipe: str | os.PathLike[str]) -> tuple[str, int | None]:
+    """Split `RECIPE:N` into the recipe and the number of its stage; without a number: None."""
+    name, colon, number = str(recipe).rpartition(":")
+    return (name, int(number)) if colon and number.isdigit() else (str(recipe), None)
 
 
 def about(recipe: str | os.PathLike[str]) -> str:
     """Read the comment at the head of a recipe. Its first line is the title."""
-    lines = recipe_path(recipe).read_text(encoding="utf-8").splitlines()
+    lines = recipe_path(split_stage(recipe)[0]).read_text(encoding="utf-8").splitlines()
     return "\n".join(
         line.removeprefix("#").removeprefix(" ") for line in takewhile(lambda line: line[:1] == "#", lines)
     )
@@ -61,6 +96,11 @@ def recipe_path(recipe: str | os.PathLike[str]) -> Path:
     near = suggestion(name, recipe_names())
     hint = f"{near} There are" if near else "there are"
     raise ValueError(f"there is no recipe {name!r}; {hint} {', '.join(recipe_names())}, and YAML files of your own")
+
+
+def _of_stage(common: dict[str, Any], stage: dict[str, Any], first: bool) -> dict[str, Any]:
+    """Join the fields of all stages and of one. A later stage begins with weights, and needs no initialisation."""
+    return {name: value for name, value in {**common, **stage}.items() if first or name != "initialisation"}
 
 
 def _fields(path: Path) -> dict[str, Any]:

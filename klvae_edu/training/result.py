@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.latent_report import LatentReport
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class TrainingResult:
     unreadable: list[str]  # reports on files of the data that could not be read
     processes: int = 1
     lpips: str | None = None  # source of VGG16's weights in words; None: no perceptual loss
+    latents: LatentReport | None = None  # of the finished model; None: the run was interrupted
 
     @property
     def interrupted(self) -> bool:
@@ -41,6 +43,7 @@ class TrainingResult:
             *(f"  {value:6.2f} dB  {name:9}  {about.get(name, '')}".rstrip() for name, value in self.held_out.items()),
             f"Higher than the model: {' and '.join(higher)}." if higher else "The model is the highest.",
             *([] if self.lpips is None else [f"The perceptual loss was LPIPS with {self.lpips}."]),
+            *([] if self.latents is None else self.latents.summary()),
             *self.unreadable,
         ]
         weights = str(config.out / "model")

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from klvae_edu.environment import progress
 from klvae_edu.training.checkpoint import load_checkpoint, read_description
 from klvae_edu.training.config import TrainingConfig, current_names
 from klvae_edu.training.interrupt import any_process, stop_on_signal
+from klvae_edu.training.latent_report import CROPS, LatentReport, fit_scaling, latent_report
 from klvae_edu.training.loader import SHUFFLE_BLOCK, batches, images_of, reports
 from klvae_edu.training.result import TrainingResult
 from klvae_edu.training.run_folder import RunFolder
@@ -58,6 +60,11 @@ def train(config: TrainingConfig) -> TrainingResult:
         passes = -(-config.steps * per_step // SHUFFLE_BLOCK)
         data = images_of(config, None if config.streaming else passes * SHUFFLE_BLOCK)
 
+        # A finished run that is resumed has no step left: only its measurements are repeated.
+        first, seconds_of_steps = training.step, 0.0
+        latents = measure_latents(training) if first == config.steps else None
+        measured = validation.measure(training.averaged) if first == config.steps else {}
+
         # The folder, with nothing in it from beyond the checkpoint.
         folder.start(config, training.step)
         if checkpoint is not None:
@@ -65,8 +72,6 @@ def train(config: TrainingConfig) -> TrainingResult:
         if config.tensorboard:
             accelerator.init_trackers(config.out.name)
 
-        first, seconds_of_steps = training.step, 0.0
-        measured = validation.measure(training.averaged) if first == config.steps else {}
         with (
             stop_on_signal() as stop,
             closing(batches(training, data)) as all_images,
@@ -93,12 +98,17 @@ def train(config: TrainingConfig) -> TrainingResult:
                 seconds_of_steps += seconds
 
                 # Validate, with a picture: every `sample_every` steps and after the last one.
-                record = {"step": step, **scalars, "images_per_second": per_step / seconds}
+                record: dict[str, Any] = {"step": step, **scalars, "images_per_second": per_step / seconds}
                 last = step == config.steps or any_process(accelerator, stop.is_set())
                 if last or step % config.sample_every == 0:
                     measured = validation.measure(training.averaged)
                     record["held_out_psnr"] = measured["model"]
                     folder.save_picture(validation.picture(training.averaged), step)
+
+                # The latents of the finished model, for its scaling factor.
+                if step == config.steps:
+                    latents = measure_latents(training)
+                    record |= latents.to_dict()
 
                 # Log: one line of log.jsonl, TensorBoard on request, and the progress bar.
                 folder.log(record)
@@ -127,6 +137,7 @@ def train(config: TrainingConfig) -> TrainingResult:
             reports(training, data) + of_validation,
             accelerator.num_processes,
             None if training.perceptual is None else training.perceptual.source,
+            latents,
         )
     accelerator.print(result.summary())
     return result
@@ -136,6 +147,17 @@ def train(config: TrainingConfig) -> TrainingResult:
 def reconstruct(training: Training, images: Tensor) -> Tensor:
     """Reconstruct a batch (B, 3, H, W) from posterior samples, in micro-batches, without a graph: the same shape."""
     return torch.cat([training.model(part)[0] for part in images.chunk(training.config.accumulate)])
+
+
+def measure_latents(training: Training) -> LatentReport:
+    """Measure the averaged model's latents on training crops. Where the encoder was trained, its scaling follows."""
+    config = training.config
+    # A generator of its own: without one the loader would draw from the training's random numbers.
+    crops = DataLoader(images_of(config, CROPS), config.batch_size, generator=torch.Generator())
+    report = latent_report(training.averaged, crops)
+    if config.trained_part == "all":
+        fit_scaling(training.averaged, report)
+    return report
 
 
 def resume(training: Training, checkpoint: Path) -> None:

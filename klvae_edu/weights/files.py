@@ -5,6 +5,7 @@ Tensors are read one by one, so that a few can be taken out of a checkpoint of s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -137,6 +138,14 @@ def _unsafe_globals(path: Path) -> list[str]:
 def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return `weights` detached, on the CPU and contiguous, as safetensors needs them."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """Compute a checksum of names and values, in float32 and sorted by name: the type in a file does not change it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(on_cpu(weights).items()):
+        digest.update(name.encode() + tensor.float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

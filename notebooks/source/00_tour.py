@@ -90,7 +90,7 @@ print(f"PSNR {psnr(blocks, photo).item():.1f} dB")
 
 # %% [markdown]
 # PSNR, the peak signal-to-noise ratio, measures the error on a logarithmic scale: 10 dB more is a tenth of the squared error. Is there anything better than averages? Yes: the best *linear* code, four learned
-# patterns per patch (principal component analysis, PCA), found in seven other photographs.
+# patterns per patch (principal component analysis, PCA), found in six other photographs.
 
 # %%
 crops = image_dataset("photos", 64, length=512)  # of the photographs to train on; this one is not among them

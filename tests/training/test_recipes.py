@@ -20,7 +20,7 @@ from klvae_edu.cli import main
 from klvae_edu.config import PRESETS
 from klvae_edu.discriminator import NLayerDiscriminator, receptive_field, smallest_side
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.recipes import FOLDER, YOUR_IMAGES, about, load_recipe, recipe_names
+from klvae_edu.training.recipes import FOLDER, YOUR_IMAGES, about, load_recipe, load_stages, recipe_names
 
 NAMES = ["kl-f8-openimages", "mini", "mini-release", "sd-vae-finetune"]
 
@@ -234,6 +234,16 @@ def test_a_recipe_of_your_own_is_found_by_its_path(tmp_path: Path, monkeypatch: 
     assert about("mine") == "mine"
 
 
+def test_a_recipe_of_several_stages_is_not_one_configuration(tmp_path: Path) -> None:
+    path = file(tmp_path, "lr: 1e-3\nstages:\n- steps: 7\n- {steps: 3, lr: 1e-4}\n")
+    first, second = TrainingConfig(steps=7, lr=1e-3), TrainingConfig(steps=3, lr=1e-4)
+    assert load_stages(path) == [first, second]
+    assert load_recipe(f"{path}:1") == first and load_recipe(f"{path}:2") == second
+    with pytest.raises(ValueError, match=r"expected a recipe of one stage, got 2; .*mine\.yaml:1 names the first"):
+        load_recipe(path)
+    assert load_stages("mini") == [load_recipe("mini")]
+
+
 def test_the_configuration_of_a_run_is_a_recipe(tmp_path: Path) -> None:
     config = TrainingConfig(lr=1e-7, grad_clip=math.inf, out=Path("a"), init=None, device="cpu", adaptive=False)
     path = file(tmp_path, json.dumps(config.to_dict(), indent=2), "training.json")
@@ -278,6 +288,9 @@ def test_a_missing_file_is_named_and_a_folder_is_no_recipe(tmp_path: Path) -> No
         ("# steps: 7", "expected lines such as `steps: 100`, got an empty file"),
         ("- steps\n- 7", "expected lines such as `steps: 100`, got a list"),
         ("steps", "expected lines such as `steps: 100`, got a str"),
+        ("stages: 7", "stages: expected a list of fields, got 7"),
+        ("stages: []", "stages: expected a list of fields, got []"),
+        ("steps: 7\nstages: [{stpes: 7}]", "there is no field 'stpes'; did you mean 'steps'?"),
         ("steps: 7\nlr: [1\nsize: 8", "no valid YAML: line 3: "),
         ("steps: 7\n\tlr: 1", "no valid YAML: line 2: "),
         ("steps: !!python/object/apply:os.getcwd []", "no valid YAML: line 1: could not determine a constructor"),

@@ -13,17 +13,20 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.training.checkpoint import read_description, sealed
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.loader import signals_ignored_by_workers, training_loader
+from klvae_edu.training.latent_report import CROPS, latent_report
+from klvae_edu.training.loader import images_of, signals_ignored_by_workers, training_loader
 from klvae_edu.training.result import TrainingResult
 from klvae_edu.training.setup import set_up, start_accelerator
 from klvae_edu.training.trainer import train
 from klvae_edu.training.validation import Validation
 from tests.training.whole_step import whole_step
+
+OF_LATENTS = {"latent_mean", "latent_std", "latent_signal", "latent_scaling_factor"}
 
 
 def tiny_run(out: Path, **changes: Any) -> TrainingConfig:
@@ -79,6 +82,7 @@ def test_the_log_has_a_line_a_step_and_held_out_psnr_where_it_was_measured(resul
     always = {"step", "loss", "nll", "pixel", "kl", "grad_norm", "lr", "psnr", "images_per_second"}
     for record in records:
         measured = {"held_out_psnr"} if record["step"] in (2, 4, 5) else set()
+        measured |= OF_LATENTS if record["step"] == 5 else set()
         assert record.keys() == always | measured
     assert records[-1]["held_out_psnr"] == result.held_out["model"]
     assert records[0]["loss"] == pytest.approx(records[0]["pixel"] + 1e-6 * records[0]["kl"])
@@ -88,6 +92,26 @@ def test_the_learning_rate_follows_its_schedule(result: TrainingResult) -> None:
     records = [json.loads(line) for line in (result.config.out / "log.jsonl").read_text().splitlines()]
     expected = [result.config.lr * result.config.lr_factor(step) for step in range(1, 6)]
     assert [record["lr"] for record in records] == pytest.approx(expected)
+
+
+def test_the_finished_model_has_the_scaling_factor_of_its_latents(result: TrainingResult) -> None:
+    config = json.loads((result.config.out / "model" / "config.json").read_text())
+    record = json.loads((result.config.out / "log.jsonl").read_text().splitlines()[-1])
+    assert result.latents is not None
+    expected = latent_report(result.vae, DataLoader(images_of(result.config, CROPS), 7))
+    assert record["latent_scaling_factor"] == pytest.approx(1 / expected.samples.overall_std, rel=1e-6)
+    assert record["latent_std"] == pytest.approx(expected.samples.std.tolist(), rel=1e-6)
+    assert config["scaling_factor"] == round(record["latent_scaling_factor"], 4)
+    assert f"the scaling factor {config['scaling_factor']:.4f}." in result.summary()
+
+
+def test_a_frozen_encoder_keeps_its_scaling_factor(result: TrainingResult, tmp_path: Path) -> None:
+    vae = result.vae.clone()
+    vae.config = replace(vae.config, scaling_factor=0.5)
+    vae.save_pretrained(tmp_path / "model")
+    tuned = train(tiny_run(tmp_path / "run", init=str(tmp_path / "model"), trained_part="decoder", steps=1))
+    assert tuned.vae.config.scaling_factor == 0.5
+    assert tuned.latents is not None and round(tuned.latents.samples.scaling_factor, 4) != 0.5
 
 
 def roles(log: Path) -> str:
@@ -141,7 +165,7 @@ def test_the_log_has_every_term(tmp_path: Path) -> None:
     assert record.keys() == {
         *("step", "loss", "nll", "pixel", "perceptual", "kl", "adversarial", "adversarial_weight", "clamped"),
         *("disc_loss", "logits_real", "logits_fake", "grad_norm", "disc_grad_norm", "lr", "disc_lr", "psnr"),
-        *("images_per_second", "held_out_psnr"),
+        *("images_per_second", "held_out_psnr", *OF_LATENTS),
     }
     assert record["nll"] == pytest.approx(record["pixel"] + record["perceptual"], rel=1e-5)
     total = record["nll"] + 1e-6 * record["kl"] + record["adversarial_weight"] * record["adversarial"]
@@ -263,7 +287,8 @@ def test_a_process_that_ends_takes_its_workers_with_it() -> None:
     program = """
 import torch
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.loader import signals_ignored_by_workers, training_loader
+from klvae_edu.training.latent_report import CROPS, latent_report
+from klvae_edu.training.loader import images_of, signals_ignored_by_workers, training_loader
 
 data = torch.utils.data.TensorDataset(torch.zeros(9))
 context = signals_ignored_by_workers()
@@ -325,7 +350,7 @@ def test_a_folder_in_use_stops_a_run_before_its_first_step(result: TrainingResul
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 8, "perceptual_weight": 1.0}, "size: expected at least 16 pixels for LPIPS, got 8"),
+        ({"size": 8, "perceptual_weight": 1.0}, "size: expected at least 16 pixels for a perceptual loss, got 8"),
         ({"size": 30}, "size: expected a multiple of 4, the model's downsample factor, got 30"),
         ({"data": "./no/such/folder"}, "no such folder"),
         ({"streaming": True}, "streaming is for Hugging Face data sets"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shlex
 import subprocess
 import sys
@@ -20,7 +21,14 @@ import torch
 from safetensors.torch import save, save_file
 
 from klvae_edu.weights.checks import MAX_LISTED, shortened
-from klvae_edu.weights.files import SafetensorsFile, atomic_write, is_pickle, order_metadata, read_pickle
+from klvae_edu.weights.files import (
+    SafetensorsFile,
+    atomic_write,
+    is_pickle,
+    order_metadata,
+    read_pickle,
+    weights_sha256,
+)
 
 GIGABYTE = 1 << 30
 
@@ -312,6 +320,19 @@ def test_metadata_are_sorted_so_that_the_same_weights_make_the_same_file(tmp_pat
         assert SafetensorsFile(path).metadata == metadata
         assert torch.equal(SafetensorsFile(path)["b"], torch.ones(2))
     assert len(files) == 1
+
+
+def test_the_checksum_of_weights_changes_with_names_and_values_but_not_with_their_order_or_type() -> None:
+    weights = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0], [4.0]])}
+    found = weights_sha256(weights)
+    assert re.fullmatch("[0-9a-f]{64}", found)
+    assert weights_sha256(dict(reversed(weights.items()))) == found
+    assert weights_sha256({name: tensor.half() for name, tensor in weights.items()}) == found
+    assert weights_sha256(weights | {"b": torch.tensor([[3.0], [4.5]])}) != found
+    assert weights_sha256({"a": weights["b"], "b": weights["a"]}) != found
+    assert weights_sha256({"a": weights["a"].flip(0), "b": weights["b"]}) != found
+    strided = torch.tensor([[1.0, 9.0], [2.0, 9.0]])[:, 0].requires_grad_()
+    assert weights_sha256(weights | {"a": strided}) == found
 
 
 def test_a_long_list_is_shortened_with_a_count() -> None:

@@ -1,0 +1,104 @@
+"""Measure the latents of a trained model on its training crops: the scaling factor, and channels that carry nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klvae_edu.autoencoder import AutoencoderKL
+from klvae_edu.latents import LatentStatistics, statistics
+
+CROPS = 512  # training crops that are measured
+UNUSED = 0.02  # a channel with a smaller share of signal carries almost nothing
+
+
+@dataclass(frozen=True)
+class LatentReport:
+    """Statistics of posterior samples over many images.
+
+    Attributes:
+        samples: mean and standard deviation of samples, of each channel and of all values.
+        signal: (C,), the share of each channel's variance that differs from place to place and image to image, from 0
+            to 1. The rest is the posterior's noise: a channel with 0 has collapsed onto the prior or is constant.
+    """
+
+    samples: LatentStatistics
+    signal: Tensor
+
+    @property
+    def unused(self) -> list[int]:
+        """The numbers of the channels, counted from 0, that carry almost nothing."""
+        return [number for number, share in enumerate(self.signal.tolist()) if share < UNUSED]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers by name, as in `log.jsonl`."""
+        return {
+            "latent_mean": self.samples.mean.tolist(),
+            "latent_std": self.samples.std.tolist(),
+            "latent_signal": self.signal.tolist(),
+            "latent_scaling_factor": self.samples.scaling_factor,
+        }
+
+    def summary(self) -> list[str]:
+        """Describe the report in lines."""
+        means, deviations = (
+            ", ".join(f"{value:.2f}" for value in values.tolist()) for values in (self.samples.mean, self.samples.std)
+        )
+        return [
+            f"Latents of {CROPS} training crops: standard deviation {self.samples.overall_std:.3f} in all, which makes "
+            f"the scaling factor {self.samples.scaling_factor:.4f}.",
+            f"  means of the channels: {means}",
+            f"  standard deviations:   {deviations}",
+            *(
+                f"Channel {number} is unused: {self.signal[number]:.1%} of its variance depends on the image. A "
+                "smaller --kl-weight or another --seed may bring it into use."
+                for number in self.unused
+            ),
+        ]
+
+
+@torch.no_grad()
+def latent_report(vae: AutoencoderKL, batches: Iterable[Tensor]) -> LatentReport:
+    """Measure the posteriors of images in `batches`, each (B, 3, H, W) in [-1, 1], in one pass; no batch is stored.
+
+    A sample is the posterior's mean plus independent noise, so the variances add up: Var z = Var μ + E[σ²]. No samples
+    are drawn.
+
+    Raises:
+        ValueError: fewer than two values a channel.
+    """
+    noise, count = torch.zeros(vae.config.latent_channels, dtype=torch.float64), 0
+
+    def means() -> Iterator[Tensor]:
+        nonlocal noise, count
+        for images in batches:
+            posterior = vae.encode(images.to(vae.device)).latent_dist
+            variances = posterior.logvar.exp().double().transpose(0, 1).flatten(1).cpu()  # (C, B·h·w)
+            noise, count = noise + variances.sum(1), count + variances.shape[1]
+            yield posterior.mean
+
+    of_means = statistics(means())
+    noise /= count
+    variance = of_means.std.square() + noise  # (C,)
+    overall_std = (of_means.overall_std**2 + noise.mean().item()) ** 0.5
+    samples = LatentStatistics(of_means.mean, variance.sqrt(), of_means.overall_mean, overall_std)
+    return LatentReport(samples, of_means.std.square() / variance)
+
+
+def fit_scaling(vae: AutoencoderKL, report: LatentReport) -> None:
+    """Set the scaling of latents in the configuration of `vae` to the measured values.
+
+    The fields in use stay in use: a shift only where there is one, and with means and standard deviations of the
+    channels the scaling factor keeps its value.
+    """
+    config, samples = vae.config, report.samples
+    if config.latents_mean is not None and config.latents_std is not None:
+        mean, std = (tuple(round(value, 4) for value in values.tolist()) for values in (samples.mean, samples.std))
+        vae.config = replace(config, latents_mean=mean, latents_std=std)
+        return
+    shift = None if config.shift_factor is None else round(samples.overall_mean, 4)
+    vae.config = replace(config, scaling_factor=round(samples.scaling_factor, 4), shift_factor=shift)
