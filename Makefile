@@ -43,7 +43,6 @@ lint: $(READY) ## check style, types and the order of imports
 
 notebooks: $(READY) ## build the notebooks from notebooks/source (NB=03: only one; EXECUTE=1: run unchanged code, too; REPO=owner/name: for a fork)
 	$(PY) -m tools.build_notebooks $(NB) $(if $(EXECUTE),--execute) $(if $(REPO),--repo "$(REPO)")
-	@$(PY) -m tools.readme_picture
 
 measure: $(READY) ## measure time and memory of the notebooks, for the line at their top (NB=03: only one)
 	OMP_NUM_THREADS=2 $(PY) -m tools.measure_notebooks $(NB)

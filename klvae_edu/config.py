@@ -232,7 +232,7 @@ PRESETS: dict[str, AutoencoderKLConfig] = {
         sample_size=256,
         scaling_factor=None,
     ),
-    # The bundled model: narrow on large feature maps, so that a slider in a notebook responds at once, and wide on
+    # A bundled model: narrow on large feature maps, so that a slider in a notebook responds at once, and wide on
     # small ones. 2,059,287 parameters.
     "kl-f8-mini": AutoencoderKLConfig(
         block_out_channels=(16, 32, 96, 96),

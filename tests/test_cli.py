@@ -17,7 +17,7 @@ from klvae_edu.cli import main, train_stages
 from klvae_edu.data import photographs, save_image
 from klvae_edu.environment import PROCESS_SETTINGS
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.recipes import YOUR_IMAGES, about, load_recipe, recipe_names
+from klvae_edu.training.recipes import YOUR_IMAGES, about, load_recipe, load_stages, recipe_names
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
@@ -106,11 +106,11 @@ class TestTrainConfig:
 
     @pytest.mark.parametrize("name", recipe_names())
     def test_the_command_of_a_run_from_a_recipe_needs_no_recipe(self, name: str) -> None:
-        (config,) = train_stages([name, "--seed", "5"])
-        assert config == replace(load_recipe(name), seed=5)
-        program, command, *options = shlex.split(config.command())
-        assert (program, command) == ("klvae", "train")
-        assert train_stages(options) == [config]
+        for config, of_recipe in zip(train_stages([name, "--seed", "5"]), load_stages(name), strict=True):
+            assert replace(config, out=of_recipe.out, init=of_recipe.init) == replace(of_recipe, seed=5)
+            program, command, *options = shlex.split(config.command())
+            assert (program, command) == ("klvae", "train")
+            assert train_stages(options) == [config]
 
     def test_the_stages_of_a_recipe_follow_each_other(self, tmp_path: Path) -> None:
         file = tmp_path / "mine.yaml"
@@ -190,7 +190,7 @@ class TestTrainConfig:
         assert main(["train", str(file)]) == 2
         assert error_of(capsys) == f"{file}: steps: expected a whole number, got 'many'"
 
-    @pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).data == YOUR_IMAGES])
+    @pytest.mark.parametrize("name", [name for name in recipe_names() if load_stages(name)[0].data == YOUR_IMAGES])
     def test_a_recipe_for_images_of_your_own_asks_for_them(
         self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -25,6 +25,7 @@ from klvae_edu.data.files import center_square
 from klvae_edu.downloads import read_weights
 from klvae_edu.efficientnet import SMALLEST_SIDE, WEIGHTS, EfficientNetDistance, EfficientNetName, available
 from klvae_edu.metrics import psnr
+from klvae_edu.perceptual import LPIPS
 
 NAMES: tuple[EfficientNetName, ...] = ("efficientnet-lite0", "efficientnet-lite1")
 
@@ -166,7 +167,7 @@ def test_in_float32_the_logits_are_the_same_up_to_rounding(
 
 
 def of_sides(side: int) -> dict[str, Tensor]:
-    """The photographs but the one of the night sky, their centred squares scaled to `side` pixels."""
+    """The photographs but the night sky, which is black already: their centred squares, scaled to `side` pixels."""
     every = photographs("held-out") | photographs("train")
     return {name: center_square(image, side) for name, image in every.items() if name != "hubble_deep_field"}
 
@@ -384,6 +385,12 @@ def test_the_distance_takes_6_percent_of_the_multiply_adds_of_the_bundled_models
     batch, vae = images(64, 64, batch=1), AutoencoderKL.from_bundled("kl-f8-mini")
     share = multiply_adds(lambda: distance(batch, batch)) / multiply_adds(lambda: vae(batch))
     assert share == pytest.approx(0.063, abs=0.001)
+
+
+def test_it_takes_80_times_fewer_multiply_adds_than_lpips(distance: EfficientNetDistance) -> None:
+    batch, lpips = images(64, 64, batch=1), LPIPS("untrained")
+    factor = multiply_adds(lambda: lpips(batch, batch)) / multiply_adds(lambda: distance(batch, batch))
+    assert factor == pytest.approx(80, abs=0.5)
 
 
 def test_blocks_behind_the_last_tap_are_not_computed(distance: EfficientNetDistance) -> None:

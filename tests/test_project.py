@@ -68,12 +68,13 @@ class TestEnvironment:
         for text in [
             *PROJECT["project"]["dependencies"],
             *groups["notebooks"],
+            *groups["perceptual"],
             *groups["course"],
             *groups["test"],
             *groups["lint"],
         ]:
             wanted = Requirement(text)
-            if wanted.name != "setuptools":  # installed with the environment
+            if wanted.name not in ("setuptools", "klvae-edu"):  # installed with the environment, another group
                 assert wanted.specifier.contains(tested[canonicalize_name(wanted.name)]), text
 
     def test_the_bare_import_does_not_even_load_torch(self):
@@ -240,13 +241,6 @@ class TestMakefile:
 
         for name, value in PROCESS_SETTINGS.items():
             assert re.search(rf"^export {name} .?= {value}$", (ROOT / "Makefile").read_text(), re.MULTILINE), name
-
-
-def test_the_readmes_picture_is_the_one_that_notebook_02_stores():
-    from tools.course import COURSE
-    from tools.readme_picture import contact_sheet
-
-    assert (COURSE.notebooks / "images" / "kl_weights.png").read_bytes() == contact_sheet(COURSE)
 
 
 BANNED_OPENINGS = ("What ", "How ", "Whether ", "Which ", "The one ")

@@ -31,7 +31,7 @@ def run_doctor(options: DoctorOptions) -> int:
     for check in doctor():
         mark = "ok" if check.ok else "FAIL" if check.required else "note"
         failed += mark == "FAIL"
-        print(f"{mark:4}  {check.name:22}  {check.detail}")
+        print(f"{mark:4}  {check.name:32}  {check.detail}")
         if not check.ok:
             print(f"      -> {check.remedy}")
     print(f"\n{failed} required check(s) failed." if failed else "\nAll required checks passed.")
@@ -154,7 +154,7 @@ def check_torchvision() -> Check:
 
 
 def check_requirements() -> Iterator[Check]:
-    """Check the packages that pyproject.toml requires, and those of its groups notebooks, course and test."""
+    """Check the packages that pyproject.toml requires, and those of its groups for users, learners and tests."""
     from packaging.requirements import Requirement
 
     try:
@@ -162,7 +162,13 @@ def check_requirements() -> Iterator[Check]:
     except metadata.PackageNotFoundError:
         yield Check("klvae-edu", False, "not installed", "In the project's folder: pip install -e '.[all]'")
         return
-    groups = {"": "", "notebooks": "the notebooks need it", "course": "make lab needs it", "test": "the tests need it"}
+    groups = {
+        "": "",
+        "notebooks": "the notebooks need it",
+        "perceptual": "klvae evaluate or --perceptual needs it",
+        "course": "make lab needs it",
+        "test": "the tests need it",
+    }
     for group, use in groups.items():
         for requirement in map(Requirement, lines):
             of_group = requirement.marker is None or requirement.marker.evaluate({"extra": group})

@@ -137,16 +137,16 @@ def evaluate(
     by_photograph = data.photographs >= MIN_UNITS
     metrics = (PSNR, SSIM, ENERGY, *distances, *([] if classifier is None else [CLASS_KEPT]))
     sums = {name: Sums(len(metrics)) for name in models}
-    distance = FrechetDistance(frechet, _device(next(iter(models.values()))))
-    frechets = {name: distance.empty() for name in models}
+    shared = FrechetDistance(frechet, _device(next(iter(models.values()))))  # one network for all models
+    frechets = {name: shared.empty() for name in models}
     count = 0
     for keys, originals in progress(_batches(data, batch_size), desc="evaluating", total=-(-len(data) // batch_size)):
         drawn = [bootstrap_weights(seed, key if by_photograph else (count + n,)) for n, key in enumerate(keys)]
-        wanted = _Seen(originals, distance, classifier)  # the same for all models
+        wanted = _Seen(originals, shared, classifier)
         for name, model in models.items():
             images = _reconstruct(model, originals)
-            seen = _Seen(images, distance, classifier)
             values = _measure(images, originals, distances)
+            seen = _Seen(images, shared, classifier)
             if classifier is not None:
                 values.append((seen.classes == wanted.classes[:, :1]).any(1))
             for of_image in zip(drawn, *_fractions(values, originals), strict=True):
@@ -162,12 +162,12 @@ def evaluate(
     about = {
         "data": {"what": data.what, "images": count, "photographs": data.photographs, "unreadable": data.report()},
         "intervals": drawn_are and {"level": LEVEL, "replicates": REPLICATES, "drawn": drawn_are, "seed": seed},
-        "sources": {distance.name: distance.source}
+        "sources": {shared.name: shared.source}
         | {name: str(network.source) for name, network in distances.items()}
         | ({} if classifier is None else {CLASS_KEPT: classifier.source}),
         "versions": {"klvae-edu": __version__} | {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
     }
-    return Evaluation(quotients, metrics, computed, distance.name, _notes(about), about)
+    return Evaluation(quotients, metrics, computed, shared.name, _notes(about), about)
 
 
 def _measure(images: Tensor, originals: Tensor, distances: Mapping[str, nn.Module]) -> list[Tensor]:
@@ -180,17 +180,17 @@ def _measure(images: Tensor, originals: Tensor, distances: Mapping[str, nn.Modul
 
 
 class _Seen:
-    """Images (B, 3, H, W) as the networks see them.
+    """Results of the networks for images (B, 3, H, W).
 
     Attributes:
-        features: (B, F), those of the Fréchet distance.
-        classes: (B, 5), the first classes of the classifier.
+        features: (B, F), for the Fréchet distance.
+        classes: (B, 5), the most probable classes, if there is a classifier.
     """
 
-    def __init__(self, images: Tensor, distance: FrechetDistance, classifier: EfficientNetDistance | None) -> None:
-        self.features = distance.features(images)
+    def __init__(self, images: Tensor, frechet: FrechetDistance, classifier: EfficientNetDistance | None) -> None:
+        self.features = frechet.features(images)
         if classifier is not None:
-            network, device = distance.network, classifier.classifier_bias.device
+            network, device = frechet.network, classifier.classifier_bias.device
             if isinstance(network, EfficientNetFeatures) and network.network.source == classifier.source:
                 pooled = self.features.to(device)  # the same network: computed once
             else:

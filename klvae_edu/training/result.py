@@ -21,7 +21,7 @@ class TrainingResult:
     images_per_second: float  # of the training steps alone
     unreadable: list[str]  # reports on files of the data that could not be read
     processes: int = 1
-    lpips: str | None = None  # source of VGG16's weights in words; None: no perceptual loss
+    perceptual: str | None = None  # source of the weights of the perceptual loss in words; None: there was none
     latents: LatentReport | None = None  # of the finished model; None: the run was interrupted
 
     @property
@@ -36,13 +36,14 @@ class TrainingResult:
             "patch-PCA": f"{self.vae.config.latent_channels} numbers per {factor}x{factor} patch, as in the latent",
             "bicubic": f"from the image reduced by {factor}: 3 numbers per {factor}x{factor} patch",
         }
+        kind = "LPIPS with " if config.perceptual == "lpips" else ""
         higher = [name for name in about if self.held_out[name] > self.held_out["model"]]
         lines = [
             f"Step {self.step} of {config.steps}, {self.images_per_second:.0f} images/s.",
             f"Mean PSNR on {config.held_out} validation crops of {config.size}x{config.size} pixels:",
             *(f"  {value:6.2f} dB  {name:9}  {about.get(name, '')}".rstrip() for name, value in self.held_out.items()),
             f"Higher than the model: {' and '.join(higher)}." if higher else "The model is the highest.",
-            *([] if self.lpips is None else [f"The perceptual loss was LPIPS with {self.lpips}."]),
+            *([] if self.perceptual is None else [f"The perceptual loss was {kind}{self.perceptual}."]),
             *([] if self.latents is None else self.latents.summary()),
             *self.unreadable,
         ]

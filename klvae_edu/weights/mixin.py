@@ -95,10 +95,10 @@ class ModelMixin(nn.Module):
 
     @classmethod
     def from_bundled(cls, name: str = "kl-f8-mini") -> Self:
-        """Load the trained model that comes with the package, in float32 (the file has float16).
+        """Load a trained model that comes with the package, in float32 (the file has float16).
 
-        It has f = 8 and 4 latent channels, as Stable Diffusion, and 2.1 million parameters. Its model card is
-        `assets/kl-f8-mini/README.md`. Nothing is downloaded.
+        Both have f = 8 and 2.1 million parameters. "kl-f8-mini" has 4 latent channels, as Stable Diffusion, and
+        "kl-f8-mini-16" has 16, as SD3 and FLUX. Their model cards are `assets/NAME/README.md`. Nothing is downloaded.
 
         Raises:
             ValueError: no bundled model of that name.

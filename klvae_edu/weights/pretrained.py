@@ -22,7 +22,7 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 PICKLE_NAME = "diffusion_pytorch_model.bin"
 
-BUNDLED = ("kl-f8-mini",)  # models in assets/
+BUNDLED = ("kl-f8-mini", "kl-f8-mini-16")  # the folders in `assets` that hold a trained model
 
 # Fields of the configuration that do not change the network.
 FREE_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast")

@@ -507,7 +507,7 @@ NAME = "EfficientNet-Lite0's feature distance" if EXTRA else LPIPS_NAME
 trained = EfficientNetDistance("efficientnet-lite0") if EXTRA else lpips
 print(f"{NAME}: {trained.source}")
 if not EXTRA:
-    print("klvae-edu[perceptual] is not installed: where the text speaks of trained features, the numbers are LPIPS'.")
+    print(f"klvae-edu[perceptual] is not installed: where the text speaks of trained features, {NAME} stands in.")
 
 # %% [markdown]
 # Each of its blocks first *expands*: a 1 × 1 convolution to more channels, and a ReLU that ends at 6. There are six taps: after the

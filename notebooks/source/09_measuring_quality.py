@@ -410,10 +410,10 @@ for name, images in crowds.items():
 assert seen["tinted"][1] > 3 * seen["blurred"][1] and seen["blurred"][2] > 3 * seen["tinted"][2]
 assert max(map(abs, seen["next"][1:])) < 1e-6 and seen["next"][0] < 15 and seen["tinted"][0] < seen["blurred"][0]
 judged = {name: frechet_distance(finished.features(images).double(), originals) for name, images in crowds.items()}
-for name, value in judged.items():
-    print(f"{name:8} {finished.name}: {abs(value / judged['blurred']):4.0%} of the blur's")
+shares = {name: (value / judged["blurred"]).abs().item() for name, value in judged.items()}
+print(f"{finished.name}, as a share of the blur's:", *(f"{name} {share:.0%}" for name, share in shares.items()))
 if EXTRA:
-    assert 0.02 < judged["tinted"] / judged["blurred"] < 0.3 and abs(judged["next"] / judged["blurred"]) < 1e-4
+    assert 0.02 < shares["tinted"] < 0.3 and shares["next"] < 1e-4
 
 # %% [markdown]
 # The judge sees both, and the blur far more: fur is part of what a cat is known by, a tint is not. But the next crop costs
@@ -447,7 +447,7 @@ ax.minorticks_off()
 ax.legend()
 show(
     fig,
-    alt="The Fréchet distance of two sets of one kind falls with their size, nearly as 1 over N; that of blurred crops and their own originals stays nearly level.",
+    alt="The Fréchet distance of two sets of one kind falls with their size, roughly as 1 over N; that of blurred crops and their own originals stays nearly level.",
 )
 assert all(large > small for large, small in zip(bias, bias[1:], strict=False)) and bias[0] > 4 * bias[-1] > 0
 assert max(paired) < 1.3 * min(paired) and bias[0] > 3 * paired[0]
@@ -730,9 +730,9 @@ for bits in (4, 8, 12, 16, 20):
 decoded = {key: vae.decode(latent).sample for key, latent in quantised.items()}
 quality = {key: mean_psnr(image, photos).item() for key, image in decoded.items()}
 gains = [quality["VQ", bits] - quality["rounding", bits] for bits in (4, 8, 12)]
-assert gains[0] > 1 and gains[1] > 0.5 and gains[2] > 0.1
+assert min(gains[:2]) > 0.4 and gains[2] > 0.1
 assert mean_psnr(whole, photos) - quality["rounding", 20] < 0.6
-print("VQ against rounding: at 4 bits a place more than 1 dB better, at 8 more than 0.5, at 12 more than 0.1")
+print("VQ against rounding: at 4 and 8 bits a place more than 0.4 dB better, at 12 more than 0.1")
 
 # %% [markdown]
 # How many bits does the posterior itself claim? Its KL, in nats, over ln 2: that is what a code would cost that tells a sample
@@ -926,13 +926,11 @@ if EXTRA:
     assert adversarial[4] > plain[4] + 0.01 > perceptual[4]
 
 # %%
-rows = {
-    "held out": held_out[:6],
-    **{name: runs[name](held_out[:6]).sample.detach() for name in ("plain", "KL × 2,000", "discriminator")},
-}
+shown = ("plain", "KL × 2,000", "perceptual", "discriminator")
+rows = {"held out": held_out[:6]} | {name: runs[name](held_out[:6]).sample.detach() for name in shown}
 show(
     image_grid([*rows.values()], row_labels=[*rows]),
-    alt="Six held-out crops; from the plain run a little smooth; with the strong KL smoother; with the discriminator with stronger edges.",
+    alt="Six held-out crops; from the plain run a little smooth; with the strong KL smoother; with the perceptual term a little and with the discriminator clearly stronger edges.",
     format="jpeg",
 )
 

