@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="?", help="a new picture of six photographs")
     options = parser.parse_args()
     if options.out is None:
+        README_PICTURE.parent.mkdir(exist_ok=True)
         Image.fromarray(readme_picture(photographs()[:2])).save(README_PICTURE, quality=90)
     else:
         Image.fromarray(six(photographs())).save(options.out)

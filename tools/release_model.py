@@ -164,7 +164,7 @@ def measured(vae: AutoencoderKL, models: dict[str, AutoencoderKL], data: Evaluat
         data,
         distances={"EfficientNet-Lite1 distance": judge},
         classifier=judge,
-        frechet=judge,
+        frechet="efficientnet-lite1",
     )
 
 

