@@ -888,7 +888,7 @@ for column, (ax, title) in enumerate(zip(axes, TITLES, strict=True)):
     ax.margins(x=0.2)
 show(
     fig,
-    alt="PSNR, SSIM, edges, posterior's deviation and feature distance of five runs. The strong KL has the weakest edges and the largest deviation; the discriminator has the strongest edges and the lowest PSNR.",
+    alt="PSNR, SSIM, edges, posterior's deviation and feature distance of five runs. The strong KL has the weakest edges and the largest deviation; the discriminator has the strongest edges, and a lower PSNR than the plain run; the perceptual term has the least feature distance.",
 )
 
 # %% [markdown]
@@ -936,8 +936,8 @@ show(
 )
 
 # %% [markdown]
-# Which row would you take? By PSNR and SSIM the plain one. By edges, and at a glance, the last. So a table holds more than one
-# column, and says for each what it does not see.
+# Which row would you take? By PSNR and SSIM the plain one, by the judge the perceptual one, by edges the last. So a table holds
+# more than one column, and says for each what it does not see.
 
 # %% [markdown]
 # For your own models: `klvae evaluate MODEL` prints such a table, with intervals, patch-PCA and JPEG beside it, and Lite1's

@@ -910,7 +910,7 @@ if MODEL:
         print(f"not found, so the bundled model with 16 channels takes its place: {error}")
 
 # %%
-panels.pixel(real, mine)
+panels.channels(real, mine) if MODEL else print("no MODEL is named: the panel above is the last one")
 
 # %% [markdown]
 # ## Summary

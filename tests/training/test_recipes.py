@@ -153,16 +153,18 @@ def test_a_bundled_model_is_trained_whole_and_then_its_decoder_alone(name: str) 
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_what_the_comments_say_of_the_bundled_models_is_so(name: str) -> None:
-    first, second = load_stages(name)
-    crops = [config.steps * config.batch_size for config in (first, second)]
+    first, *others = load_stages(name)
+    small, large = first.steps * first.batch_size, sum(config.steps * config.batch_size for config in others)
     head = about(name).replace("\n", " ")
-    assert f"{sum(crops):,} crops: {crops[0]:,} of 64 × 64 pixels and {crops[1]:,} of 128 × 128" in head
-    patchgan = NLayerDiscriminator(3, second.disc_channels, second.disc_layers)
-    assert sum(p.numel() for p in patchgan.parameters()) == 694_689
+    assert f"{small + large:,} crops: {small:,} of 64 × 64 pixels and {large:,} of 128 × 128" in head
+    assert first.size == 64 and {config.size for config in others} == {128}
     text = text_of(name)
-    assert "# 695,000 parameters" in text
-    assert f"# {round(first.steps * first.warmup)} steps" in text
-    assert f"# {round(second.steps * second.warmup)} steps" in text
+    for config in (first, *others):
+        assert f"# {round(config.steps * config.warmup)} steps" in text
+    for config in others:
+        patchgan = NLayerDiscriminator(3, config.disc_channels, config.disc_layers)
+        assert sum(p.numel() for p in patchgan.parameters()) == 694_689
+    assert text.count("# 695,000 parameters") == len(others)
 
 
 def flops(build: Callable[[], nn.Module], call: Callable[[nn.Module], object]) -> float:
