@@ -24,6 +24,7 @@
 import copy
 
 import torch
+from IPython.display import display
 from torch import nn
 from torch.nn import functional as F
 
@@ -888,29 +889,27 @@ mine
 # things said above do you *not* find in your photograph?
 
 # %% [markdown]
-# Every panel works with any model. The second bundled one has 16 channels, as SD3 and FLUX. Turn its channels: is one of them worth as
-# much as one of the four above?
+# Every panel works with any model. Name one in `MODEL` and run the cells. "kl-f8-mini-16" comes with the package and has 16 channels, as SD3
+# and FLUX: is one of them worth as much as one of the four above? With a network, or a file at hand, take Stable Diffusion's own
+# autoencoder. (On a CPU one decode takes seconds, and so does each move of a slider.) As it stands, nothing is loaded.
 
 # %%
-sixteen = AutoencoderKL.from_bundled("kl-f8-mini-16").optimize()
-panels.channels(sixteen, mine)
+MODEL = ""  # "kl-f8-mini-16", a folder, or a Hub id such as "stabilityai/sd-vae-ft-mse" (335 MB)
 
-# %% [markdown]
-# With a network, or a file at hand, take Stable Diffusion's own autoencoder: name it in `MODEL` and run the cell. (On a CPU one
-# decode takes seconds, and so does each move of a slider.) As it stands, nothing is downloaded.
-
-# %%
-MODEL = ""  # a folder, or a Hub id such as "stabilityai/sd-vae-ft-mse" (335 MB)
-
-real = sixteen
-if MODEL:
+real = vae
+if MODEL == "kl-f8-mini-16":
+    real = AutoencoderKL.from_bundled(MODEL).optimize()
+elif MODEL:
     try:
         real = AutoencoderKL.from_pretrained(MODEL, dtype=torch.float32).optimize()
     except FileNotFoundError as error:
-        print(f"not found, so the bundled model with 16 channels takes its place: {error}")
+        print(f"not found, so the first model stays: {error}")
 
 # %%
-panels.channels(real, mine) if MODEL else print("no MODEL is named: the panel above is the last one")
+if real is vae:
+    print("the panels above are of this model")
+else:
+    display(panels.channels(real, mine), panels.temperature(real, mine), panels.pixel(real, mine))
 
 # %% [markdown]
 # ## Summary
