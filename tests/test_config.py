@@ -78,7 +78,7 @@ def test_a_mistyped_field_is_an_error_that_offers_the_nearest_name() -> None:
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match="sd-v1, sdxl, sd3, flux, kl-f4, kl-f8, kl-f16, kl-f32, mini, kl-f8-mini, tiny"
+        ValueError, match="sd-v1, sdxl, sd3, flux, kl-f4, kl-f8, kl-f16, kl-f32, mini, kl-f8-mini, kl-f8-mini-16, tiny"
     ):
         AutoencoderKLConfig.from_preset("sdxxl")
 

@@ -109,7 +109,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             Image.fromarray(noise).save(folder / "photographs" / split / f"{number}.png")
     small: dict[str, Any] = {"steps": 2, "batch_size": 2, "held_out": 2, "perceptual_weight": 0.0, "device": "cpu"}
     small |= {"mixed_precision": "no", "data": str(folder / "photographs" / "train")}
-    first, second = load_stages("kl-f8-mini")
+    first, second, *_ = load_stages("kl-f8-mini")
     train(replace(first, **small, out=folder / "run" / "stage-1"))
     weights = str(folder / "run" / "stage-1" / "model")
     train(replace(second, **small, disc_start=1, disc_warmup=1, out=folder / "run" / "stage-2", init=weights))

@@ -291,5 +291,6 @@ def test_the_bundled_model_is_the_preset_of_its_name_with_a_scaling_factor() -> 
 
 
 def test_an_unknown_bundled_model_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="name: expected one of the bundled models, kl-f8-mini; got 'kl-f8-maxi'"):
+    known = "kl-f8-mini, kl-f8-mini-16"
+    with pytest.raises(ValueError, match=f"name: expected one of the bundled models, {known}; got 'kl-f8-maxi'"):
         AutoencoderKL.from_bundled("kl-f8-maxi")
