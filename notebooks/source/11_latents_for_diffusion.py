@@ -621,6 +621,8 @@ assert len(colours) >= 5
 stored, about = load_flow()
 assert [it.shape for it in stored.parameters()] == [it.shape for it in net.parameters()]
 print(f"trained on {about.steps * about.batch_size / (STEPS * BATCH):.0f} times as many latents as yours")
+
+# %%
 its_vae = vae.clone()
 its_vae.config = dataclasses.replace(vae.config, latents_mean=about.latents_mean, latents_std=about.latents_std)
 with torch.no_grad():
