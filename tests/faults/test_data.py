@@ -101,7 +101,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
 @pytest.fixture(scope="module")
 def met(collection: Collection) -> Collection:
     """The training part of the collection: `CROPS` random crops include every training image."""
-    names = Folder(str(collection.folder), "train").names
+    names = Folder(str(collection.folder), "train", 16).names
     asked = {index % len(names) for index in islice(ResumableSampler(0, SHUFFLE_BLOCK, SEED), CROPS)}
     assert asked == {*range(len(names))}
     return Collection(collection.folder, {name: collection.broken[name] for name in names if name in collection.broken})
