@@ -117,7 +117,7 @@ def test_a_hundred_broken_files_in_a_folder_end_no_run_and_every_one_is_named(
 
     listed = (out / "unreadable.txt").read_text().splitlines()
     printed = capsys.readouterr().out.splitlines()
-    heading = f"{len(met.broken)} of {len(Folder(str(met.folder), 'train'))} images could not be read"
+    heading = f"{len(met.broken)} of {len(Folder(str(met.folder), 'train', 16))} images could not be read"
     assert listed[0].startswith(heading)
     assert len(met.broken) > 90 and set(met.broken.values()) == {*BREAKAGES}
     for name, breakage in collection.broken.items():  # also the held-out ones
