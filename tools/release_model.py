@@ -28,6 +28,8 @@ from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.evaluation.compare import Evaluation, evaluate
 from klvae_edu.evaluation.images import EvaluationData, Key, evaluation_data
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.latent_report import CROPS as LATENT_CROPS
+from klvae_edu.training.latent_report import UNUSED
 from klvae_edu.training.recipes import load_recipe
 from klvae_edu.weights.pretrained import bundled_folder
 from tools.photographs import manifest
@@ -99,11 +101,11 @@ channels. The scaling factor in `config.json`, {scaling_factor}, is the inverse 
 MODELS = {4: "Stable Diffusion", 16: "Stable Diffusion 3"}
 LIMITS = {
     4: """\
-* Faces below about 60 pixels, lettering below about 30, and fine regular patterns: four numbers for 8 × 8 pixels do not
-  hold them, and they come out as texture.
-* Smooth gradients can get a faint grain from the adversarial stage.""",
+* Small faces, lettering and fine regular patterns: four numbers for 8 × 8 pixels do not hold them, and they come out as
+  texture. Thin lines such as masts come out soft.
+* Edges and texture: see its gradient energy above, where 1 is that of the originals.""",
     16: """\
-* Lettering below about 10 pixels and patterns finer than 3 pixels.
+* Small lettering: that on the motorcycle of `tools.reconstructions` cannot be read.
 * Generation: a diffusion model has four times as many latent values to learn as with 4 channels.""",
 }
 
@@ -199,7 +201,7 @@ class HeldOutCrops:
 def card(vae: AutoencoderKL, values: dict[str, Any]) -> str:
     """Return the text of the model card; `values` are the contents of `evaluation.json`."""
     channels, latents = vae.config.latent_channels, values["stages"][0]["latents"]
-    unused = [number for number, share in enumerate(latents["latent_signal"]) if share < 0.02]
+    unused = [number for number, share in enumerate(latents["latent_signal"]) if share < UNUSED]
     licences = Counter(row.licence for row in manifest() if row.split == "train")
     return CARD.format(
         name=values["name"],
@@ -213,7 +215,7 @@ def card(vae: AutoencoderKL, values: dict[str, Any]) -> str:
         photographs=values["photographs"],
         licences=", ".join(f"{licence} {count}" for licence, count in licences.most_common()),
         figures="\n".join(_table(values[where]) for where in ("held out", "photos")),
-        crops=512,
+        crops=LATENT_CROPS,
         mean=", ".join(f"{value:.2f}" for value in latents["latent_mean"]),
         std=", ".join(f"{value:.2f}" for value in latents["latent_std"]),
         scaling_factor=vae.config.scaling_factor,
