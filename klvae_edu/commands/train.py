@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -59,6 +60,8 @@ def train_stages(argv: Sequence[str]) -> list[TrainingConfig]:
 
 def run_train(stages: Sequence[TrainingConfig]) -> int:
     """Run `klvae train`, stage after stage, and return the exit code: 0, or 130 when it was interrupted."""
+    import torch.distributed
+
     from klvae_edu.data.sources import check_outside, source_folders
     from klvae_edu.training.trainer import train
 
@@ -66,11 +69,16 @@ def run_train(stages: Sequence[TrainingConfig]) -> int:
         if config.data == YOUR_IMAGES and not source_folders(config.data):
             raise ValueError("data: this recipe needs your own images; name their folder: --data FOLDER")
         check_outside(config.out, config.data)
+    interrupted, writes = False, os.environ.get("RANK", "0") == "0"
     for number, config in enumerate(stages, 1):
-        if len(stages) > 1:
+        if len(stages) > 1 and writes:
             print(f"Stage {number} of {len(stages)}, in {config.out}", flush=True)
         if config.init is not None:
             announce_hub(config.init)
-        if train(config).interrupted:
-            return 130
-    return 0
+        interrupted = train(config).interrupted
+        if interrupted:
+            break
+    # Several processes: a thread of their connection that is alive at exit would abort the process.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 130 if interrupted else 0
