@@ -17,6 +17,7 @@ from klvae_edu.commands.doctor import DoctorOptions, run_doctor
 from klvae_edu.commands.encode import EncodeOptions, run_encode
 from klvae_edu.commands.evaluate import EvaluateOptions, run_evaluate
 from klvae_edu.commands.grade import GradeOptions, run_grade
+from klvae_edu.commands.inspect import InspectOptions, run_inspect
 from klvae_edu.commands.reconstruct import ReconstructOptions, run_reconstruct
 from klvae_edu.commands.train import run_train, train_stages
 from klvae_edu.environment import restart_with_process_settings
@@ -56,6 +57,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "reconstruct": (ReconstructOptions, run_reconstruct),
     "encode": (EncodeOptions, run_encode),
     "evaluate": (EvaluateOptions, run_evaluate),
+    "inspect": (InspectOptions, run_inspect),
     "convert": (ConvertOptions, run_convert),
     "grade": (GradeOptions, run_grade),
     "doctor": (DoctorOptions, run_doctor),

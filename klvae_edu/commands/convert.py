@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from klvae_edu.commands.models import announce_hub, is_single_file
+from klvae_edu.commands.models import ModelFields, announce_hub
+from klvae_edu.config import AutoencoderKLConfig
+from klvae_edu.weights.programs import Layout, Program, layout_for
 
 
 @dataclass(frozen=True)
-class ConvertOptions:
-    """Convert an autoencoder's weights to another file layout or naming scheme."""
+class ConvertOptions(ModelFields):
+    """Convert an autoencoder's weights to another file layout or naming scheme.
 
-    source: Positional[str]  # source: a file (.safetensors, .ckpt, …), a folder in diffusers' layout, or a Hub id
+    Either --names or --for is needed.
+    """
+
+    # source: a file (.safetensors, .ckpt, …), a folder or a pipeline in diffusers' layout, or a Hub id
+    source: Positional[str]
     target: Positional[Path]  # target: a file name that ends in .safetensors, or a folder name without a suffix
-    names: Literal["compvis", "diffusers"]  # naming scheme of the target; a folder always has diffusers' names
-    scaling_factor: float | None = None  # scaling factor, if a single file does not contain it: 0.13025 for SDXL
-    norm_num_groups: int | None = None  # groups of every GroupNorm in a single file, if not 32
+    # naming scheme of the target; a folder always has diffusers' names
+    names: Literal["compvis", "diffusers"] | None = None
+    # the program that will read the target: chooses names and layout, or says that it cannot hold the model
+    program: Annotated[Program | None, arg(name="for")] = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None  # data type of the target; None: same as the source
-    ema: bool = False  # averaged weights of a checkpoint of CompVis' training
+    ema: bool = False  # averaged weights, of a file that holds trained and averaged ones
 
 
 def run_convert(options: ConvertOptions) -> int:
@@ -29,35 +36,44 @@ def run_convert(options: ConvertOptions) -> int:
     import torch
 
     from klvae_edu.autoencoder import AutoencoderKL
-    from klvae_edu.weights.single_file import read_single_file
+    from klvae_edu.weights.any_model import read_model
+    from klvae_edu.weights.single_file import warn
 
-    source, target = Path(options.source), options.target
+    target = options.target
+    if (options.names is None) == (options.program is None):
+        raise ValueError("expected one of --names and --for")
     if target.suffix.lower() not in ("", ".safetensors"):
         raise ValueError(f"{target}: expected a file name that ends in .safetensors, or a folder name without a suffix")
     if not target.suffix and options.names == "compvis":
         raise ValueError(f"{target}: a folder has diffusers' names; for CompVis' names write {target}.safetensors")
     if target.exists():
         raise ValueError(f"{target}: it already exists and was not changed; name another target, or move it away")
-    extra: dict[str, Any] = {"scaling_factor": options.scaling_factor, "norm_num_groups": options.norm_num_groups}
-    extra = {name: value for name, value in extra.items() if value is not None} | ({"ema": True} if options.ema else {})
+    announce_hub(options.source)
+    stored = read_model(options.source, ema=options.ema, **options.given())
+    layout = _layout(options, stored.config)
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    if is_single_file(options.source):
-        config, weights, layout = read_single_file(source, **extra)
-        vae = AutoencoderKL.from_weights(config, weights, source, dtype)
-        del weights  # otherwise the tensors are in memory twice while the target is written
-    else:
-        if extra:
-            raise ValueError(
-                f"{' and '.join(extra)}: for a single file only; a folder has a config.json and no averaged weights"
-            )
-        announce_hub(options.source)
-        vae, layout = AutoencoderKL.from_pretrained(options.source, dtype=dtype), "a folder in diffusers' layout"
-    if target.suffix:
-        vae.to_single_file(target, options.names)
-        written = f"{target}, {'CompVis' if options.names == 'compvis' else 'diffusers'}' names"
-    else:
+    vae = AutoencoderKL.from_weights(stored.config, stored.weights, stored.path, dtype)
+    for note in stored.notes:
+        warn(f"{stored.path}: {note}")
+    was, config = stored.layout, stored.config
+    del stored  # otherwise the tensors are in memory twice while the target is written
+    if layout.folder:
         vae.save_pretrained(target)
         written = f"{target}, a folder in diffusers' layout"
-    size = f"f = {vae.downsample_factor}, {vae.config.latent_channels} latent channels"
-    print(f"{source}: {layout}, {size}, {vae.num_parameters():,} parameters -> {written}")
+    else:
+        vae.to_single_file(target, layout.names)
+        written = f"{target}, {'CompVis' if layout.names == 'compvis' else 'diffusers'}' names"
+    size = f"f = {config.downsample_factor}, {config.latent_channels} latent channels"
+    print(f"{options.source}: {was}, {size}, {vae.num_parameters():,} parameters -> {written}")
     return 0
+
+
+def _layout(options: ConvertOptions, config: AutoencoderKLConfig) -> Layout:
+    """Choose the layout of the target. Raises `ValueError` if its name is that of the other kind."""
+    if options.program is None:
+        return Layout(folder=not options.target.suffix, names=options.names or "diffusers")
+    layout = layout_for(options.program, config, options.target.name)
+    if layout.folder == bool(options.target.suffix):
+        expected = "a folder name without a suffix" if layout.folder else "a file name that ends in .safetensors"
+        raise ValueError(f"{options.target}: for {options.program} expected {expected}")
+    return layout

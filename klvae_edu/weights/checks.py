@@ -19,7 +19,16 @@ def check_dtype(dtype: object) -> None:
 
 
 def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raise a `ValueError` that lists missing, unknown and misshapen tensors (the first 20 of each kind), if any."""
+    """Raise a `ValueError` that lists missing, unknown and misshapen tensors (the first 20 of each kind), if any.
+
+    If most of the tensors are others, it is one line.
+    """
+    common, others = expected.keys() & weights.keys(), weights.keys() - expected.keys()
+    if 2 * len(common) < len(expected) and 2 * len(others) > len(weights):
+        raise ValueError(
+            f"{source}: the weights of another network than AutoencoderKL's: {len(common)} of its {len(expected)} "
+            f"tensors are there, and {len(others)} others, such as {', '.join(sorted(others)[:3])}"
+        )
     problems = {
         "missing": [f"{name} {tuple(expected[name].shape)}" for name in expected.keys() - weights.keys()],
         "unknown": [f"{name} {tuple(weights[name].shape)}" for name in weights.keys() - expected.keys()],

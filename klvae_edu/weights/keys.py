@@ -47,13 +47,17 @@ LAYERS = {  # values of {resnet} and {attention}: CompVis, diffusers
 }
 COMPVIS, DIFFUSERS = 0, 1  # columns of TEMPLATES and LAYERS
 
-# Names of attention layers before diffusers' refactoring; most Stable Diffusion VAEs on the Hub still use them.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_OLD_ATTENTION_KEY = re.compile(r"(.*\.attentions\.[0-9]+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
+# Names of attention layers, as they are read in either scheme: some trainers write one scheme's paths with the other's
+# names. The second line holds diffusers' names before its refactoring; most Stable Diffusion VAEs on the Hub have them.
+_ATTENTION = dict(LAYERS["attention"]) | {current: current for _, current in LAYERS["attention"]}
+_ATTENTION |= {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0", "to_out": "to_out.0"}
+_ATTENTION_NAMES = "|".join(map(re.escape, sorted(_ATTENTION, key=len, reverse=True)))
+_ATTENTION_KEY = re.compile(rf"(.*\.attentions\.[0-9]+\.)({_ATTENTION_NAMES})(\.(?:weight|bias))")
 _ATTENTION_WEIGHT = re.compile(r".*\.attentions\.[0-9]+\.to_(?:q|k|v|out\.0)\.weight")
 
-# Prefixes in: a file of one autoencoder, training on several GPUs, Stable Diffusion's checkpoints, ComfyUI's.
-PREFIXES = ("", "module.", "first_stage_model.", "vae.")
+ROOTS = ("encoder", "decoder", "quant_conv", "post_quant_conv")  # the first parts of an autoencoder's names
+# Parts that PyTorch's wrappers add: torch.compile, FSDP, activation checkpointing.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _NUMBER = "0|[1-9][0-9]{0,3}"
 _LEVEL = re.compile(rf"(?:encoder\.(?:down|down_blocks)|decoder\.(?:up|up_blocks))\.({_NUMBER})\..*")
 
@@ -91,8 +95,8 @@ def to_compvis(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def uncompiled(name: str) -> str:
-    """Remove the part that `torch.compile` adds: `decoder._orig_mod.conv_in.bias` becomes `decoder.conv_in.bias`."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    """Remove the parts that PyTorch's wrappers add: `decoder._orig_mod.conv_in.bias` becomes `decoder.conv_in.bias`."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def name_style(names: Iterable[str]) -> str:
@@ -103,30 +107,6 @@ def name_style(names: Iterable[str]) -> str:
     if any(_current_name(name) != name for name in names):
         return "diffusers' names from before its attention refactoring"
     return "diffusers' names"
-
-
-def find_prefix(names: Iterable[str]) -> str:
-    """Find the prefix of the names of an autoencoder's weights among `names`; it may be empty.
-
-    Raises:
-        ValueError: `names` contain no autoencoder, or more than one.
-    """
-    names = list(names)
-    counts = {
-        prefix: sum(_is_known(name.removeprefix(prefix)) for name in names if name.startswith(prefix))
-        for prefix in PREFIXES
-    }
-    found = [prefix for prefix in PREFIXES if counts[prefix]]
-    if len(found) > 1:
-        places = " and ".join(f"{counts[prefix]} tensors {f'under {prefix}' if prefix else 'bare'}" for prefix in found)
-        raise ValueError(f"more than one autoencoder: {places}; expected one")
-    if not found:
-        listed = ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
-        raise ValueError(
-            "no autoencoder in it: expected names such as encoder.conv_in.weight and decoder.conv_in.weight, bare or "
-            f"after {' or '.join(PREFIXES[1:])}; found {listed or 'no tensors'}"
-        )
-    return found[0]
 
 
 def infer_config(weights: Mapping[str, Tensor], **fields: Any) -> AutoencoderKLConfig:
@@ -173,15 +153,17 @@ def infer_config(weights: Mapping[str, Tensor], **fields: Any) -> AutoencoderKLC
 
 
 def _current_name(name: str) -> str:
-    """Convert an older diffusers name: `…attentions.0.query.weight` becomes `…attentions.0.to_q.weight`."""
-    match = _OLD_ATTENTION_KEY.fullmatch(name)
-    return f"{match[1]}{_OLD_ATTENTION[match[2]]}{match[3]}" if match else name
+    """Convert an older name: `…attentions.0.query.weight` becomes `…attentions.0.to_q.weight`."""
+    match = _ATTENTION_KEY.fullmatch(name)
+    return f"{match[1]}{_ATTENTION[match[2]]}{match[3]}" if match else name
 
 
 def _pattern(template: str, column: int) -> re.Pattern[str]:
     """Compile the regular expression of a template, with a named group for every placeholder."""
     parts = {"half": "encoder|decoder", "level": _NUMBER, "reversed": _NUMBER, "index": _NUMBER}
     parts |= {kind: "|".join(re.escape(layer[column]) for layer in layers) for kind, layers in LAYERS.items()}
+    if column == COMPVIS:
+        parts["attention"] = _ATTENTION_NAMES
     text = re.escape(template + ".") + "(?P<kind>weight|bias)"
     for part, expression in parts.items():
         text = text.replace(re.escape(f"{{{part}}}"), f"(?P<{part}>{expression})")
@@ -203,7 +185,8 @@ def _translate(name: str, column: int, levels: int) -> str | None:
             parts = match.groupdict()
             for kind, layers in LAYERS.items():
                 if kind in parts:
-                    parts[kind] = {layer[column]: layer[1 - column] for layer in layers}[parts[kind]]
+                    names = {layer[column]: layer[1 - column] for layer in layers}
+                    parts[kind] = names.get(parts[kind]) or _ATTENTION[parts[kind]]
             if "{reversed}" in target:
                 parts["reversed"] = str(levels - 1 - int(parts["level"]))
             elif "reversed" in parts:
@@ -217,8 +200,9 @@ def _levels(names: Iterable[str]) -> int:
     return 1 + max((int(match[1]) for name in names if (match := _LEVEL.fullmatch(name))), default=-1)
 
 
-def _is_known(name: str) -> bool:
-    current = _current_name(uncompiled(name))
+def is_known(name: str) -> bool:
+    """Tell whether `name`, without a prefix, is that of a tensor of an autoencoder in one of the naming schemes."""
+    current = _current_name(name)
     return any(pattern.fullmatch(current) for rules in RULES.values() for pattern, _ in rules)
 
 

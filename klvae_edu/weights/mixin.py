@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from klvae_edu.config import AutoencoderKLConfig
+from klvae_edu.weights.any_model import read_model
 from klvae_edu.weights.checks import check_dtype, check_finite, check_fit, checked_copies
+from klvae_edu.weights.folders import read_pretrained
 from klvae_edu.weights.keys import uncompiled
-from klvae_edu.weights.pretrained import FREE_FIELDS, bundled_folder, read_pretrained, write_pretrained
-from klvae_edu.weights.single_file import read_single_file, write_single_file
+from klvae_edu.weights.pretrained import FREE_FIELDS, bundled_folder, write_pretrained
+from klvae_edu.weights.single_file import StoredModel, read_single_file, warn, write_single_file
 from klvae_edu.weights.streams import SOURCE, read_state, write_state
 
 
@@ -76,14 +78,17 @@ class ModelMixin(nn.Module):
         subfolder: str = "",
         revision: str | None = None,
         dtype: torch.dtype | None = None,
+        variant: str | None = None,
     ) -> Self:
         """Load a model that `save_pretrained` wrote, here or in diffusers.
 
         Args:
-            folder_or_hub_id: a folder, or a Hub id such as "stabilityai/sd-vae-ft-mse" (downloaded, or from the cache).
+            folder_or_hub_id: a folder, or a Hub id such as "stabilityai/sd-vae-ft-mse" (downloaded, or from the cache);
+                of a whole pipeline, its autoencoder is loaded.
             subfolder: folder of the model inside it, such as "vae" in a pipeline.
             revision: branch, tag or commit on the Hub.
             dtype: data type of the weights; None: same as in the file.
+            variant: variant of the weights, such as "fp16"; None: those without a variant, or the only variant.
 
         Raises:
             FileNotFoundError: no folder with a model, and not available on the Hub.
@@ -91,7 +96,24 @@ class ModelMixin(nn.Module):
                 not finite, or cannot be read.
         """
         check_dtype(dtype)
-        return cls.from_weights(*read_pretrained(folder_or_hub_id, subfolder, revision), dtype)
+        return cls._from_stored(read_pretrained(folder_or_hub_id, subfolder, revision, variant), dtype)
+
+    @classmethod
+    def from_any(cls, source: str | os.PathLike[str], dtype: torch.dtype | None = None, **fields: Any) -> Self:
+        """Load a model, whatever it is in: what every command does with the name of a model.
+
+        Args:
+            source: a bundled model, a weight file, a folder, a Hub id with or without a path in it ("owner/name/vae"),
+                or the address of its page; after "#" the prefix to take, or "ema"; see `weights.any_model.read_model`.
+            dtype: data type of the weights; None: same as in the file.
+            **fields: single fields of the configuration by name, such as norm_num_groups=8 or scaling_factor=0.13025.
+
+        Raises:
+            FileNotFoundError: no such file or folder, and not available on the Hub.
+            ValueError: as `from_pretrained` and `from_single_file`.
+        """
+        check_dtype(dtype)
+        return cls._from_stored(read_model(source, **fields), dtype)
 
     @classmethod
     def from_bundled(cls, name: str = "kl-f8-mini") -> Self:
@@ -107,14 +129,22 @@ class ModelMixin(nn.Module):
 
     @classmethod
     def from_single_file(
-        cls, path: str | os.PathLike[str], dtype: torch.dtype | None = None, ema: bool = False, **fields: Any
+        cls,
+        path: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+        ema: bool = False,
+        prefix: str | None = None,
+        **fields: Any,
     ) -> Self:
-        """Load the autoencoder in one file, under any naming scheme; see `single_file.read_single_file`.
+        """Load the autoencoder in one file, under any naming scheme, prefix and nesting; `docs/files.md` lists them.
+
+        One warning says which other tensors were left out, one that a scaling factor is a guess, where it is one.
 
         Args:
-            path: `.safetensors`, `.sft`, or a pickle: `.ckpt`, `.pt`, `.pth`, `.bin`.
+            path: `.safetensors`, `.sft`, a pickle (`.ckpt`, `.pt`, `.pth`, `.bin`), or the `.index.json` of shards.
             dtype: data type of the weights; None: same as in the file.
-            ema: load the averaged weights (`model_ema.…`) of a checkpoint of CompVis' training.
+            ema: load the averaged weights, if the file holds trained and averaged ones.
+            prefix: load the autoencoder under this prefix, such as "first_stage_model"; None: the only one.
             **fields: single fields of the configuration by name, such as norm_num_groups=8 or scaling_factor=0.13025.
 
         Raises:
@@ -123,8 +153,7 @@ class ModelMixin(nn.Module):
                 damaged, or is a pickle that asks for classes (nothing in it is executed); an unknown field or dtype.
         """
         check_dtype(dtype)
-        config, weights, _ = read_single_file(path, ema, **fields)
-        return cls.from_weights(config, weights, path, dtype)
+        return cls._from_stored(read_single_file(path, ema, prefix, **fields), dtype)
 
     @classmethod
     def from_weights(
@@ -217,6 +246,13 @@ class ModelMixin(nn.Module):
         weights = {uncompiled(name): tensor for name, tensor in self.state_dict().items()}
         check_fit(self._on_meta(self.config).state_dict(), weights, "the model")
         return weights
+
+    @classmethod
+    def _from_stored(cls, stored: StoredModel, dtype: torch.dtype | None) -> Self:
+        model = cls.from_weights(stored.config, stored.weights, stored.path, dtype)
+        for note in stored.notes:
+            warn(f"{stored.path}: {note}")
+        return model
 
     @classmethod
     def _on_meta(cls, config: AutoencoderKLConfig) -> Self:

@@ -1,7 +1,6 @@
-"""Models in diffusers' folder layout (`config.json` and `diffusion_pytorch_model.safetensors`), and on the Hub.
+"""Models in diffusers' folder layout: write `config.json` and `diffusion_pytorch_model.safetensors`, read the former.
 
-Nothing in a weight file is executed: safetensors contains numbers only, and pickles are read with `weights_only=True`.
-Single files are read and written by `klvae_edu.weights.single_file`.
+`klvae_edu.weights.folders` finds and reads the weights.
 """
 
 from __future__ import annotations
@@ -15,41 +14,16 @@ from typing import Any
 from torch import Tensor
 
 from klvae_edu.config import AutoencoderKLConfig
-from klvae_edu.weights.files import SafetensorsFile, atomic_write, is_pickle, read_pickle, write_safetensors
-from klvae_edu.weights.keys import to_diffusers
+from klvae_edu.weights.files import atomic_write, write_safetensors
+from klvae_edu.weights.foreign import check_class
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-PICKLE_NAME = "diffusion_pytorch_model.bin"
 
 BUNDLED = ("kl-f8-mini", "kl-f8-mini-16")  # the folders in `assets` that hold a trained model
 
 # Fields of the configuration that do not change the network.
 FREE_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast")
-
-
-def read_pretrained(
-    folder_or_hub_id: str | os.PathLike[str], subfolder: str = "", revision: str | None = None
-) -> tuple[AutoencoderKLConfig, dict[str, Tensor], Path]:
-    """Read a model's configuration, its weights under current diffusers' names, and the path of the weight file.
-
-    Args:
-        folder_or_hub_id: a folder, or a Hub id such as "stabilityai/sd-vae-ft-mse".
-        subfolder: folder of the model inside it, such as "vae" in a pipeline.
-        revision: branch, tag or commit on the Hub.
-
-    Raises:
-        FileNotFoundError: no folder with a model, and not available on the Hub.
-        ValueError: a file that cannot be read.
-    """
-    config_file = _find(folder_or_hub_id, subfolder, revision, CONFIG_NAME)
-    weights_file = _find(folder_or_hub_id, subfolder, revision, WEIGHTS_NAME, PICKLE_NAME)
-    config = read_config(config_file)
-    tensors = _read_weights(weights_file)
-    try:
-        return config, to_diffusers(tensors), weights_file
-    except ValueError as error:
-        raise ValueError(f"{weights_file}: {error}") from error
 
 
 def bundled_folder(name: str) -> Path:
@@ -104,7 +78,7 @@ def read_config(path: Path) -> AutoencoderKLConfig:
     """Read the configuration in a `config.json`.
 
     Raises:
-        ValueError: not JSON, or not a valid configuration.
+        ValueError: not JSON, not a valid configuration, or that of another class.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -116,56 +90,8 @@ def read_config(path: Path) -> AutoencoderKLConfig:
 
 
 def _config(values: Mapping[str, Any], source: str | Path) -> AutoencoderKLConfig:
+    check_class(values, source)
     try:
         return AutoencoderKLConfig.from_dict(values)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a file can contain values of any type
         raise ValueError(f"{source}: {error}") from error
-
-
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    if not is_pickle(path):
-        return SafetensorsFile(path)
-    weights = read_pickle(path)
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise ValueError(f"{path}: expected tensors by name, got something else ({type(weights).__name__})")
-    return weights
-
-
-def _find(source: str | os.PathLike[str], subfolder: str, revision: str | None, *names: str) -> Path:
-    """Return the local path of the first of the files `names` that `source`, a folder or a Hub id, contains."""
-    folder = Path(source) / subfolder
-    if Path(source).is_file():
-        raise ValueError(f"{source}: expected a folder, got a file; AutoencoderKL.from_single_file reads it")
-    if folder.is_dir():
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
-        raise FileNotFoundError(f"{folder}: expected {' or '.join(names)}, found {_listing(folder)}")
-    if Path(source).is_dir():
-        raise FileNotFoundError(f"{source}: expected a folder {subfolder!r} in it, found {_listing(Path(source))}")
-    return _download(str(source), subfolder, revision, names)
-
-
-def _download(hub_id: str, subfolder: str, revision: str | None, names: tuple[str, ...]) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    reason: Any = None
-    for name in names:
-        try:
-            return Path(hf_hub_download(hub_id, name, subfolder=subfolder or None, revision=revision))
-        except EntryNotFoundError as error:
-            reason = error
-        except Exception as error:  # no network, no such repository, no access, or not a Hub id
-            reason = error
-            break
-    raise FileNotFoundError(
-        f"{hub_id!r} is not a folder here, and the Hugging Face Hub gave no {' or '.join(names)} for it "
-        f"({type(reason).__name__}: {str(reason).strip().splitlines()[0]}). "
-        "Without a network, pass the folder of a saved model."
-    ) from reason
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else "nothing"

@@ -1,7 +1,7 @@
 """Read and write an autoencoder in a single file.
 
-Safetensors and pickles are read, with CompVis' or diffusers' names, with or without a prefix. The file may contain
-other models, too, as checkpoints of Stable Diffusion do. Safetensors are written, with the configuration in the
+Safetensors and pickles are read, with CompVis' or diffusers' names, under any prefix and any nesting. The file may
+contain other models, too, as checkpoints of Stable Diffusion do. Safetensors are written, with the configuration in the
 metadata.
 """
 
@@ -10,65 +10,133 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from klvae_edu.config import PRESETS, AutoencoderKLConfig, check_field_names
+from klvae_edu.config import AutoencoderKLConfig, check_field_names
 from klvae_edu.weights.checks import shortened
-from klvae_edu.weights.files import SAFETENSORS, SafetensorsFile, is_pickle, read_pickle, write_safetensors
-from klvae_edu.weights.keys import find_prefix, infer_config, name_style, to_compvis, to_diffusers
-from klvae_edu.weights.pretrained import CONFIG_NAME, FREE_FIELDS, config_metadata, config_of_metadata, read_config
+from klvae_edu.weights.contents import Contents, open_contents
+from klvae_edu.weights.files import write_safetensors
+from klvae_edu.weights.foreign import check_own, recognised
+from klvae_edu.weights.keys import ROOTS, infer_config, name_style, to_compvis, to_diffusers, uncompiled
+from klvae_edu.weights.latent_scale import latent_scale
+from klvae_edu.weights.places import choose_place, count_by_kind, how_to_choose, named
+from klvae_edu.weights.pretrained import CONFIG_NAME, config_metadata, config_of_metadata, read_config
+from klvae_edu.weights.quantised import apply_scales
 
 NAMES = ("compvis", "diffusers")
-SUFFIXES = (*SAFETENSORS, ".ckpt", ".pt", ".pth", ".bin")
 
-# Prefixes of other tensors in a checkpoint -> preset with the scaling of the checkpoint's diffusion model.
-PRESET_BY_PREFIX = {
-    "conditioner.embedders.": "sdxl",
-    "model.diffusion_model.joint_blocks.": "sd3",
-    "model.diffusion_model.double_blocks.": "flux",
-    "double_blocks.": "flux",
-    "cond_stage_model.": "sd-v1",
-    # After cond_stage_model: Stable Diffusion's image variations (2.1 unCLIP) have a label_emb, too.
-    "model.diffusion_model.label_emb.": "sdxl",
-}
+
+class StoredModel(NamedTuple):
+    """An autoencoder that was read from a file or a folder.
+
+    Attributes:
+        config: its configuration.
+        weights: its tensors under current diffusers' names.
+        path: the file that they are in.
+        style: the naming scheme in words.
+        prefix: what stands before the names in the file; may be empty.
+        left_out: names of the file's tensors beside the autoencoder under the same prefix.
+        others: number of tensors under other prefixes.
+        notes: what was chosen or guessed, one sentence each.
+    """
+
+    config: AutoencoderKLConfig
+    weights: dict[str, Tensor]
+    path: Path
+    style: str
+    prefix: str
+    left_out: list[str]
+    others: int
+    notes: list[str]
+
+    @property
+    def layout(self) -> str:
+        """The naming scheme and the prefix in words."""
+        return f"{self.style} under {self.prefix}" if self.prefix else self.style
 
 
 def read_single_file(
-    path: str | os.PathLike[str], ema: bool = False, **fields: Any
-) -> tuple[AutoencoderKLConfig, dict[str, Tensor], str]:
-    """Read an autoencoder from one file: its configuration, weights with diffusers' names, naming scheme in words.
+    path: str | os.PathLike[str], ema: bool = False, prefix: str | None = None, **fields: Any
+) -> StoredModel:
+    """Read an autoencoder from one file.
 
     The configuration comes from the metadata, if this package wrote the file, or from the `config.json` in the folder
     of a file that diffusers wrote (`diffusion_pytorch_model…`). Otherwise it is inferred from the tensors, and the
-    scaling from the other models in the file. If several scalings are possible, a warning says which one was chosen.
+    scaling from the other models in the file.
 
     Args:
-        path: `.safetensors`, `.sft`, or a pickle: `.ckpt`, `.pt`, `.pth`, `.bin`.
-        ema: read the averaged weights (`model_ema.…`) of a checkpoint of CompVis' training.
+        path: `.safetensors`, `.sft`, a pickle (`.ckpt`, `.pt`, `.pth`, `.bin`), or the `.index.json` of shards.
+        ema: read the averaged weights: those that CompVis' training keeps under `model_ema.`, or of two autoencoders in
+            the file the one whose prefix says so.
+        prefix: read the autoencoder under this prefix, such as "first_stage_model"; None: the only one.
         **fields: single fields of the configuration by name, such as norm_num_groups=8 or scaling_factor=0.13025.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file contains no autoencoder, is damaged, or is a pickle that asks for classes (nothing in it is
-            executed); an unknown field.
+        ValueError: the file contains no autoencoder of this class, or several; it is damaged, quantised in a way that
+            is not read, or a pickle that asks for classes (nothing in it is executed); an unknown field.
     """
     check_field_names(fields)
     path = Path(path)
-    tensors, metadata = _open(path)
+    contents = open_contents(path)
     try:
-        prefix = find_prefix(tensors)
-        weights = to_diffusers(_autoencoder_tensors(tensors, prefix, ema))
-        config = config_of_metadata(metadata, "the configuration in its metadata") or _diffusers_config(path)
-        config = replace(config, **fields) if config else _inferred_config(weights, tensors, fields)
+        config = config_of_metadata(contents.metadata, "the configuration in its metadata") or _diffusers_config(path)
+        return select_model(contents, path, config, ema, prefix, fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    style = name_style(name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
-    return config, weights, f"{style} under {prefix}" if prefix else style
+
+
+def select_model(
+    contents: Contents,
+    path: Path,
+    config: AutoencoderKLConfig | None,
+    ema: bool,
+    prefix: str | None,
+    fields: Mapping[str, Any],
+) -> StoredModel:
+    """Select the autoencoder in the contents of a file; without `config`, its configuration is inferred.
+
+    Raises:
+        ValueError: as `read_single_file`.
+    """
+    tensors = contents.tensors
+    try:
+        place, other = choose_place(tensors, prefix, ema)
+    except ValueError as error:
+        if (kind := recognised(tensors)) and str(error).startswith("no autoencoder"):
+            raise ValueError(f"{kind}; expected an AutoencoderKL") from error
+        raise
+    names = {uncompiled(name): name for name in tensors}
+    inside = {plain.removeprefix(place): full for plain, full in names.items() if plain.startswith(place)}
+    own = {plain: full for plain, full in inside.items() if plain.partition(".")[0] in ROOTS}
+    if len(names) < len(tensors):
+        own = {full.removeprefix(place): full for full in tensors if full.startswith(place)}  # to_diffusers names them
+    if ema and other is None:
+        own = _averages(own, inside, tensors)
+    check_own({plain: tensors[full] for plain, full in (own | _statistics(inside)).items()})
+    weights = to_diffusers(apply_scales({plain: tensors[full] for plain, full in own.items()}))
+    read = set(own.values())
+    left_out = [plain for plain, full in inside.items() if full not in read and not _under(other, place + plain)]
+    notes = []
+    if other is not None:
+        notes.append(
+            f"two autoencoders: the one {named(place)} was taken; the one {named(other)}: {how_to_choose(other)}"
+        )
+    if left_out:
+        notes.append(f"{len(left_out)} other tensors left out: {count_by_kind(left_out)}")
+    if config:
+        config = replace(config, **fields)
+    else:
+        config = infer_config(weights, **fields)
+        scale, guess = latent_scale(config, tensors, contents.metadata, fields.keys())
+        config = replace(config, **scale)
+        notes += [guess] if guess else []
+    return StoredModel(config, weights, path, name_style(own), place, left_out, len(tensors) - len(inside), notes)
 
 
 def write_single_file(
@@ -93,84 +161,29 @@ def write_single_file(
     write_safetensors(to_compvis(weights) if names == "compvis" else weights, path, config_metadata(config))
 
 
-def _open(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-    """Open a file: return its tensors by name, read when they are accessed if possible, and its metadata."""
-    if path.is_dir():
-        raise ValueError(f"{path}: expected a file, got a folder; AutoencoderKL.from_pretrained reads it")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: expected a file name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    if not is_pickle(path):
-        file = SafetensorsFile(path)
-        return file, file.metadata
-    content = read_pickle(path)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):  # a checkpoint of training
-        content = content["state_dict"]
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected tensors by name, got something else ({type(content).__name__})")
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if content and not tensors:
-        listed = ", ".join(shortened([f"{name!r:.40} ({type(value).__name__})" for name, value in content.items()]))
-        raise ValueError(f"{path}: expected tensors by name, bare or in a dict state_dict; found {listed}")
-    return tensors, {}
-
-
-def _autoencoder_tensors(tensors: Mapping[str, Tensor], prefix: str, ema: bool) -> dict[str, Tensor]:
-    """Select the autoencoder's tensors, without the prefix and without the tensors of training: loss and averages."""
-    names = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
-    plain = {name: full for name, full in names.items() if not name.startswith(("loss.", "model_ema."))}
-    if codebook := [name for name in plain if name.startswith("quantize.")]:
-        raise ValueError(f"a VQ model, whose latents are entries of a codebook ({codebook[0]}); expected a KL model")
-    if ema:
-        # CompVis removes the dots from the names of averages: model_ema.encoderconv_inweight.
-        averages = {name.replace(".", ""): full for name, full in names.items() if name.startswith("model_ema.")}
-        found = {name: averages.get("model_ema" + name.replace(".", ""), "") for name in plain}
-        if missing := [name for name, full in found.items() if not full and tensors[plain[name]].ndim]:
-            raise ValueError(
-                "ema=True: expected averaged weights (model_ema.…) of the autoencoder, found none for "
-                f"{', '.join(shortened(missing))}"
-            )
-        plain = {name: full for name, full in found.items() if full}
-    weights = {name: tensors[full] for name, full in plain.items()}
-    return {name: tensor for name, tensor in weights.items() if tensor.ndim}  # without counters such as global_step
-
-
-def _inferred_config(
-    weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
-) -> AutoencoderKLConfig:
-    """Infer the configuration from the autoencoder's `weights` and from all `tensors` of the file."""
-    config = infer_config(weights, **fields)
-    scale = tensors.get("scale_factor")  # CompVis' LatentDiffusion saves the scaling factor that it measured
-    measured = {}
-    if scale is not None and scale.numel() == 1 and scale.is_floating_point():
-        measured["scaling_factor"] = scale.item()
-    scaling = _scaling(config, tensors, guess="scaling_factor" not in measured | dict(fields)) | measured
-    return replace(config, **{name: value for name, value in scaling.items() if name not in fields})
-
-
-def _scaling(config: AutoencoderKLConfig, names: Collection[str], guess: bool) -> dict[str, Any]:
-    """Infer how latents are scaled from other tensors in the file, or, with `guess`, choose and warn."""
-    for beginning, preset in PRESET_BY_PREFIX.items():
-        if any(name.startswith(beginning) for name in names):
-            known = PRESETS[preset]
-            same = known.latent_channels == config.latent_channels
-            return {name: getattr(known, name) for name in FREE_FIELDS} if same else {}
-    network = replace(config, **{name: getattr(PRESETS["sd-v1"], name) for name in FREE_FIELDS})
-    if guess and network == PRESETS["sd-v1"]:
-        _warn(
-            f"taken as Stable Diffusion 1's or 2's: scaling_factor={network.scaling_factor}. SDXL's autoencoder has "
-            f"the same network; for it, pass scaling_factor={PRESETS['sdxl'].scaling_factor}"
+def _averages(own: Mapping[str, str], inside: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Find the averages that CompVis' training keeps; their names have no dots: model_ema.encoderconv_inweight."""
+    averages = {name.replace(".", ""): full for name, full in inside.items() if name.startswith("model_ema.")}
+    found = {name: averages.get("model_ema" + name.replace(".", ""), "") for name in own}
+    if missing := [name for name, full in found.items() if not full]:
+        raise ValueError(
+            "ema=True: expected averaged weights (model_ema.…) of the autoencoder, found none for "
+            f"{', '.join(shortened(missing))}"
         )
-        return {"scaling_factor": network.scaling_factor}
-    if guess and config.latent_channels == 16 and not config.use_quant_conv:
-        choices = " or ".join(
-            f"scaling_factor={PRESETS[preset].scaling_factor}, shift_factor={PRESETS[preset].shift_factor} ({model})"
-            for preset, model in (("sd3", "Stable Diffusion 3"), ("flux", "Flux"))
-        )
-        _warn(f"16 latent channels, whose scaling is not in the file: pass {choices}")
-    return {}
+    return found
 
 
-def _warn(message: str) -> None:
+def _under(place: str | None, name: str) -> bool:
+    """Tell whether `name` is that of a tensor of the autoencoder under `place`."""
+    return place is not None and name.startswith(place) and name.removeprefix(place).partition(".")[0] in ROOTS
+
+
+def _statistics(inside: Mapping[str, str]) -> dict[str, str]:
+    """Select tensors beside the network that tell another autoencoder from this one."""
+    return {name: full for name, full in inside.items() if name.startswith(("quantize.", "bn."))}
+
+
+def warn(message: str) -> None:
     """Warn, and attribute the warning to the line outside of this package that called it."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and str(frame.f_globals.get("__name__")).startswith("klvae_edu."):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from klvae_edu import AutoencoderKL
+from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.cli import main
-from klvae_edu.weights import single_file
+from klvae_edu.weights import contents
 from klvae_edu.weights.pretrained import WEIGHTS_NAME
 
 
@@ -57,9 +58,8 @@ def test_options_give_fields_that_a_single_file_lacks(
     assert main(["convert", str(source), str(target), "--names", "diffusers", *options]) == 0
     config = AutoencoderKL.from_pretrained(target).config
     assert (config.scaling_factor, config.norm_num_groups) == (0.13025, 8)
-    assert main(["convert", str(model), str(tmp_path / "other"), "--names", "diffusers", *options]) == 2
-    assert "scaling_factor and norm_num_groups: for a single file only" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
+    assert main(["convert", str(model), str(tmp_path / "other"), "--names", "diffusers", *options[:2]]) == 0
+    assert AutoencoderKL.from_pretrained(tmp_path / "other").config.scaling_factor == 0.13025
 
 
 def test_takes_the_data_type_and_the_averaged_weights_on_request(
@@ -85,9 +85,8 @@ def test_takes_the_data_type_and_the_averaged_weights_on_request(
 
     assert convert(model, "folder", "--dtype", "bfloat16") == 0
     assert AutoencoderKL.from_pretrained(tmp_path / "folder").dtype == torch.bfloat16
-    capsys.readouterr()
     assert convert(model, "other", "--ema") == 2
-    assert "ema: for a single file only" in error_of()
+    assert "expected averaged weights" in error_of()
 
 
 @pytest.mark.parametrize("name", ["dir.ckpt", "dir.safetensors"])
@@ -98,7 +97,7 @@ def test_reads_a_folder_whatever_its_name(
     source.mkdir()
     target = tmp_path / "vae.SafeTensors"
     assert main(["convert", str(source), str(target), "--names", "compvis"]) == 2
-    assert f"{source}: expected config.json, found nothing" in error_of()
+    assert f"{source}: expected config.json and diffusion_pytorch_model.safetensors, found nothing" in error_of()
     for file in model.iterdir():
         (source / file.name).write_bytes(file.read_bytes())
     assert main(["convert", str(source), str(target), "--names", "compvis"]) == 0
@@ -110,8 +109,8 @@ def test_opens_a_single_file_once(
 ) -> None:
     AutoencoderKL.from_preset("tiny", seed=0).to_single_file(tmp_path / "vae.safetensors")
     opened: list[Path] = []
-    read = single_file.SafetensorsFile
-    monkeypatch.setattr(single_file, "SafetensorsFile", lambda path: opened.append(path) or read(path))
+    read = contents.SafetensorsFile
+    monkeypatch.setattr(contents, "SafetensorsFile", lambda path: opened.append(path) or read(path))
     command = ["convert", str(tmp_path / "vae.safetensors"), str(tmp_path / "folder"), "--names", "diffusers"]
     assert main(command) == 0
     assert opened == [tmp_path / "vae.safetensors"]
@@ -159,3 +158,54 @@ def test_asks_the_hub_for_what_is_not_here_and_says_so(tmp_path: Path, capsys: p
     first, second = capsys.readouterr().err.splitlines()
     assert first == "klvae: there is no folder no/such-model; looking for it on the Hugging Face Hub"
     assert second.startswith("klvae: 'no/such-model' is not a folder here")
+
+
+class TestForAProgram:
+    @pytest.fixture(scope="class")
+    def sdxl(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A file with the network and the scaling factor of SDXL, whose weights take no disk space."""
+        config = AutoencoderKLConfig.from_preset("sdxl")
+        with torch.device("meta"):
+            names = AutoencoderKL(config).state_dict()
+        path = tmp_path_factory.mktemp("sdxl") / "vae.ckpt"
+        with torch.serialization.skip_data():
+            torch.save({name: torch.empty(t.shape, dtype=torch.half) for name, t in names.items()}, path)
+        return path
+
+    @pytest.mark.parametrize(
+        ("program", "target", "names"),
+        [
+            ("comfyui", "vae.safetensors", "CompVis' names"),
+            ("forge", "vae.safetensors", "CompVis' names"),
+            ("a1111", "vae.safetensors", "CompVis' names"),
+            ("kohya", "vae.safetensors", "CompVis' names"),
+            ("invokeai", "sdxl-vae.safetensors", "CompVis' names"),
+            ("onetrainer", "vae", "a folder in diffusers' layout"),
+            ("diffusers", "vae", "a folder in diffusers' layout"),
+        ],
+    )
+    def test_names_and_layout_are_what_it_reads(
+        self, sdxl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], program: str, target: str, names: str
+    ) -> None:
+        command = ["convert", str(sdxl), str(tmp_path / target), "--for", program, "--scaling-factor", "0.13025"]
+        assert main(command) == 0
+        assert capsys.readouterr().out.endswith(f"-> {tmp_path / target}, {names}\n")
+        config = AutoencoderKL.from_any(tmp_path / target).config
+        assert replace(config, sample_size=1024) == AutoencoderKLConfig.from_preset("sdxl")
+
+    def test_a_model_that_it_cannot_hold_is_refused_before_anything_is_written(
+        self, tmp_path: Path, error_of: Callable[[], str]
+    ) -> None:
+        command = ["convert", "kl-f8-mini", str(tmp_path / "vae.safetensors"), "--for", "comfyui"]
+        assert main(command) == 2
+        assert "ComfyUI reads models with the network of sd-v1 or sdxl or sd3 or flux only" in error_of()
+        assert not list(tmp_path.iterdir())
+
+    def test_a_target_of_the_other_kind_is_refused(self, tmp_path: Path, error_of: Callable[[], str]) -> None:
+        assert main(["convert", "kl-f8-mini", str(tmp_path / "vae.safetensors"), "--for", "onetrainer"]) == 2
+        assert "for onetrainer expected a folder name without a suffix" in error_of()
+
+    def test_one_of_names_and_program_is_needed(self, tmp_path: Path, error_of: Callable[[], str]) -> None:
+        for options in ([], ["--for", "comfyui", "--names", "compvis"]):
+            assert main(["convert", "kl-f8-mini", str(tmp_path / "vae.safetensors"), *options]) == 2
+            assert "expected one of --names and --for" in error_of()

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.weights.checks import check_fit
-from klvae_edu.weights.keys import find_prefix, infer_config, name_style, to_compvis, to_diffusers, uncompiled
+from klvae_edu.weights.keys import infer_config, name_style, to_compvis, to_diffusers, uncompiled
+from klvae_edu.weights.places import choose_place
 from tests.parity.compvis import compvis_shapes, compvis_weights
 
 ATTENTION_IN_LEVELS = AutoencoderKLConfig(
@@ -181,35 +182,6 @@ def test_the_naming_scheme_is_described() -> None:
     assert "before its attention refactoring" in name_style(["encoder.mid_block.attentions.0.query.weight"])
 
 
-class TestThePrefix:
-    @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
-    def test_is_found_among_other_names(self, prefix: str) -> None:
-        others = [
-            "model.diffusion_model.input_blocks.0.0.weight",
-            "cond_stage_model.transformer.encoder.weight",
-            "step",
-        ]
-        for weights in (compvis_shapes(**SMALL), to_diffusers(compvis_weights(compvis_shapes(**SMALL)))):
-            assert find_prefix([*others, *(prefix + name for name in weights)]) == prefix
-
-    def test_two_of_them_are_an_error_that_counts_both(self) -> None:
-        names = compvis_shapes(**SMALL)
-        both = [prefix + name for name in names for prefix in ("", "vae.")]
-        with pytest.raises(ValueError, match=rf"{len(names)} tensors bare and {len(names)} tensors under vae\."):
-            find_prefix(both)
-
-    def test_none_is_an_error_that_says_what_was_looked_for_and_what_is_there(self) -> None:
-        names = [f"lora_unet_down_blocks_{i}.lora_up.weight" for i in range(9)]
-        with pytest.raises(ValueError) as error:
-            find_prefix(names)
-        message = str(error.value)
-        for part in ("encoder.conv_in.weight", "first_stage_model.", "vae.", *names[:5], "9 in all"):
-            assert part in message
-        assert names[5] not in message
-        with pytest.raises(ValueError, match="found no tensors"):
-            find_prefix([])
-
-
 class TestTheInferredConfiguration:
     @EACH_NETWORK
     def test_is_the_networks(self, config: AutoencoderKLConfig, arguments: dict[str, Any]) -> None:
@@ -295,7 +267,7 @@ def test_what_torch_compile_adds_to_names_is_taken_off_wherever_it_is() -> None:
     whole = {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}
     part = {name.replace("decoder.", "decoder._orig_mod."): tensor for name, tensor in weights.items()}
     for compiled in (whole, part):
-        assert find_prefix(compiled) == "" and name_style(compiled) == "CompVis' names"
+        assert choose_place(compiled)[0] == "" and name_style(compiled) == "CompVis' names"
         assert shapes(to_diffusers(compiled)) == shapes(to_diffusers(weights))
     assert uncompiled("encoder._orig_mod.conv_in._orig_mod.bias") == "encoder.conv_in.bias"
     assert uncompiled("my_orig_mod.bias") == "my_orig_mod.bias"
@@ -306,7 +278,3 @@ def test_a_compiled_and_a_plain_tensor_of_one_name_are_refused() -> None:
     weights = {"encoder.conv_in.bias": torch.zeros(1), "encoder._orig_mod.conv_in.bias": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"two tensors have the name encoder\.conv_in\.bias"):
         to_diffusers(weights)
-
-
-def test_the_prefix_of_training_on_several_gpus_is_known() -> None:
-    assert find_prefix(["module.encoder.conv_in.weight", "module._orig_mod.decoder.conv_in.weight"]) == "module."

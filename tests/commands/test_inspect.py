@@ -1,0 +1,64 @@
+"""`klvae inspect`: what a file is, in ten lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from klvae_edu import AutoencoderKL
+from klvae_edu.cli import main
+
+ROWS = "file names network parts family parameters types latents left out diffusers".replace("left out", "left-out")
+
+
+def rows_of(printed: str) -> dict[str, str]:
+    rows: dict[str, str] = {}
+    for line in printed.splitlines():
+        rows[line[:11].strip().replace(" ", "-")] = line[11:]
+    return rows
+
+
+def test_says_in_ten_lines_what_a_bundled_model_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "kl-f8-mini-16"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert list(rows) == ROWS.split()
+    assert "f = 8, 3 image and 16 latent channels; widths 16, 32, 96, 96; blocks per level: 1" in rows["network"]
+    assert "no convolutions around the latent" in rows["parts"] and "4 groups" in rows["parts"]
+    assert rows["types"].startswith("float16 (")
+    assert "from_pretrained" in rows["diffusers"]
+
+
+def test_says_prefix_scale_and_what_else_is_in_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vae = AutoencoderKL(block_out_channels=(32, 32), layers_per_block=1)
+    vae.to_single_file(tmp_path / "vae.safetensors")
+    weights = {f"model.vae.{name}": t for name, t in load_file(tmp_path / "vae.safetensors").items()}
+    weights |= {"model.vae.loss.logvar": torch.zeros(()), "model.cond_stage_model.weight": torch.zeros(1)}
+    torch.save({"state_dict": weights}, tmp_path / "run.ckpt")
+    assert main(["inspect", str(tmp_path / "run.ckpt")]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["names"] == "CompVis' names under model.vae."
+    assert rows["latents"] == "scaling factor 0.18215, shift None"
+    assert rows["left-out"] == "1: 1 under loss; 1 tensors of other models in the file"
+    assert rows["parameters"].startswith(f"{vae.num_parameters():,} in ")
+    assert rows["diffusers"] == "does not read it: it does not know the prefix model.vae."
+    assert main(["inspect", str(tmp_path / "run.ckpt"), "--scaling-factor", "0.5"]) == 0
+    assert "scaling factor 0.5" in capsys.readouterr().out
+
+
+def test_a_file_whose_tensors_do_not_fit_is_described_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = AutoencoderKL(block_out_channels=(32, 32), layers_per_block=1).state_dict()
+    del weights["decoder.conv_out.bias"]
+    save_file(weights, tmp_path / "vae.safetensors")
+    assert main(["inspect", str(tmp_path / "vae.safetensors")]) == 1
+    printed = capsys.readouterr().out
+    assert "f = 2" in printed and "missing: decoder.conv_out.bias (3,)" in printed
+
+
+def test_what_is_no_autoencoder_is_an_error(tmp_path: Path, error_of: Callable[[], str]) -> None:
+    save_file({"encoder.layers.0.weight": torch.zeros(1)}, tmp_path / "taesd.safetensors")
+    assert main(["inspect", str(tmp_path / "taesd.safetensors")]) == 2
+    assert "TAESD" in error_of()
