@@ -9,17 +9,17 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from klvae_edu.commands.models import load_model
+from klvae_edu.commands.models import ModelFields, load_model
 
 
 @dataclass(frozen=True)
-class EncodeOptions:
+class EncodeOptions(ModelFields):
     """Encode every image of a data source, and save the latents as a data set in Parquet files.
 
     An interrupted run is resumed when the same command is run again.
     """
 
-    data: Positional[str]  # images: a folder, photos, sprites, dead-leaves, or a Hugging Face data set
+    data: Positional[str]  # images: a folder, photos, sprites, dead-leaves, or hf:NAME[:CONFIG][#COLUMN]
     out: Positional[Path]  # folder for the latents: a new one, or the folder of an interrupted run
     model: str = "kl-f8-mini"  # a bundled model, a folder such as run/model, a file, or a Hub id
     size: int = 256  # side of the images in pixels; the largest centred square of each is resized to it
@@ -29,20 +29,26 @@ class EncodeOptions:
 
 
 def run_encode(options: EncodeOptions) -> int:
-    """Run `klvae encode` and return the exit code: 1 when some images could not be read. The others are encoded."""
+    """Run `klvae encode` and return the exit code: 1 when some images were left out. The others are encoded."""
     from klvae_edu.data.all_images import AllImages
-    from klvae_edu.data.crops import unreadable_report
+    from klvae_edu.data.crops import NAMES_IN_REPORT, unreadable_report
+    from klvae_edu.data.files import printable
     from klvae_edu.data.latent_writer import encode_images
     from klvae_edu.data.sources import check_outside
 
-    images = AllImages(options.data, options.size, options.count)
     check_outside(options.out, options.data)
-    vae = load_model(options.model, options.device)
+    vae = load_model(options.model, options.device, options.given())
+    images = AllImages(options.data, options.size, options.count, vae.config.in_channels)
     result = encode_images(vae, images, options.out, {"model": options.model, "source": options.data})
     shape = "x".join(map(str, result["latent_shape"]))
-    print(f"{result['encoded']:,} latents of {shape} values -> {options.out}")
+    print(f"{result['encoded']:,} latents of {shape} values -> {printable(str(options.out))}")
     print(f"scaling factor of these latents: {result['statistics']['scaling_factor']:.3g}")
+    if images.remarks.images:
+        print(f"klvae: {images.remarks.summary()}", file=sys.stderr)
     left_out = result["left_out"]
     if left_out:
-        print(f"klvae: {unreadable_report(left_out, len(left_out), ' and are left out')}", file=sys.stderr)
+        print(
+            f"klvae: {unreadable_report(left_out[:NAMES_IN_REPORT], len(left_out), ' or encoded, and are left out')}",
+            file=sys.stderr,
+        )
     return 1 if left_out else 0

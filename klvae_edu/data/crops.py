@@ -24,7 +24,7 @@ NAMES_IN_REPORT = 20  # a report names at most this many unreadable images
 
 
 def pyramid(image: Tensor, smallest: int) -> list[Tensor]:
-    """Return `image` (3, H, W) and copies of it, each half as large as the one before it.
+    """Return `image` (C, H, W) and copies of it, each half as large as the one before it.
 
     The copies are area averages, of 8-bit pixels rounded to 8 bits. The shorter side of the last one has at least
     `smallest` pixels.
@@ -37,7 +37,7 @@ def pyramid(image: Tensor, smallest: int) -> list[Tensor]:
 
 
 def eight_bit(image: Tensor) -> Tensor:
-    """Store an image (3, H, W) in [-1, 1] as 8-bit pixels, a quarter of the memory; one with finer values stays."""
+    """Store an image (C, H, W) in [-1, 1] as 8-bit pixels, a quarter of the memory; one with finer values stays."""
     pixels = ((image + 1) * 127.5).round_().byte()
     return pixels if torch.equal(from_eight_bit(pixels), image) else image
 
@@ -48,7 +48,7 @@ def from_eight_bit(pixels: Tensor) -> Tensor:
 
 
 def random_crop(levels: Sequence[Tensor], size: int, rng: np.random.Generator) -> Tensor:
-    """Cut a random square out of an image, resize it to (3, size, size), and mirror it with probability 1/2.
+    """Cut a random square out of an image, resize it to (C, size, size), and mirror it with probability 1/2.
 
     The side of the square lies between `size` pixels and half of the image's shorter side. Its logarithm is uniform,
     because natural images have similar statistics at all scales. Larger squares are not used: a model is not applied
@@ -56,7 +56,7 @@ def random_crop(levels: Sequence[Tensor], size: int, rng: np.random.Generator) -
     `size` pixels; an even smaller image is enlarged.
 
     Args:
-        levels: the image (3, H, W) in [-1, 1] or as 8-bit pixels, alone or followed by halved copies (`pyramid`), which
+        levels: the image (C, H, W) in [-1, 1] or as 8-bit pixels, alone or followed by halved copies (`pyramid`), which
             save time.
         size: side of the crop in pixels.
         rng: source of all random numbers.
@@ -85,9 +85,14 @@ def hold_out(keys: Sequence[str]) -> tuple[list[int], list[int]]:
     """
     if len(keys) == 1:
         return [0], [0]
-    by_hash = sorted(range(len(keys)), key=lambda position: stable_hash(keys[position].encode()))
+    by_hash = sorted(range(len(keys)), key=lambda position: stable_hash(name_bytes(keys[position])))
     count = max(1, round(HELD_OUT_SHARE * len(keys)))
     return by_hash[count:], by_hash[:count]  # not sorted by name: neighbouring names often belong to similar images
+
+
+def name_bytes(name: str) -> bytes:
+    """Encode a file name as UTF-8; also one that is no text, on every system in the same way."""
+    return name.encode(errors="surrogatepass")
 
 
 def stable_hash(content: bytes) -> int:
@@ -127,7 +132,7 @@ class Images(Protocol):
 
 
 class IndexedImages(Dataset[Tensor]):
-    """`length` images (3, size, size) in [-1, 1]. Image `index` is `make(index)`, a pure function of (seed, index)."""
+    """`length` images (C, size, size) in [-1, 1]. Image `index` is `make(index)`, a pure function of (seed, index)."""
 
     def __init__(self, size: int, *, seed: int, length: int) -> None:
         self.size, self.seed, self.length = size, seed, length
@@ -153,7 +158,7 @@ class IndexedImages(Dataset[Tensor]):
 
 
 class ImageCrops(IndexedImages):
-    """`length` random crops (3, size, size) in [-1, 1] of n images; crop i is cut from image i mod n.
+    """`length` random crops (C, size, size) in [-1, 1] of n images; crop i is cut from image i mod n.
 
     An unreadable image is replaced by the next readable one. Unreadable images are marked in memory that DataLoader
     workers share; `report` lists them.

@@ -1,45 +1,76 @@
-"""Read, check, resize and write image files. Every format that Pillow reads becomes RGB in [-1, 1].
+"""Read, check, resize and write image files. Every format that Pillow reads becomes float32 in [-1, 1].
 
-Images are validated here. A file that cannot be read raises `UnreadableImage` with the file's name and the reason;
-`check_image_range` validates tensors from other sources.
+A file that cannot be read raises `UnreadableImage` with the file's name and the reason. An image that is read, but not
+whole or perhaps not as it was meant, brings `remarks`. `validation.check_images` validates tensors from other sources.
 """
 
 from __future__ import annotations
 
 import os
-from typing import BinaryIO
+import warnings
+from contextlib import nullcontext
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
-MAX_ABSOLUTE_VALUE = 1.5  # resampling and reconstructions exceed 1 slightly; images in a wrong scale exceed it by far
+from klvae_edu.data.formats import (
+    PILLOW_BANDS,
+    is_tiff,
+    open_image,
+    pillow_misreads,
+    read_tiff,
+    tiff_header,
+    tiff_layout,
+    why_unidentified,
+    write_tiff,
+)
+from klvae_edu.data.remarks import Remarks, frames, on_alpha, on_bands, on_dark_values, on_frames, on_pages
+from klvae_edu.validation import check_images
+
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as in Pillow's mode L (ITU-R 601)
 
 
 class UnreadableImage(ValueError):
     """Error for a file that is not an image, is damaged, or has values without a defined brightness."""
 
 
-def load_image(file: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Tensor:
-    """Read an image as (3, H, W), float32 in [-1, 1]; `from_pil` describes the conversion.
+def load_image(file: str | os.PathLike[str] | BinaryIO, name: str | None = None, channels: int = 3) -> Tensor:
+    """Read an image as (channels, H, W), float32 in [-1, 1]; `from_pil` describes the conversion.
+
+    HEIC needs the package pillow-heif. TIFFs that Pillow does not read (several bands, several bands in floating point)
+    need tifffile. A warning says what is not read or may not be meant: further pages, bands that are no alpha, values
+    of fewer than 16 bits.
 
     Args:
         file: a path or an open binary file.
         name: name of the file in error messages; None: its path.
+        channels: 1 (grey), 3 (RGB), or the number of bands of the file.
 
     Raises:
-        UnreadableImage: the file is missing, truncated, damaged or not an image, or so large that it may be a
-            decompression bomb (Pillow's limit). The message names the file and the reason.
+        UnreadableImage: the file is missing, truncated, damaged or not an image, has another number of bands, or is so
+            large that it may be a decompression bomb (Pillow's limit). The message names the file and the reason.
     """
-    name = name or str(file if isinstance(file, (str, os.PathLike)) else getattr(file, "name", file))
+    image, remarks = read_image(file, name, channels)
+    for kind, detail in remarks.items():
+        warnings.warn(f"{_name(file, name)}: {kind} ({detail})", stacklevel=2)
+    return image
+
+
+def read_image(
+    file: str | os.PathLike[str] | BinaryIO, name: str | None = None, channels: int = 3
+) -> tuple[Tensor, Remarks]:
+    """Read an image like `load_image`, and return the remarks on it instead of warning."""
+    name = _name(file, name)
     try:
-        with Image.open(file) as image:
-            return from_pil(image)
+        with open(file, "rb") if isinstance(file, (str, os.PathLike)) else nullcontext(file) as opened:
+            return _read(opened, channels)
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"{name}: not in any image format that Pillow knows") from error
+        raise UnreadableImage(f"{name}: {error}") from error
     except OSError as error:
         raise UnreadableImage(f"{name}: cannot be read: {error.strerror or error}") from error
     except MemoryError:  # not the fault of the image
@@ -48,79 +79,137 @@ def load_image(file: str | os.PathLike[str] | BinaryIO, name: str | None = None)
         raise UnreadableImage(f"{name}: cannot be read: {error}") from error
 
 
-def from_pil(image: Image.Image) -> Tensor:
-    """Convert a Pillow image to (3, H, W), float32 in [-1, 1], rotated upright according to its EXIF data.
+def from_pil(image: Image.Image, channels: int = 3) -> Tensor:
+    """Convert a Pillow image to (channels, H, W), float32 in [-1, 1], rotated upright according to its EXIF data.
 
-    Grey becomes three equal channels. Transparent pixels are composited over white. 16-bit grey is divided by 65535,
-    so no value is clipped. Floating-point grey must lie in [0, 1]. Colour profiles are ignored, as is common in
-    training. An animation gives its first frame.
+    Grey becomes three equal channels, RGB becomes grey by its luma (Pillow's mode L). Transparent pixels are composited
+    over white. 16-bit grey is divided by 65535, so no value is clipped. Floating-point grey must lie in [0, 1]. With
+    other `channels` than 1 and 3 the image's bands are taken as they are, such as the four of RGBA. Colour profiles are
+    ignored, as is common in training. An animation gives its first frame.
 
     Raises:
-        UnreadableImage: floating-point values outside [0, 1], or integers of more than 16 bits: their white level is
-            unknown.
+        UnreadableImage: another number of bands, floating-point values outside [0, 1], or integers of more than 16
+            bits: their white level is unknown.
     """
     image = _upright(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return torch.from_numpy(_deep_grey(image) * 2 - 1).repeat(3, 1, 1)
-    has_transparency = image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    rgb = _over_white(image) if has_transparency else image.convert("RGB")
-    pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
-    return pixels.float().div_(127.5).sub_(1)
+    if _is_deep(image):
+        return to_channels(_unit_range(np.asarray(image))[None] * 2 - 1, channels)
+    transparent = image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    if channels in (1, 3):
+        flat = (_over_white(image) if transparent else image).convert("L" if channels == 1 else "RGB")
+    else:
+        flat = image.convert("RGBA" if transparent else "RGB") if image.mode in ("P", "PA") else image
+    pixels = torch.from_numpy(np.array(flat))
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    return to_channels(pixels.float().div_(127.5).sub_(1), channels)
+
+
+def to_channels(image: Tensor, channels: int) -> Tensor:
+    """Convert an image (C, H, W) to (channels, H, W): grey to RGB by repetition, RGB to grey by its luma.
+
+    Raises:
+        UnreadableImage: C is another number.
+    """
+    if len(image) == channels:
+        return image
+    if (len(image), channels) == (1, 3):
+        return image.repeat(3, 1, 1)
+    if (len(image), channels) == (3, 1):
+        return torch.einsum("c,chw->hw", torch.tensor(LUMA).to(image), image)[None].clamp_(-1, 1)
+    raise UnreadableImage(f"expected {channels} channel{'s' * (channels > 1)}, got {len(image)}")
 
 
 def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write `image` (3, H, W), clamped to [-1, 1], in the format of the path's suffix (.png, .jpg, ...).
+    """Write `image`, clamped to [-1, 1], with 8 bits in the format of the path's suffix (.png, .jpg, ...).
+
+    An image (3, H, W) is RGB and (1, H, W) is grey. Other numbers of channels need .tif and the package tifffile.
 
     Raises:
-        ValueError: another shape than (3, H, W), NaN or infinite values, or a suffix that Pillow cannot write.
+        ValueError: another shape, NaN or infinite values, or a suffix that is not written.
     """
-    from klvae_edu.plots import to_image  # imports matplotlib, which reading images does not need
-
-    if image.dim() != 3 or image.shape[0] != 3:
-        raise ValueError(f"{path}: expected an image of shape (3, H, W), got {tuple(image.shape)}")
-    check_image_range(image.detach().clamp(-1, 1), f"image for {path}")
     suffix = os.path.splitext(path)[1].lower()
+    colours = image.dim() == 3 and image.shape[0] in (1, 3)
+    if not (colours or (image.dim() == 3 and suffix in (".tif", ".tiff") and len(image))):
+        expected = "an image of shape (3, H, W) or (1, H, W), or .tif for other numbers of channels"
+        raise ValueError(f"{path}: expected {expected}, got {tuple(image.shape)}")
+    check_images(image.detach().clamp(-1, 1)[None], f"image for {path}")
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
         raise ValueError(f"{path}: expected a file name that ends in .png, .jpg or the like, got {suffix!r}")
-    Image.fromarray(to_image(image)).save(path, quality=95)
-
-
-def check_image_range(images: Tensor, where: str = "images") -> None:
-    """Check that `images` holds floating-point values in about [-1, 1].
-
-    Values up to ±1.5 are allowed, because resampling overshoots at edges. Images in [0, 1] pass: they cannot be
-    distinguished from bright images in [-1, 1].
-
-    Raises:
-        ValueError: another dtype, NaN, infinity, or a value beyond ±1.5. The message begins with `where`.
-    """
-    if not images.is_floating_point():
-        raise ValueError(f"{where}: expected floating-point values in [-1, 1], got {images.dtype}")
-    if not images.isfinite().all():
-        raise ValueError(f"{where}: expected values in [-1, 1], got NaN or infinity")
-    if images.numel() and images.abs().max() > MAX_ABSOLUTE_VALUE:
-        low, high = images.min().item(), images.max().item()
-        raise ValueError(f"{where}: expected values in [-1, 1], got [{low:.4g}, {high:.4g}]")
+    pixels = ((image.detach().clamp(-1, 1).float().cpu() + 1) * 127.5).round().byte().numpy()
+    if colours:
+        Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(path, quality=95)
+    else:
+        write_tiff(pixels, path)
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize `image` (3, H, W) to (3, height, width), bicubic with antialiasing, and clamp it to [-1, 1]."""
+    """Resize `image` (C, H, W) to (C, height, width), bicubic with antialiasing, and clamp it to [-1, 1]."""
     resized = F.interpolate(image[None], (height, width), mode="bicubic", antialias=True, align_corners=False)
     return resized[0].clamp(-1, 1)
 
 
 def center_square(image: Tensor, size: int) -> Tensor:
-    """Crop the largest centred square of `image` (3, H, W) in [-1, 1] and resize it to (3, size, size).
+    """Crop the largest centred square of `image` (C, H, W) in [-1, 1] and resize it to (C, size, size).
 
     Raises:
         ValueError: another shape.
     """
-    if image.ndim != 3 or image.shape[0] != 3:
+    if image.ndim != 3:
         raise ValueError(f"expected an image (3, H, W), got shape {tuple(image.shape)}")
     height, width = image.shape[1:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return resize(image[:, top : top + side, left : left + side], size, size)
+
+
+def printable(name: str) -> str:
+    """Replace what is no text in a file name, so that it can be printed and stored: gr\\udcfc.png."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _name(file: str | os.PathLike[str] | BinaryIO, name: str | None) -> str:
+    return printable(name or str(file if isinstance(file, (str, os.PathLike)) else getattr(file, "name", file)))
+
+
+def _read(file: BinaryIO, channels: int) -> tuple[Tensor, Remarks]:
+    if is_tiff(file) and tiff_header(file)[0] > PILLOW_BANDS:
+        return _from_tiff(file, channels)
+    file.seek(0)
+    try:
+        image = open_image(file)
+    except UnidentifiedImageError as error:
+        if not is_tiff(file):
+            raise UnidentifiedImageError(why_unidentified(file)) from error
+        return _from_tiff(file, channels)
+    with image:
+        tags = vars(image).get("tag_v2", {}) if image.format == "TIFF" else {}
+        bands, bits = tiff_layout(tags)[:2] if tags else (len(image.getbands()), 8)
+        stored = len(image.getbands())  # Pillow leaves out bands whose meaning a TIFF does not give
+        has_more = channels not in (1, 3) and bands == channels and (bands > stored or bits > 8)
+        if has_more or pillow_misreads(tags):
+            return _from_tiff(file, channels)
+        if channels not in (1, 3) and stored == 1 and image.format == "TIFF" and frames(image) == channels:
+            return torch.cat([from_pil(page, 1) for page in ImageSequence.Iterator(image)]), {}
+        keeps_8_of_16_bits = not _is_deep(image) and (bits > 8 or ";16" in str(vars(image).get("tile")))
+        tensor = from_pil(image, channels)
+        remarks = on_bands(bands, stored) | on_frames(image)
+        if channels in (1, 3):
+            remarks |= on_alpha(image)
+        if keeps_8_of_16_bits:
+            remarks |= on_dark_values(np.asarray(image.convert("RGB"), np.uint16) * 257)
+        elif _is_deep(image) and image.mode != "F":
+            remarks |= on_dark_values(np.asarray(image))
+        return tensor, remarks
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")  # grey of more than 8 bits
+
+
+def _from_tiff(file: BinaryIO, channels: int) -> tuple[Tensor, Remarks]:
+    values, pages = read_tiff(file, channels)
+    remarks = on_pages(pages) | (on_dark_values(values) if values.dtype == np.uint16 else {})
+    return to_channels(_unit_range(values) * 2 - 1, channels), remarks
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -137,11 +226,10 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _deep_grey(image: Image.Image) -> NDArray[np.float32]:
-    """Convert grey of more than 8 bits (modes I;16…, I and F) to (H, W) in [0, 1]."""
-    values = np.asarray(image)
-    white = 1 if image.mode == "F" else 65535
+def _unit_range(values: NDArray[Any]) -> Tensor:
+    """Scale pixels (..., H, W) to [0, 1], float32: 8 bits by 255, other integers by 65535."""
+    white = {"f": 1, "b": 1}.get(values.dtype.kind, 255 if values.dtype == np.uint8 else 65535)
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= white):  # in this form NaN fails, too
-        raise UnreadableImage(f"expected grey values from 0 to {white} (mode {image.mode}), got {low} to {high}")
-    return (values / white).astype(np.float32)
+        raise UnreadableImage(f"expected values from 0 to {white} ({values.dtype}), got {low} to {high}")
+    return torch.from_numpy((values / white).astype(np.float32))

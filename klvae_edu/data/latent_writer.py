@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +38,40 @@ def encode_images(vae: AutoencoderKL, images: AllImages, out: Path, about: dict[
 
     Args:
         vae: the autoencoder.
-        images: images whose side is a multiple of the model's downsampling factor.
+        images: images with the model's channels, whose side is a multiple of its downsampling factor.
         out: folder for the latents.
         about: further entries for `latents.json`, such as the names of the model and of the source.
 
     Returns:
-        The final contents of `latents.json`.
+        The final contents of `latents.json`. Images that cannot be read, or whose latents are not finite, have no row;
+        they are listed under "left_out".
 
     Raises:
-        ValueError: `out` is a file, `images` do not fit the model, none of them can be read, or a shard there is
-            damaged.
+        ValueError: `out` is a file, `images` do not fit the model, none of them can be read and encoded, or a shard
+            there is damaged.
         FileExistsError: `out` has other files, or latents of other images or another model. Nothing is changed.
         OSError: a shard cannot be written, for example because the disk is full.
     """
     factor = vae.downsample_factor
     if images.size % factor:
         raise ValueError(f"size: expected a multiple of {factor}, the model's factor, got {images.size}")
+    if images.channels != vae.config.in_channels:
+        raise ValueError(f"expected images with the model's {vae.config.in_channels} channels, got {images.channels}")
     settings = _settings(vae, images, about)
+    is_new = not out.exists()
     _open(out, settings)
+    try:
+        finished = _write(vae, images, out, settings)
+    except Exception:
+        _remove_if_empty(out, is_new)
+        raise
+    for left in out.rglob(".*.part"):  # temporary files of a killed run
+        left.unlink(missing_ok=True)
+    return finished
+
+
+def _write(vae: AutoencoderKL, images: AllImages, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Write the missing shards and the final description, and return the latter."""
     (out / "data").mkdir(exist_ok=True)
     per_shard = settings["images_per_shard"]
     shards = [out / "data" / name for name in shard_names(len(images), per_shard)]
@@ -71,9 +88,19 @@ def encode_images(vae: AutoencoderKL, images: AllImages, out: Path, about: dict[
                 ) from error
     finished = settings | _summary([_notes(shard) for shard in shards])
     _describe(out, finished)
-    for left in out.rglob(".*.part"):  # temporary files of a killed run
-        left.unlink(missing_ok=True)
     return finished
+
+
+def _remove_if_empty(out: Path, is_new: bool) -> None:
+    """Remove what a failed run has made, if no shard has a latent: it would stand in the way of another command."""
+    shards = [*out.glob("data/train-*.parquet")]
+    if any(_notes(shard)["images"] for shard in shards):
+        return
+    for path in [*shards, *out.rglob(".*.part"), out / DESCRIPTION]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # somebody else's files
+        for folder in (out / "data", out)[: 1 + is_new]:
+            folder.rmdir()
 
 
 def _settings(vae: AutoencoderKL, images: AllImages, about: dict[str, Any]) -> dict[str, Any]:
@@ -102,11 +129,13 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
     if (out / DESCRIPTION).is_file():
         found = read_description(out)
         differing = [name for name in settings if found.get(name) != settings[name]]
-        if differing:
+        if differing and any(out.glob("data/train-*.parquet")):
             listed = "; ".join(f"{name}: {found.get(name)} there, {settings[name]} now" for name in differing)
             raise FileExistsError(
                 f"{out}: holds other latents, which were not changed; choose another folder. Differences: {listed}"
             )
+        if differing:  # another run was stopped before its first shard
+            _describe(out, settings)
         return
     if out.is_dir() and any(not path.match(".*.part") for path in out.iterdir()):
         raise FileExistsError(f"{out}: expected a new or an empty folder, or one of this command; it is in use")
@@ -116,22 +145,34 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
 
 def _describe(out: Path, description: dict[str, Any]) -> None:
     with atomic_write(out / DESCRIPTION) as path:
-        path.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # of a path that is no text: JSON's escapes
+
+
+def _not_finite(dtype: torch.dtype) -> str:
+    advice = "the weights or the image are damaged" if dtype == torch.float32 else "encode with float32"
+    return f"its latents are NaN or infinite, computed in {dtype}: {advice}"
 
 
 @torch.no_grad()
 def _write_shard(vae: AutoencoderKL, images: AllImages, numbers: range, shard: Path) -> None:
-    kept, left_out, moments, waiting = [], [], [], []
+    kept, left_out, moments, waiting = [], [], [], {}
     for number in numbers:
         try:
-            waiting.append(images.load(number))
-            kept.append(number)
+            waiting[number] = images.load(number)
         except UnreadableImage as error:
             left_out.append(str(error))
         if waiting and (number == numbers[-1] or len(waiting) * images.size**2 >= PIXELS_PER_BATCH):
-            posterior = vae.encode(torch.stack(waiting).to(vae.device, vae.dtype)).latent_dist
-            moments.append(torch.stack([posterior.mean, posterior.logvar]).float().cpu())
-            waiting = []
+            posterior = vae.encode(torch.stack([*waiting.values()]).to(vae.device, vae.dtype)).latent_dist
+            found = torch.stack([posterior.mean, posterior.logvar]).float().cpu()
+            finite = found.isfinite().all(0).flatten(1).all(1)  # (images in the batch,)
+            moments.append(found[:, finite])
+            for encoded, is_finite in zip(waiting, finite.tolist(), strict=True):
+                if is_finite:
+                    kept.append(encoded)
+                else:
+                    left_out.append(f"{images.names[encoded]}: {_not_finite(vae.dtype)}")
+            waiting = {}
     side = images.size // vae.downsample_factor
     mean, logvar = torch.cat(moments or [torch.zeros(2, 0, vae.config.latent_channels, side, side)], dim=1)
     values, variances = (x.double().transpose(0, 1).flatten(1) for x in (mean, logvar.exp()))  # (C, n·h·w)
@@ -176,7 +217,7 @@ def _summary(shards: list[dict[str, Any]]) -> dict[str, Any]:
     left_out = [name for notes in shards for name in notes["left_out"]]
     counts = torch.tensor([notes["images"] for notes in shards], dtype=torch.float64)
     if not counts.any():
-        raise ValueError(f"none of the images can be read. {left_out[0]}")
+        raise ValueError(f"none of the images can be read and encoded. {left_out[0]}")
     weights = counts / counts.sum()
     means = torch.tensor([notes["mean"] for notes in shards], dtype=torch.float64)  # (shards, C)
     mean = weights @ means

@@ -5,8 +5,8 @@ seed, the pass and the reader's number. Three numbers (`Place`) therefore descri
 
 Three methods of `datasets` are used: `shard`, `iter` for rows in batches, and `skip`, which does not decode. Its
 `split_dataset_by_node` is not used: if the number of shards is no multiple of the number of processes, every process
-reads all rows. Its workers beyond the number of shards get no rows. Its shuffle buffer is not part of a `state_dict`,
-so buffered rows are lost when a run is resumed.
+reads all rows. Its workers beyond the number of shards get no rows. Its shuffle buffer is not part of a `state_dict`:
+when a run is resumed, rows that were in the buffer are lost, and rows that were used before may be repeated.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from klvae_edu.data.crops import HELD_OUT_SHARE, random_crop, shared_zeros, stable_hash
-from klvae_edu.data.files import UnreadableImage
+from klvae_edu.data.crops import HELD_OUT_SHARE, name_bytes, random_crop, shared_zeros, stable_hash
+from klvae_edu.data.files import UnreadableImage, printable
 from klvae_edu.data.hub import decode, open_split, undecoded
+from klvae_edu.data.remarks import RemarkCount
 
 BLOCK = 256  # rows in a shuffle block; every reader holds one block of undecoded images, a few hundred kB each
 ROWS_PER_READ = 32
@@ -119,17 +120,18 @@ class StreamPosition:
 
 
 class StreamedCrops(IterableDataset[Tensor]):
-    """Random crops (3, size, size) in [-1, 1] from a data set that is streamed, pass after pass.
+    """Random crops (channels, size, size) in [-1, 1] from a data set that is streamed, pass after pass.
 
     There are `length` crops in total (None: no end). The crops and the rows are distributed over the DataLoader
     workers, so no image comes twice in one pass. Training images are shuffled. Unreadable images are left out and
     reported at the end. If the data set has no held-out split, the images with the smallest 5 % of hashes are held out.
     """
 
-    def __init__(self, source: str, split: str, size: int, *, seed: int, length: int | None) -> None:
+    def __init__(self, source: str, split: str, size: int, *, seed: int, length: int | None, channels: int = 3) -> None:
         data, self.has_own_split = open_split(source, split, streaming=True)
         self.data, self.column = undecoded(data, source)
-        self.source, self.split, self.size, self.seed, self.length = source, split, size, seed, length
+        self.source, self.channels, self.remarks = printable(source.removeprefix("hf:")), channels, RemarkCount()
+        self.split, self.size, self.seed, self.length = split, size, seed, length
         # Each worker writes to its own row. The rows are in memory shared with the main process.
         self.unreadable = shared_zeros(_NOTES_SHAPE[0], dtype=torch.int64)
         self.notes = shared_zeros(*_NOTES_SHAPE, dtype=torch.uint8)
@@ -153,7 +155,7 @@ class StreamedCrops(IterableDataset[Tensor]):
                 if not self._wanted(row.value):
                     continue
                 try:
-                    image = decode(row.value, self.source)
+                    image = decode(row.value, self.source, self.channels, self.remarks)
                 except UnreadableImage as error:
                     if epoch == 0:
                         self._note(reader % len(self.notes), str(error))
@@ -188,7 +190,7 @@ class StreamedCrops(IterableDataset[Tensor]):
     def _wanted(self, value: Any) -> bool:
         if self.has_own_split:
             return True
-        content = value and (value["bytes"] or value["path"].encode())
+        content = value and (value["bytes"] or name_bytes(value["path"]))
         held_out = stable_hash(content or b"") < HELD_OUT_SHARE * 2**64
         return held_out == (self.split == "held-out")
 

@@ -7,21 +7,18 @@ set, or a mixture of several of these.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from klvae_edu.data.augmentation import Recoloured
-from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops, Images, IndexedImages, eight_bit, hold_out, pyramid
-from klvae_edu.data.files import load_image
-from klvae_edu.data.hub import HubImages
+from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops, Images, IndexedImages, pyramid
+from klvae_edu.data.files import load_image, printable, to_channels
+from klvae_edu.data.folders import ARCHIVES, Folder, has_images
+from klvae_edu.data.hub import HubImages, holds_images, parse_source
 from klvae_edu.data.procedural import dead_leaves
 from klvae_edu.data.shards import StreamedCrops
 from klvae_edu.data.sprites import sprite
@@ -30,7 +27,6 @@ Split = Literal["train", "held-out"]
 
 TRAIN_LENGTH = 2**20  # crops; an epoch of random crops has no natural length
 HELD_OUT_LENGTH = 256
-CACHE_BYTES = 2**31  # of decoded images of a folder, in all workers together
 HELD_OUT_SEED = 2**63  # seed of held-out crops for every training seed
 
 # In scikit-image's folder of sample images; its docstrings give their origins (LICENSES/sample-photographs.md).
@@ -48,7 +44,6 @@ PHOTOGRAPHS: dict[Split, dict[str, str]] = {
 
 PROCEDURAL: dict[str, Callable[[int, int, int], Tensor]] = {"dead-leaves": dead_leaves, "sprites": sprite}
 BUILT_IN = (*PROCEDURAL, "photos")
-_UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # recognised by Pillow, but not decoded
 
 
 def image_dataset(
@@ -60,8 +55,9 @@ def image_dataset(
     length: int | None = None,
     streaming: bool = False,
     recolour: float = 0.0,
+    channels: int = 3,
 ) -> Procedural | ImageCrops | Mixture | Recoloured | StreamedCrops:
-    """Build a data set of square images (3, size, size), float32 in [-1, 1].
+    """Build a data set of square images (channels, size, size), float32 in [-1, 1].
 
     Training images are random crops, each a pure function of (seed, index). Held-out crops come from other images and
     are the same for every seed. The data set's `report()` lists the files that could not be read (None: all were read).
@@ -69,14 +65,16 @@ def image_dataset(
     Args:
         source: "dead-leaves" or "sprites" (procedural), "photos" (the photographs inside scikit-image), a folder of
             images, searched with its subfolders, or a data set for Hugging Face `datasets`: an id on the Hub, a folder
-            written by `save_to_disk`, or a folder with parquet files. The prefix "hf:" selects a Hugging Face data
-            set; "./photos" is a folder. Sources joined with "+", such as "photos+dead-leaves", alternate (`Mixture`).
+            written by `save_to_disk`, or a folder with Parquet, tar or zip files. The prefix "hf:" selects a Hugging
+            Face data set, NAME[:CONFIG][#COLUMN]; "./photos" is a folder. Sources joined with "+", such as
+            "photos+dead-leaves", alternate (`Mixture`).
         size: side of the images in pixels.
         split: "train" or "held-out". If a source has no held-out split, 5 % of its images are held out.
         seed: seed of the training crops.
         length: number of crops. Default: 2²⁰ for training, 256 for held-out crops, no end for a training stream.
         streaming: stream a Hugging Face data set instead of loading it first; the result is an `IterableDataset`.
         recolour: share of the training images that get another hue and saturation (`Recoloured`).
+        channels: 3 (RGB), 1 (grey), or the number of bands of the images; see `load_image`.
 
     Raises:
         ValueError: an argument is out of range, or the source is not found or has no images. The message says what
@@ -88,6 +86,8 @@ def image_dataset(
         raise ValueError(f"expected size ≥ 1, seed ≥ 0 and length ≥ 1, got {size=}, {seed=}, {length=}")
     if not 0 <= recolour <= 1:
         raise ValueError(f"recolour: expected a share from 0 to 1, got {recolour}")
+    if channels < 1 or (recolour and channels != 3):
+        raise ValueError(f"expected one channel or more, and 3 with recolour, got {channels=}, {recolour=}")
     if split == "held-out":
         seed, length = HELD_OUT_SEED, length or HELD_OUT_LENGTH
 
@@ -99,25 +99,26 @@ def image_dataset(
             raise ValueError(f"streaming is for one Hugging Face data set; {source!r} are {len(names)} sources")
         if not is_data_set(source):
             raise ValueError(
-                f"streaming is for Hugging Face data sets; {source!r} is none (the prefix 'hf:' makes it one)"
+                f"streaming is for Hugging Face data sets (hf:NAME); {source!r} is none and needs none: "
+                "each image is read or drawn when its turn comes"
             )
-        return StreamedCrops(source.removeprefix("hf:"), split, size, seed=seed, length=length)
+        return StreamedCrops(source, split, size, seed=seed, length=length, channels=channels)
     length = length or TRAIN_LENGTH
-    parts = [_one_source(name, split, size, seed, -(-length // len(names))) for name in names]
+    parts = [_one_source(name, split, size, seed, -(-length // len(names)), channels) for name in names]
     images = parts[0] if len(parts) == 1 else Mixture(parts, size, seed=seed, length=length)
     return Recoloured(images, recolour, seed=seed) if recolour and split == "train" else images
 
 
-def _one_source(source: str, split: Split, size: int, seed: int, length: int) -> Procedural | ImageCrops:
+def _one_source(source: str, split: Split, size: int, seed: int, length: int, channels: int) -> Procedural | ImageCrops:
     if source in PROCEDURAL:
-        return Procedural(PROCEDURAL[source], size, seed=seed, length=length)
+        return Procedural(PROCEDURAL[source], size, seed=seed, length=length, channels=channels)
     images: Images
     if source == "photos":
-        images = Photographs(split, size)
+        images = Photographs(split, size, channels)
     elif is_data_set(source):
-        images = HubImages(source.removeprefix("hf:"), split)
+        images = HubImages(source.removeprefix("hf:"), split, channels)
     else:
-        images = Folder(source, split, size)
+        images = Folder(source, split, size, channels)
     return ImageCrops(images, size, seed=seed, length=length)
 
 
@@ -154,18 +155,18 @@ def check_outside(out: Path, source: str) -> None:
         if out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
                 "out: expected a folder outside of the images, because a later run could read the results as images; "
-                f"{out} is inside of {folder}. Name another folder"
+                f"{out} is inside of {printable(str(folder))}. Name another folder"
             )
 
 
-def photographs(split: Split = "held-out") -> dict[str, Tensor]:
-    """Read the photographs inside scikit-image, by name: (3, H, W) in [-1, 1]. Nothing is downloaded.
+def photographs(split: Split = "held-out", channels: int = 3) -> dict[str, Tensor]:
+    """Read the photographs inside scikit-image, by name: (channels, H, W) in [-1, 1]. Nothing is downloaded.
 
     The held-out photographs are natural photographs; no crop of them is in the training data.
 
     Raises:
         ValueError: an unknown split, or scikit-image is not installed.
-        UnreadableImage: the installed version of scikit-image lacks one of them.
+        UnreadableImage: the installed version of scikit-image lacks one of them, or `channels` is not 1 or 3.
     """
     if split not in PHOTOGRAPHS:
         raise ValueError(f"split: expected 'train' or 'held-out', got {split!r}")
@@ -173,22 +174,35 @@ def photographs(split: Split = "held-out") -> dict[str, Tensor]:
     if spec is None or spec.origin is None:
         raise ValueError("the photographs are inside scikit-image, which is not installed: pip install scikit-image")
     folder = Path(spec.origin).parent / "data"
-    return {name: load_image(folder / file) for name, file in PHOTOGRAPHS[split].items()}
+    return {name: load_image(folder / file, channels=channels) for name, file in PHOTOGRAPHS[split].items()}
 
 
 class Procedural(IndexedImages):
-    """The first `length` images (3, size, size) in [-1, 1] of `draw(index, size, seed)`."""
+    """The first `length` images of `draw(index, size, seed)`, RGB or grey: (channels, size, size) in [-1, 1].
 
-    def __init__(self, draw: Callable[[int, int, int], Tensor], size: int, *, seed: int, length: int) -> None:
+    Raises:
+        ValueError: `channels` is not 1 or 3.
+    """
+
+    def __init__(
+        self, draw: Callable[[int, int, int], Tensor], size: int, *, seed: int, length: int, channels: int = 3
+    ) -> None:
         super().__init__(size, seed=seed, length=length)
-        self.draw = draw
+        self.draw, self.channels = draw, check_colour(channels)
 
     def make(self, index: int) -> Tensor:
-        return self.draw(index, self.size, self.seed)
+        return to_channels(self.draw(index, self.size, self.seed), self.channels)
+
+
+def check_colour(channels: int) -> int:
+    """Check the number of channels of procedural images. Raises `ValueError` unless it is 1 or 3."""
+    if channels not in (1, 3):
+        raise ValueError(f"procedural images are RGB or grey: expected 1 or 3 channels, got {channels}")
+    return channels
 
 
 class Mixture(IndexedImages):
-    """`length` images (3, size, size) in [-1, 1] of n alternating data sets: image i is image i // n of part i mod n.
+    """`length` images (C, size, size) in [-1, 1] of n alternating data sets: image i is image i // n of part i mod n.
 
     Each part gives its images in its own order, so no image of a part is skipped.
     """
@@ -209,8 +223,8 @@ class Mixture(IndexedImages):
 class Photographs:
     """Photographs of scikit-image as image pyramids in memory, for crops of `size` pixels."""
 
-    def __init__(self, split: Split, size: int) -> None:
-        self.pyramids = [pyramid(image, size) for image in photographs(split).values()]
+    def __init__(self, split: Split, size: int, channels: int = 3) -> None:
+        self.pyramids = [pyramid(image, size) for image in photographs(split, channels).values()]
 
     def __len__(self) -> int:
         return len(self.pyramids)
@@ -219,83 +233,36 @@ class Photographs:
         return self.pyramids[number]
 
 
-class Folder:
-    """Image files in a folder and its subfolders, without hidden ones, ordered by the hashes of their names.
-
-    Decoded images stay in memory, as pyramids for crops of `size` pixels, until they take 2 GiB: a crop of a photograph
-    in memory takes a hundredth of the time. DataLoader workers share these 2 GiB between them.
-
-    Raises:
-        ValueError: the folder does not exist or has no image files.
-    """
-
-    def __init__(self, folder: str, split: Split, size: int) -> None:
-        self.root, self.size = Path(folder).expanduser(), size
-        self.decoded: dict[int, list[Tensor]] = {}
-        self.decoded_bytes = 0
-        names = image_names(self.root)
-        if len(names) == 1:
-            warnings.warn(f"{folder}: one image only, so it is both trained on and held out", stacklevel=4)
-        train, held_out = hold_out(names)
-        self.names = [names[position] for position in (train if split == "train" else held_out)]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def load(self, number: int) -> Sequence[Tensor]:
-        if number in self.decoded:
-            return self.decoded[number]
-        levels = pyramid(eight_bit(load_image(self.root / self.names[number])), self.size)
-        worker = get_worker_info()
-        size = sum(level.nbytes for level in levels)
-        if self.decoded_bytes + size <= CACHE_BYTES // (worker.num_workers if worker else 1):
-            self.decoded[number] = levels  # never removed: crops come from all images equally often
-            self.decoded_bytes += size
-        return levels
-
-
-def image_names(root: Path) -> list[str]:
-    """List the image files in a folder and its subfolders, without hidden ones, relative to it and sorted.
-
-    Raises:
-        ValueError: the folder does not exist or has no image files.
-    """
-    suffixes = image_suffixes()
-    looked_for = "image files (.jpg, .png, .webp, .tif and others that Pillow reads)"
-    if not root.is_dir():
-        kind = "a file" if root.exists() else "no such folder"
-        raise ValueError(f"{root}: expected a folder with {looked_for}, got {kind}")
-    names = []
-    for parent, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(parent).relative_to(root)
-        visible = [name for name in files if not name.startswith(".")]
-        names += [(inside / name).as_posix() for name in visible if Path(name).suffix.lower() in suffixes]
-    if not names:
-        raise ValueError(f"{root}: found no {looked_for} in this folder or its subfolders")
-    return sorted(names)
-
-
-def image_suffixes() -> set[str]:
-    """List the file name suffixes, such as ".png", of the image formats that Pillow reads."""
-    known = Image.registered_extensions()
-    return {suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _UNREADABLE_FORMATS}
-
-
 def is_data_set(source: str) -> bool:
-    """Tell whether `datasets` reads `source`: a folder in its formats, or a name like a Hub id that is not on disk."""
+    """Tell whether `datasets` reads `source`, otherwise it is a folder of images.
+
+    It does with the prefix "hf:", if it is a folder in the formats of `datasets`, a Parquet file or an archive, a
+    folder of Parquet files with images in them or of archives without image files beside them, or a name like a Hub id
+    that is not on disk.
+    """
     if source in BUILT_IN:
         return False
     if source.startswith("hf:"):
         return True
     path = _folder(source)
-    if path.is_dir():
-        return any(
-            next(path.glob(mark), None)
-            for mark in ("dataset_dict.json", "dataset_info.json", "*.parquet", "*/*.parquet")
-        )
-    return not path.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
+    if path.is_file():
+        return path.name.lower().endswith(ARCHIVES)
+    if not path.is_dir():
+        name = parse_source(source).name
+        return not path.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
+    if any((path / mark).exists() for mark in ("dataset_dict.json", "dataset_info.json")):
+        return True
+    parquet = _first(path, ("*.parquet", "*/*.parquet"))
+    if parquet and holds_images(parquet):
+        return True
+    archive = parquet or _first(path, [f"{depth}*{suffix}" for suffix in ARCHIVES for depth in ("", "*/")])
+    return archive is not None and not has_images(path)
+
+
+def _first(folder: Path, patterns: Sequence[str]) -> Path | None:
+    return next((path for pattern in patterns for path in folder.glob(pattern)), None)
 
 
 def _folder(source: str) -> Path:
-    return Path(source.removeprefix("hf:")).expanduser()
+    """Return the folder that `source` would be on this disk."""
+    return parse_source(source).folder

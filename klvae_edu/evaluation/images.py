@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from klvae_edu.data import UnreadableImage, image_dataset
-from klvae_edu.data.all_images import NumberedImages, folder_images
+from klvae_edu.data.all_images import AllImages
 from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops, unreadable_report
+from klvae_edu.data.files import printable
 from klvae_edu.data.sources import BUILT_IN, Mixture
 
 CROPS = 256  # default number of held-out crops
@@ -23,7 +24,7 @@ Key = tuple[int, ...]  # identifies a photograph
 class EvaluationData(Protocol):
     """Images to evaluate on.
 
-    Iteration yields (key, image): the image (3, H, W) in [-1, 1], and the key of the photograph that it comes from.
+    Iteration yields (key, image): the image (C, H, W) in [-1, 1], and the key of the photograph that it comes from.
     """
 
     what: str  # description of the images in words
@@ -41,28 +42,35 @@ class EvaluationData(Protocol):
 
 
 def evaluation_data(
-    source: str, size: int, split: Literal["held-out", "all"] = "held-out", count: int | None = None
+    source: str,
+    size: int,
+    split: Literal["held-out", "all"] = "held-out",
+    count: int | None = None,
+    channels: int = 3,
 ) -> HeldOutCrops | WholeImages:
     """Open square images of `size` pixels from `source`, a source of `image_dataset`.
 
     Args:
-        source: a source of `image_dataset`; for split "all" a folder.
+        source: a source of `image_dataset`; for split "all" a folder or a Hugging Face data set.
         size: side of the images in pixels.
-        split: "held-out": fixed random crops of the held-out images. "all": each image of a folder once, its largest
-            centred square, resized to `size`; for a folder that was not used in training.
+        split: "held-out": fixed random crops of the held-out images. "all": each image of a folder or a data set once,
+            its largest centred square, resized to `size`; for images that were not used in training.
         count: number of images; None: 256 crops, or all images of the folder.
+        channels: 3 (RGB), 1 (grey), or the number of bands of the images; see `load_image`.
 
     Raises:
-        ValueError: `source` is not found or has no images, `split` is "all" and `source` is not a folder, or `count`
-            is below 1.
+        ValueError: `source` is not found or has no images, `split` is "all" and `source` is built in, or `count` is
+            below 1.
     """
     if count is not None and count < 1:
         raise ValueError(f"expected one image or more, got {count}")
-    return HeldOutCrops(source, size, count or CROPS) if split == "held-out" else WholeImages(source, size, count)
+    if split == "held-out":
+        return HeldOutCrops(source, size, count or CROPS, channels)
+    return WholeImages(source, size, count, channels)
 
 
 class GivenImages:
-    """A batch of images (B, 3, H, W) in [-1, 1] in memory; each image counts as a photograph."""
+    """A batch of images (B, C, H, W) in [-1, 1] in memory; each image counts as a photograph."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -85,10 +93,10 @@ class GivenImages:
 class HeldOutCrops:
     """`count` random crops of the held-out images of `source`; see `image_dataset`."""
 
-    def __init__(self, source: str, size: int, count: int) -> None:
-        self.data = image_dataset(source, size, split="held-out", length=count)
+    def __init__(self, source: str, size: int, count: int, channels: int = 3) -> None:
+        self.data = image_dataset(source, size, split="held-out", length=count, channels=channels)
         self.count = count
-        self.what = f"{count} crops of {size}x{size} pixels, held out of {source}"
+        self.what = f"{count} crops of {size}x{size} pixels, held out of {printable(source)}"
 
     @property
     def photographs(self) -> int:
@@ -106,17 +114,16 @@ class HeldOutCrops:
         return self.data.report()
 
 
-class WholeImages(NumberedImages):
-    """The first `count` images of a folder (None: all), each once: the largest centred square, as (3, size, size)."""
+class WholeImages(AllImages):
+    """The first `count` images of a folder or a data set (None: all), each once: its largest centred square."""
 
-    def __init__(self, folder: str, size: int, count: int | None = None) -> None:
-        if folder in BUILT_IN or folder.startswith("hf:"):
-            raise ValueError(f"split: expected held-out for {folder}; all is for a folder of images of your own")
-        names, read = folder_images(folder)
-        super().__init__(names[:count], read, size)
+    def __init__(self, source: str, size: int, count: int | None = None, channels: int = 3) -> None:
+        if source in BUILT_IN:
+            raise ValueError(f"split: expected held-out for {source}; all is for images of your own")
+        super().__init__(source, size, count, channels)
         self.errors: list[str] = []  # of the first unreadable images
         self.failed = 0
-        self.what = f"the centres of images in {folder}, scaled to {size}x{size} pixels"
+        self.what = f"the centres of images in {printable(source)}, scaled to {size}x{size} pixels"
 
     @property
     def photographs(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.cli import main
@@ -54,7 +55,44 @@ def test_a_folder_is_encoded_whole_and_what_cannot_be_read_is_named(
     assert main(["encode", str(photos), str(out), "--model", str(model), "--size", "16"]) == 1
     printed = capsys.readouterr()
     assert printed.out.startswith("2 latents of 4x4x4 values")
-    assert printed.err.startswith("klvae: 1 images could not be read and are left out:\n") and "b.png" in printed.err
+    assert (
+        printed.err.startswith("klvae: 1 images could not be read or encoded, and are left out:\n")
+        and "b.png" in printed.err
+    )
+
+
+def test_grey_models_encode_any_picture_and_many_bands_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for channels, suffix in ((1, ".png"), (4, ".tif")):
+        folder, model = tmp_path / f"images{channels}", tmp_path / f"model{channels}"
+        folder.mkdir()
+        for number, bands in enumerate((channels, channels, 3)):
+            save_image(torch.zeros(bands, 20, 30), folder / f"{number}{suffix}")
+        AutoencoderKL(
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+        ).save_pretrained(model)
+        out = tmp_path / f"latents{channels}"
+        code = main(["encode", str(folder), str(out), "--model", str(model), "--size", "16"])
+        printed = capsys.readouterr()
+        assert code == (0 if channels == 1 else 1)
+        assert len(LatentDataset(out)) == (3 if channels == 1 else 2)
+        assert channels == 1 or "2.tif: cannot be read: expected 4 channels, got 3" in printed.err
+
+
+def test_what_is_not_read_whole_is_counted(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    frames = [Image.new("RGB", (20, 20), (shade, 0, 0)) for shade in (0, 200)]
+    for number in range(3):
+        frames[0].save(photos / f"{number}.gif", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match=r"0\.gif: only the first page or frame is read \(1 of 2\)"):
+        assert main(["encode", str(photos), str(tmp_path / "out"), "--model", str(model), "--size", "16"]) == 0
+    assert capsys.readouterr().err == "klvae: 3 × only the first page or frame is read\n"
 
 
 @pytest.mark.parametrize(

@@ -92,3 +92,26 @@ def test_wrong_arguments_are_value_errors_that_say_what_was_expected(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         AllImages(source, size, count)
+
+
+@pytest.mark.parametrize("source", ["sprites", "dead-leaves", "photos"])
+def test_built_in_images_are_also_grey_and_nothing_else(source: str) -> None:
+    grey, colour = (AllImages(source, 16, count=2, channels=channels).load(1) for channels in (1, 3))
+    luma = (colour * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
+    torch.testing.assert_close(grey, luma, atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match=r"expected .*channels, got "):
+        AllImages(source, 16, count=2, channels=5)
+
+
+def test_all_splits_of_a_data_set_are_there(tmp_path: Path) -> None:
+    splits = {}
+    for split, count in (("train", 3), ("validation", 1), ("other", 2)):
+        rows = [{"bytes": None, "path": str(tmp_path / f"{split}{number}.png")} for number in range(count)]
+        for row in rows:
+            save_image(torch.zeros(3, 9, 9), row["path"])
+        splits[split] = datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image())
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "set")
+    images = AllImages(f"hf:{tmp_path / 'set'}", 8)
+    assert images.names == ["train 0", "train 1", "train 2", "validation 0", "other 0", "other 1"]
+    for number, name in enumerate(images.names):
+        assert images.load(number).shape == (3, 8, 8), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -192,8 +193,135 @@ def test_images_that_cannot_be_read_are_left_out_and_named(vae: AutoencoderKL, t
 
 def test_none_that_can_be_read_is_an_error_that_says_why(vae: AutoencoderKL, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"none of the images can be read\. .*a\.png"):
+    with pytest.raises(ValueError, match=r"none of the images can be read and encoded\. .*a\.png"):
         encode_images(vae, AllImages(str(tmp_path), SIZE), tmp_path / "out", ABOUT)
+
+
+class OverflowsOn(torch.nn.Module):
+    """The encoder of a model, with NaN for images that are nearly white, as after an overflow in half precision."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        white = x.flatten(1).mean(1) > 0.9
+        return torch.where(white.view(-1, 1, 1, 1), torch.nan, self.encoder(x))
+
+
+@pytest.fixture
+def overflowing(vae: AutoencoderKL) -> AutoencoderKL:
+    other = vae.clone()
+    other.encoder = OverflowsOn(other.encoder)
+    return other
+
+
+def shades(folder: Path, *values: float) -> AllImages:
+    for number, value in enumerate(values):
+        save_image(torch.full((3, SIZE, SIZE), value), folder / f"{number}.png")
+    return AllImages(str(folder), SIZE)
+
+
+def test_an_image_whose_latents_are_not_finite_is_named_and_has_no_row(
+    vae: AutoencoderKL, overflowing: AutoencoderKL, tmp_path: Path
+) -> None:
+    for name, values in (("all", (0.1, 1.0, 0.3, 0.5, 1.0, 0.7)), ("finite", (0.1, 0.3, 0.5, 0.7))):
+        (tmp_path / name).mkdir()
+        images = shades(tmp_path / name, *values)
+        found = encode_images(overflowing, images, tmp_path / f"latents of {name}", ABOUT)
+        assert found["encoded"] == 4 and len(found["left_out"]) == len(values) - 4
+    left_out = read_description(tmp_path / "latents of all")["left_out"]
+    message = "its latents are NaN or infinite, computed in torch.float32: the weights or the image are damaged"
+    assert left_out == [f"{number}.png: {message}" for number in (1, 4)]
+    every, finite = LatentDataset(tmp_path / "latents of all"), LatentDataset(tmp_path / "latents of finite")
+    for statistic in ("mean", "std"):
+        ours, wanted = (getattr(data.statistics, statistic) for data in (every, finite))
+        torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-6)
+    assert all(batch.isfinite().all() for batch in every.batches(2))
+    rows = [*datasets.Dataset.from_parquet([str(shard) for shard in every.shards], cache_dir=str(tmp_path / "cache"))]
+    assert [row["image"] for row in rows] == ["0.png", "2.png", "3.png", "5.png"]
+    assert [row["index"] for row in rows] == [0, 2, 3, 5]
+
+
+def test_where_no_latents_are_finite_the_error_names_the_precision(
+    overflowing: AutoencoderKL, vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    images = shades(tmp_path / "images", 1.0, 1.0)
+    half = overflowing.to(torch.bfloat16)
+    message = r"0\.png: its latents are NaN or infinite, computed in torch\.bfloat16: encode with float32"
+    with pytest.raises(ValueError, match=message):
+        encode_images(half, images, tmp_path / "out", ABOUT)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_failure_before_the_first_shard_leaves_nothing_in_the_way(
+    vae: AutoencoderKL, images: AllImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    out = tmp_path / "out"
+    if not is_new:
+        out.mkdir()
+
+    def fail(self: AllImages, number: int) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AllImages, "load", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            encode_images(vae, images, out, ABOUT)
+    assert out.exists() != is_new
+    assert encode_images(vae, images, out, ABOUT | {"source": "another"})["encoded"] == COUNT
+
+
+def test_a_run_that_was_stopped_before_its_first_shard_makes_way_for_another(
+    vae: AutoencoderKL, images: AllImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: AllImages, number: int) -> Tensor:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AllImages, "load", stop)
+        with pytest.raises(Stop):
+            encode_images(vae, images, tmp_path, ABOUT)
+    assert (tmp_path / "latents.json").is_file()
+    assert encode_images(vae, images, tmp_path, ABOUT | {"source": "another"})["source"] == "another"
+    assert read_description(tmp_path)["source"] == "another"
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_models_of_any_number_of_channels_encode_images_of_as_many(tmp_path: Path, channels: int) -> None:
+    other = AutoencoderKL(
+        in_channels=channels, out_channels=channels, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4
+    )
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        save_image(torch.rand(channels, SIZE, SIZE) * 2 - 1, tmp_path / "images" / f"{number}.tif")
+    images = AllImages(str(tmp_path / "images"), SIZE, channels=channels)
+    assert images.load(0).shape == (channels, SIZE, SIZE)
+    assert encode_images(other, images, tmp_path / "out", ABOUT)["encoded"] == 3
+
+
+def test_images_of_another_number_of_channels_are_refused(vae: AutoencoderKL, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected images with the model's 3 channels, got 1"):
+        encode_images(vae, AllImages("sprites", SIZE, 2, channels=1), tmp_path / "out", ABOUT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_no_text_are_written(vae: AutoencoderKL, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    name = os.fsdecode(b"gr\xfc\xdfe.png")
+    try:
+        save_image(torch.zeros(3, SIZE, SIZE), tmp_path / "images" / name)
+        (tmp_path / "images" / f"bad{name}").write_bytes(b"")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes names that are text only")
+    about = {"source": str(tmp_path / name)}
+    found = encode_images(vae, AllImages(str(tmp_path / "images"), SIZE), tmp_path / "out", about)
+    assert found["encoded"] == 1 and "badgr\\udcfc\\udcdfe.png: not in any" in found["left_out"][0]
+    assert read_description(tmp_path / "out")["source"] == about["source"]
+    data = datasets.Dataset.from_parquet(str(next(tmp_path.glob("out/data/*"))), cache_dir=str(tmp_path / "cache"))
+    assert data[0]["image"] == "gr\\udcfc\\udcdfe.png"
 
 
 def test_latents_of_something_else_are_left_alone(vae: AutoencoderKL, images: AllImages, done: Path) -> None:

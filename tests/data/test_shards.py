@@ -149,7 +149,7 @@ def test_rows_that_were_had_before_are_not_decoded_again(data_set: DataSet, monk
     data, decoded = stream(data_set(4)), []
     places = [place for _, place in islice(data.crops(0, 1), 12)]
     decode = shards.decode
-    monkeypatch.setattr(shards, "decode", lambda value, where: decoded.append(value) or decode(value, where))
+    monkeypatch.setattr(shards, "decode", lambda *given: decoded.append(given) or decode(*given))
     next(data.crops(0, 1, places[-1]))
     assert len(decoded) == 1
 

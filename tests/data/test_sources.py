@@ -17,8 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from klvae_edu.data import save_image
 from klvae_edu.data.crops import hold_out, pyramid, random_crop
-from klvae_edu.data.sources import Folder, Mixture, image_dataset, joined_sources, photographs, source_folders
+from klvae_edu.data.folders import Folder
+from klvae_edu.data.sources import Mixture, image_dataset, joined_sources, photographs, source_folders
 
 LEVELS = 20  # number of flat test images; image i has the grey level 10·i
 
@@ -120,12 +122,44 @@ def test_indices_out_of_range_are_refused(source: str) -> None:
         ({"size": 0}, "expected size ≥ 1.*size=0"),
         ({"seed": -1}, "seed=-1"),
         ({"length": 0}, "length=0"),
-        ({"streaming": True}, "streaming is for Hugging Face data sets"),
+        ({"streaming": True}, r"streaming is for Hugging Face data sets \(hf:NAME\); 'photos' is none and needs none"),
+        ({"channels": 0}, "expected one channel or more"),
+        ({"channels": 1, "recolour": 0.5}, "3 with recolour, got channels=1, recolour=0.5"),
+        ({"channels": 5}, "expected 5 channels, got 3|expected 5 channels, got 1"),
+        ({"channels": 2, "source": "sprites"}, "procedural images are RGB or grey: expected 1 or 3 channels, got 2"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         image_dataset(**({"source": "photos", "size": 32} | arguments))
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+@pytest.mark.parametrize("source", ["dead-leaves", "sprites", "photos", "folder", "photos+dead-leaves"])
+def test_grey_crops_are_those_of_colour_by_their_luma(tmp_path: Path, source: str, split: Any) -> None:
+    source = str(flat_images(tmp_path, 5)) if source == "folder" else source
+    grey, colour = (image_dataset(source, 16, split=split, length=6, channels=channels) for channels in (1, 3))
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    for one, three in zip(grey, colour, strict=True):
+        torch.testing.assert_close(one, (three * weights).sum(0, keepdim=True), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_data_sets_have_the_channels_that_are_asked_for(tmp_path: Path, streaming: bool) -> None:
+    source = saved(tmp_path, "parquet", {"train": [3, 3], "test": [9]})
+    crops = image_dataset(source, 8, length=4, streaming=streaming, channels=1)
+    assert [crop.shape for crop in crops] == [(1, 8, 8)] * 4
+    with pytest.raises(ValueError, match=r"none of .*images can be read.*\n.*expected 4 channels, got 3"):
+        next(iter(image_dataset(source, 8, length=4, streaming=streaming, channels=4)))
+
+
+def test_images_of_five_bands_are_cropped(tmp_path: Path) -> None:
+    for number in range(3):
+        image = torch.linspace(-1, 1, 5).view(5, 1, 1).expand(5, 24, 20)
+        save_image(image, tmp_path / f"{number}.tif")
+    crops = torch.stack([*image_dataset(str(tmp_path), 8, length=4, channels=5)])
+    assert crops.shape == (4, 5, 8, 8)
+    torch.testing.assert_close(crops.mean((0, 2, 3)), torch.linspace(-1, 1, 5), atol=0.01, rtol=0)
 
 
 def test_where_all_is_well_there_is_nothing_to_report() -> None:
@@ -330,7 +364,7 @@ def test_decoded_images_stay_in_memory_up_to_a_limit(tmp_path: Path, monkeypatch
     crops = [data[index] for index in range(14)]
     assert all(torch.equal(image_dataset(str(tmp_path), 16)[index], crop) for index, crop in enumerate(crops))
 
-    monkeypatch.setattr("klvae_edu.data.sources.CACHE_BYTES", 3 * 64 * 48 * 3)
+    monkeypatch.setattr("klvae_edu.data.folders.CACHE_BYTES", 3 * 64 * 48 * 3)
     limited = Folder(str(tmp_path), "train", 16)
     loaded = [limited.load(number) for number in range(len(limited))]
     kept = [limited.load(number) is levels for number, levels in enumerate(loaded)]
@@ -658,7 +692,7 @@ def test_a_data_set_without_images_is_named_with_its_columns(tmp_path: Path) -> 
     import datasets
 
     datasets.Dataset.from_dict({"text": ["a"], "label": [1]}).save_to_disk(str(tmp_path / "data"))
-    with pytest.raises(ValueError, match=r"data: expected a column of images, got the columns: text \(Value\), label"):
+    with pytest.raises(ValueError, match=r"data: expected a column of images, got the columns: text \(string\), label"):
         image_dataset(f"hf:{tmp_path / 'data'}", 8)
 
 
@@ -691,7 +725,7 @@ def test_reading_photographs_loads_neither_scikit_image_nor_datasets() -> None:
 
 def test_a_folder_that_datasets_cannot_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    with pytest.raises(ValueError, match=r"data: `datasets` cannot read this folder: "):
+    with pytest.raises(ValueError, match=r"data: cannot be read as a data set: "):
         image_dataset(f"hf:{tmp_path / 'data'}", 8)
 
 

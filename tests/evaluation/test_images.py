@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -104,8 +107,8 @@ def test_images_that_are_there_already_are_a_photograph_each() -> None:
 
 
 def test_what_makes_no_data_is_an_error_that_says_why(tmp_path: Path) -> None:
-    for source in ("photos", "dead-leaves", "hf:some/set"):
-        with pytest.raises(ValueError, match=f"expected held-out for {source}; all is for a folder"):
+    for source in ("photos", "dead-leaves"):
+        with pytest.raises(ValueError, match=f"expected held-out for {source}; all is for images of your own"):
             evaluation_data(source, 16, "all")
     with pytest.raises(ValueError, match="found no image files"):
         evaluation_data(str(tmp_path), 16, "all")
@@ -113,3 +116,34 @@ def test_what_makes_no_data_is_an_error_that_says_why(tmp_path: Path) -> None:
         evaluation_data(str(tmp_path), 16)
     with pytest.raises(ValueError, match="expected one image or more, got 0"):
         evaluation_data("photos", 16, count=0)
+
+
+@pytest.mark.parametrize("layout", ["parquet", "tar", "zip"])
+@pytest.mark.parametrize("prefix", ["", "hf:"])
+def test_all_gives_the_images_of_tables_and_archives(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, prefix: str
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    packed, files = tmp_path / "packed", sorted(folder.rglob("*.png"))
+    packed.mkdir()
+    if layout == "parquet":
+        table = pyarrow.table({"image": [path.read_bytes() for path in files]})
+        pyarrow.parquet.write_table(table, packed / "a.parquet")
+    else:
+        shutil.make_archive(str(packed / "a"), layout, folder)
+    data = evaluation_data(f"{prefix}{packed}", 12, "all")
+    found = sorted(round((image.mean().item() + 1) * 127.5) for _, image in data)
+    assert found == sorted(GREYS.values())
+    assert data.photographs == 4 and str(data.report()).startswith("1 of 5 images could not be read and are left out")
+
+
+@pytest.mark.parametrize("split", ["held-out", "all"])
+def test_images_have_the_channels_that_are_asked_for(folder: Path, split: Any) -> None:
+    (folder / "broken.png").unlink()
+    for channels in (1, 3):
+        assert all(
+            image.shape == (channels, 12, 12) for _, image in evaluation_data(str(folder), 12, split, 4, channels)
+        )
+    with pytest.raises(ValueError, match="expected 1 or 3 channels, got 5"):
+        evaluation_data("dead-leaves", 12, channels=5)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from klvae_edu.cli import main
 from klvae_edu.data.crops import NAMES_IN_REPORT
-from klvae_edu.data.sources import Folder
+from klvae_edu.data.folders import Folder
 from klvae_edu.training.loader import SHUFFLE_BLOCK, ResumableSampler
 
 IMAGES, EVERY = 2000, 20  # every 20th is broken

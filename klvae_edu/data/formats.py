@@ -1,0 +1,128 @@
+"""Formats that Pillow does not read alone: HEIC (package pillow-heif) and TIFFs of several bands (package tifffile).
+
+Both packages are optional. They are imported when a file needs them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
+
+PILLOW_BANDS = 6  # most bands of a TIFF; of files with more, Pillow writes an error to the log
+_UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # recognised by Pillow, but not decoded
+_BITS, _COMPRESSION, _BANDS, _PLANES, _SAMPLE_KIND = 258, 259, 277, 284, 339  # tags of a TIFF
+_SAMPLE_KINDS = {1: "uint", 2: "int", 3: "float"}
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def image_suffixes() -> set[str]:
+    """List the file name suffixes, such as ".png", of the image formats that can be read here."""
+    register_heif()
+    known = Image.registered_extensions()
+    readable = {*Image.OPEN, "MPO"} - _UNREADABLE  # Pillow opens MPO as a JPEG
+    return {suffix for suffix, kind in known.items() if kind in readable}
+
+
+@functools.cache
+def register_heif() -> bool:
+    """Let Pillow read HEIC, if pillow-heif is installed; tell whether it is."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """Open an image with Pillow, after HEIC was registered where it is needed. Raises `UnidentifiedImageError`."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        if _brand(file) not in _HEIC_BRANDS or not register_heif():
+            raise
+    file.seek(0)
+    return Image.open(file)
+
+
+def why_unidentified(file: BinaryIO) -> str:
+    """Say why Pillow does not know this file, and which package reads it."""
+    brand = _brand(file)
+    if brand in _HEIC_BRANDS and not register_heif():
+        return "a HEIC image, which Pillow reads with another package: pip install pillow-heif"
+    if brand == b"avif" and not features.check("avif"):
+        return "an AVIF image, which Pillow reads from version 11.3 on: pip install --upgrade pillow"
+    return "not in any image format that Pillow knows"
+
+
+def is_tiff(file: BinaryIO) -> bool:
+    """Tell whether a file begins like a TIFF or a BigTIFF."""
+    file.seek(0)
+    return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def tiff_header(file: BinaryIO) -> tuple[int, int, str]:
+    """Read the `tiff_layout` of a TIFF's first page from its header."""
+    file.seek(0)
+    head = file.read(8)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(head + (file.read(8) if 43 in head[2:4] else b""))
+    file.seek(tags.next)
+    tags.load(file)
+    return tiff_layout(tags)
+
+
+def tiff_layout(tags: Any) -> tuple[int, int, str]:
+    """Return the number of bands, the bits of a value, and both in words: 5 bands of uint8."""
+    bands, bits = int(tags.get(_BANDS, 1)), int(max(tags.get(_BITS, (1,))))
+    kind = _SAMPLE_KINDS.get(max(tags.get(_SAMPLE_KIND, (1,))), "unknown type ")
+    return bands, bits, f"{bands} band{'s' * (bands > 1)} of {kind}{bits}"
+
+
+def pillow_misreads(tags: Any) -> bool:
+    """Tell whether a TIFF is uncompressed planes of more than 8 bits: Pillow 13 takes each byte for a pixel."""
+    bands, bits, _ = tiff_layout(tags)
+    return bands > 1 and bits > 8 and tags.get(_PLANES) == 2 and tags.get(_COMPRESSION, 1) == 1
+
+
+def read_tiff(file: BinaryIO, channels: int) -> tuple[NDArray[Any], int]:
+    """Read the first page of a TIFF as it is stored, (C, H, W), and return it with the number of pages.
+
+    Raises:
+        ValueError: the page has a number of bands that cannot become `channels`, or tifffile is not installed.
+    """
+    bands, _, layout = tiff_header(file)
+    if bands != channels and {bands, channels} != {1, 3}:
+        raise ValueError(f"expected {channels} channel{'s' * (channels > 1)}, got {layout}")
+    try:
+        import tifffile
+    except ImportError as error:
+        raise ValueError(f"a TIFF of {layout}, which Pillow does not read: pip install tifffile") from error
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages[0]
+        values = np.asarray(page.asarray())
+        if page.axes not in ("YX", "YXS", "SYX"):
+            raise ValueError(f"expected a page with the axes YX, YXS or SYX, got {page.axes}")
+        bands_first = values if page.axes == "SYX" else values.reshape(*values.shape[:2], -1).transpose(2, 0, 1)
+        return np.ascontiguousarray(bands_first), len(tiff.pages)
+
+
+def write_tiff(pixels: NDArray[np.uint8], path: str | os.PathLike[str]) -> None:
+    """Write 8-bit pixels (C, H, W) as a TIFF of C bands. Raises `ValueError` without tifffile."""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise ValueError(f"{path}: {len(pixels)} channels need another package: pip install tifffile") from error
+    tifffile.imwrite(path, pixels.transpose(1, 2, 0), photometric="minisblack", planarconfig="contig")
+
+
+def _brand(file: BinaryIO) -> bytes:
+    """Return the brand of an ISO media file, such as b"heic", or nothing."""
+    file.seek(0)
+    head = file.read(12)
+    return head[8:12] if head[4:8] == b"ftyp" else b""
