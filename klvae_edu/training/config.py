@@ -31,7 +31,9 @@ class TrainingConfig:
     resume: str | None = None  # resume an interrupted run: auto (the one in --out), or the folder of a checkpoint
     preset: str = "tiny"  # architecture of an untrained model: sd-v1, kl-f8, mini, tiny, …
     initialisation: Literal["random", "averages"] = "random"  # untrained weights: random, or passing colours through
-    init: str | None = None  # trained weights instead of untrained ones: a folder such as run/model, or a Hub id
+    # trained weights instead of untrained ones: a folder such as run/model, a weight file, or a Hub id
+    init: str | None = None
+    scaling_factor: float | None = None  # scaling factor of the model at --init; None: that of its file
     trained_part: Literal["all", "decoder"] = "all"  # decoder: the encoder is frozen, so that latents stay the same
     size: int = 32  # side of the square crops in pixels, a multiple of the model's downsample factor
     batch_size: int = 8  # crops of a micro-batch, in each process

@@ -63,7 +63,7 @@ class LatentReport:
 
 @torch.no_grad()
 def latent_report(vae: AutoencoderKL, batches: Iterable[Tensor]) -> LatentReport:
-    """Measure the posteriors of images in `batches`, each (B, 3, H, W) in [-1, 1], in one pass; no batch is stored.
+    """Measure the posteriors of images in `batches`, each (B, C, H, W) in [-1, 1], in one pass; no batch is stored.
 
     A sample is the posterior's mean plus independent noise, so the variances add up: Var z = Var μ + E[σ²]. No samples
     are drawn.

@@ -45,7 +45,9 @@ class ResumableSampler(Sampler[int]):
                 yield first + place
 
 
-def images_of(config: TrainingConfig, length: int | None, split: Split = "train", size: int | None = None) -> Any:
+def images_of(
+    config: TrainingConfig, length: int | None, split: Split = "train", size: int | None = None, channels: int = 3
+) -> Any:
     """Make the data set of `config`: `length` images of `size` pixels (None: `config.size`); see `image_dataset`."""
     return image_dataset(
         config.data,
@@ -55,6 +57,7 @@ def images_of(config: TrainingConfig, length: int | None, split: Split = "train"
         length=length,
         streaming=config.streaming,
         recolour=config.recolour,
+        channels=channels,
     )
 
 

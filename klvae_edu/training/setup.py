@@ -39,7 +39,7 @@ class TrainableAutoencoder(nn.Module):
         self.vae = vae
 
     def forward(self, images: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
-        """Reconstruct images (B, 3, H, W) in [-1, 1] from a posterior sample; return reconstruction and posterior."""
+        """Reconstruct images (B, C, H, W) in [-1, 1] from a posterior sample; return reconstruction and posterior."""
         trained = any(parameter.requires_grad for parameter in self.vae.encoder.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):  # a frozen encoder needs no graph
             moments = self.vae.encode(images).latent_dist.parameters
@@ -57,7 +57,7 @@ class TrainableDiscriminator(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits (B, 1, h, w) of images and of reconstructions, both (B, 3, H, W).
+        """Compute logits (B, 1, h, w) of images and of reconstructions, both (B, C, H, W).
 
         They are two calls, so that BatchNorm never mixes the statistics of the two.
         """
@@ -183,10 +183,13 @@ def starting_model(config: TrainingConfig) -> AutoencoderKL:
         if config.initialisation == "averages":
             initialise_as_averages(vae)
     else:
-        vae = AutoencoderKL.from_pretrained(config.init, dtype=torch.float32)
+        given = {} if config.scaling_factor is None else {"scaling_factor": config.scaling_factor}
+        vae = AutoencoderKL.from_any(config.init, dtype=torch.float32, **given)
     factor, channels = vae.downsample_factor, (vae.config.in_channels, vae.config.out_channels)
-    if channels != (3, 3):
-        raise ValueError(f"init: expected a model of RGB images, got one with {channels[0]} in and {channels[1]} out")
+    if channels[0] != channels[1]:
+        raise ValueError(f"init: expected as many channels in as out, got {channels[0]} in and {channels[1]} out")
+    if config.perceptual_weight and channels[0] not in (1, 3):
+        raise ValueError(f"perceptual_weight: its network takes images of 1 or 3 channels, the model has {channels[0]}")
     if config.perceptual_weight and config.size < SMALLEST_SIDE:
         raise ValueError(f"size: expected at least {SMALLEST_SIDE} pixels for a perceptual loss, got {config.size}")
     if config.size % factor:

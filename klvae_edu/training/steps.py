@@ -23,7 +23,7 @@ from klvae_edu.losses import (
     last_layer_gradients,
     reconstruction_loss,
 )
-from klvae_edu.metrics import psnr
+from klvae_edu.metrics import unchecked_psnr
 from klvae_edu.training.setup import Training
 
 # ---- The autoencoder -------------------------------------------------------------------------------------------------
@@ -33,14 +33,14 @@ def generator_step(training: Training, images: Tensor) -> tuple[dict[str, float]
     """Train the autoencoder on one batch.
 
     Args:
-        images: (B, 3, H, W) in [-1, 1]; `accumulate` divides B.
+        images: (B, C, H, W) in [-1, 1]; `accumulate` divides B.
 
     Returns:
         Scalars of this step, of the weights before the update, averaged over processes: "loss" and its terms "nll"
         ("pixel" and "perceptual"), "kl", "adversarial" (those that the configuration has), "adversarial_weight", the
         share of micro-batches in which it was "clamped", "grad_norm" before clipping, "lr", and the "psnr" of the
         reconstructions in dB.
-        The reconstructions (B, 3, H, W), without a graph, for the discriminator's step.
+        The reconstructions (B, C, H, W), without a graph, for the discriminator's step.
 
     Raises:
         FloatingPointError: a term or the gradient is not finite. The weights are left unchanged.
@@ -108,7 +108,7 @@ def generator_losses(
         gradient = gradient + weight * adversarial_gradient
         terms |= {"adversarial_weight": weight, "clamped": clamped}
     terms = generator_loss(terms, kl_weight=config.kl_weight, adversarial_weight=weight)
-    terms["psnr"] = psnr(leaf.detach(), images).mean()
+    terms["psnr"] = unchecked_psnr(leaf.detach(), images).mean()
     surrogate = (reconstruction * gradient).sum() + config.kl_weight * terms["kl"]  # see above: the gradient of "loss"
     return terms, surrogate
 
@@ -167,7 +167,7 @@ def discriminator_step(training: Training, images: Tensor, reconstructions: Tens
     """Train the discriminator on one batch.
 
     Args:
-        images, reconstructions: (B, 3, H, W) in [-1, 1]; `accumulate` divides B.
+        images, reconstructions: (B, C, H, W) in [-1, 1]; `accumulate` divides B.
 
     Returns:
         Scalars of this step, of the weights before the update, averaged over processes: "disc_loss", the mean logits

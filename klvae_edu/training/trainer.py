@@ -58,7 +58,9 @@ def train(config: TrainingConfig) -> TrainingResult:
         # Training images, in an order that depends on the seed and the step alone.
         per_step = config.batch_size * config.accumulate * accelerator.num_processes
         passes = -(-config.steps * per_step // SHUFFLE_BLOCK)
-        data = images_of(config, None if config.streaming else passes * SHUFFLE_BLOCK)
+        data = images_of(
+            config, None if config.streaming else passes * SHUFFLE_BLOCK, channels=training.vae.config.in_channels
+        )
 
         # A finished run that is resumed has no step left: only its measurements are repeated.
         first, seconds_of_steps = training.step, 0.0
@@ -145,7 +147,7 @@ def train(config: TrainingConfig) -> TrainingResult:
 
 @torch.no_grad()
 def reconstruct(training: Training, images: Tensor) -> Tensor:
-    """Reconstruct a batch (B, 3, H, W) from posterior samples, in micro-batches, without a graph: the same shape."""
+    """Reconstruct a batch (B, C, H, W) from posterior samples, in micro-batches, without a graph: the same shape."""
     return torch.cat([training.model(part)[0] for part in images.chunk(training.config.accumulate)])
 
 
@@ -153,7 +155,8 @@ def measure_latents(training: Training) -> LatentReport:
     """Measure the averaged model's latents on training crops. Where the encoder was trained, its scaling follows."""
     config = training.config
     # A generator of its own: without one the loader would draw from the training's random numbers.
-    crops = DataLoader(images_of(config, CROPS), config.batch_size, generator=torch.Generator())
+    images = images_of(config, CROPS, channels=training.vae.config.in_channels)
+    crops = DataLoader(images, config.batch_size, generator=torch.Generator())
     report = latent_report(training.averaged, crops)
     if config.trained_part == "all":
         fit_scaling(training.averaged, report)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from klvae_edu import AutoencoderKL, DiagonalGaussianDistribution
+from klvae_edu import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistribution
 from klvae_edu.discriminator import NLayerDiscriminator
 from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.perceptual import LPIPS
@@ -177,6 +177,25 @@ def test_weights_of_16_bits_are_trained_in_float32(tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in vae.parameters()} == {torch.float32}
     expected = AutoencoderKL.from_preset("tiny", seed=3).decoder.conv_in.weight.bfloat16().float()
     assert torch.equal(vae.decoder.conv_in.weight, expected)
+
+
+def test_training_begins_from_a_single_file_and_its_scaling_factor_can_be_given(tmp_path: Path) -> None:
+    vae = AutoencoderKL.from_preset("tiny", seed=3)
+    vae.to_single_file(tmp_path / "vae.safetensors")
+    found = starting_model(TrainingConfig(init=str(tmp_path / "vae.safetensors"), scaling_factor=0.5))
+    assert torch.equal(found.get_parameters(), vae.get_parameters())
+    assert found.config.scaling_factor == 0.5
+
+
+def test_a_model_that_cannot_be_trained_this_way_is_a_value_error(tmp_path: Path) -> None:
+    AutoencoderKL(AutoencoderKLConfig.from_preset("tiny", out_channels=1)).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="init: expected as many channels in as out, got 3 in and 1 out"):
+        starting_model(TrainingConfig(init=str(tmp_path / "other")))
+    AutoencoderKL(AutoencoderKLConfig.from_preset("tiny", in_channels=5, out_channels=5)).save_pretrained(
+        tmp_path / "five"
+    )
+    with pytest.raises(ValueError, match=r"perceptual_weight: its network takes images of 1 or 3 channels, .* has 5"):
+        starting_model(TrainingConfig(init=str(tmp_path / "five"), perceptual_weight=0.1))
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from klvae_edu import AutoencoderKL
+from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.training.checkpoint import read_description, sealed
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.latent_report import CROPS, latent_report
@@ -366,7 +367,7 @@ def test_what_does_not_fit_together_leaves_no_folder_behind(
 
 def test_missing_weights_leave_no_folder_behind(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"expected config\.json, found nothing"):
+    with pytest.raises(FileNotFoundError, match=r"expected config\.json and .*, found nothing"):
         train(tiny_run(tmp_path / "run", init=str(tmp_path / "empty")))
     assert not (tmp_path / "run").exists()
 
@@ -431,3 +432,31 @@ def test_of_several_processes_as_many_go_on() -> None:
 
 def test_every_held_out_figure_is_measured_on_the_final_weights(result: TrainingResult) -> None:
     assert Validation(result.config, result.vae).measure(result.vae) == result.held_out
+
+
+@pytest.mark.parametrize("options", [{}, {"disc_weight": 0.5, "disc_start": 1, "size": 64}])
+def test_a_model_of_grey_images_is_trained_on_photographs(tmp_path: Path, options: dict[str, Any]) -> None:
+    vae = AutoencoderKL(AutoencoderKLConfig.from_preset("tiny", in_channels=1, out_channels=1))
+    vae.to_single_file(tmp_path / "grey.safetensors")
+    result = train(tiny_run(tmp_path / "run", data="photos", init=str(tmp_path / "grey.safetensors"), **options))
+    assert result.vae.config.in_channels == 1
+    assert list((tmp_path / "run").glob("held_out_*.png"))
+    assert AutoencoderKL.from_pretrained(tmp_path / "run" / "model").config.scaling_factor is not None
+
+
+def test_a_model_of_five_bands_is_trained_on_pictures_of_five_bands(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        pixels = rng.integers(0, 256, (40, 40, 5), dtype=np.uint8)
+        tifffile.imwrite(tmp_path / "images" / f"{number}.tif", pixels, photometric="minisblack", planarconfig="contig")
+    AutoencoderKL(AutoencoderKLConfig.from_preset("tiny", in_channels=5, out_channels=5)).save_pretrained(
+        tmp_path / "five"
+    )
+    run = tiny_run(tmp_path / "run", data=str(tmp_path / "images"), init=str(tmp_path / "five"))
+    result = train(run)
+    assert result.vae(torch.zeros(1, 5, 32, 32)).sample.shape == (1, 5, 32, 32)
+    AutoencoderKL.from_preset("tiny").save_pretrained(tmp_path / "three")
+    with pytest.raises(ValueError, match=r"expected 3 channels.* 5"):
+        train(tiny_run(tmp_path / "other", data=str(tmp_path / "images"), init=str(tmp_path / "three")))
