@@ -15,7 +15,9 @@ AS_STORED := OMP_NUM_THREADS=1 KLVAE_EDU_QUIET=1 HF_HUB_OFFLINE=1 CUDA_VISIBLE_D
 NBVAL     := --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with=tests/nbval_sanitize.cfg
 PARALLEL  := -n 2 --dist loadscope
 
-.PHONY: help lab fresh test lint notebooks measure bench soak classroom constraints
+OLDEST    := .venv-oldest/.installed
+
+.PHONY: help lab fresh test oldest lint notebooks measure bench soak classroom constraints
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -34,6 +36,9 @@ test: $(READY) ## run all tests, and compare every notebook with its stored outp
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests $(PARALLEL) || failed=1; \
 	$(AS_STORED) $(PY) -m pytest -p no:python $(NBVAL) $(PARALLEL) notebooks || failed=1; \
 	exit $$failed
+
+oldest: $(OLDEST) ## run all tests with the lowest versions that pyproject.toml admits, in .venv-oldest (not part of the CI)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest tests $(PARALLEL)
 
 lint: $(READY) ## check style, types and the order of imports
 	$(PY) -m ruff check
@@ -65,6 +70,14 @@ constraints: $(READY) ## write constraints.txt from the installed packages
 	   $(PY) -m pip freeze --exclude-editable --exclude pip --exclude setuptools --exclude wheel \
 	   | sed -e 's/+[a-z0-9.]*$$//' -e '/^\(nvidia\|cuda\)[-_]/d' -e '/^triton==/d' -e '/ @ /d'; } > .constraints.new
 	@mv .constraints.new constraints.txt
+
+# uv finds the lowest versions that fit each other; pip only knows the newest. The oldest supported Python has their wheels.
+$(OLDEST): $(READY)
+	$(PYTHON) -m venv .venv-oldest
+	@echo "*" > .venv-oldest/.gitignore
+	.venv-oldest/bin/python -m pip install uv
+	.venv-oldest/bin/python -m uv pip install --python .venv-oldest --resolution lowest-direct -e ".[all]"
+	@touch $(OLDEST)
 
 # The file is written last, so an interrupted installation is repeated.
 $(READY): $(wildcard pyproject.toml)

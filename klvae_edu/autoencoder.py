@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from klvae_edu.config import AutoencoderKLConfig, check_field_names
-from klvae_edu.gaussian import DiagonalGaussianDistribution
+from klvae_edu.gaussian import DiagonalGaussianDistribution, Generators
 from klvae_edu.network import Autoencoder
 from klvae_edu.performance.settings import PerformanceMixin
-from klvae_edu.validation import check_tensor, pad_to_multiple
+from klvae_edu.validation import check_group_sizes, check_tensor, pad_to_multiple
 
 
 class AutoencoderKLOutput(NamedTuple):
@@ -102,7 +102,8 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
             `.latent_dist`, of shape (B, latent_channels, ⌈H/f⌉, ⌈W/f⌉).
 
         Raises:
-            ValueError: not a (B, in_channels, H, W) tensor in the model's dtype, or smaller than one latent pixel.
+            ValueError: not a (B, in_channels, H, W) tensor in the model's dtype, or smaller than one latent pixel. If
+                a GroupNorm has as many groups as channels, one latent pixel is too small, too.
         """
         x = self._checked_and_padded(x)
         # (B, 2 · latent, ⌈H/f⌉, ⌈W/f⌉)
@@ -110,7 +111,7 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
 
     def decode(  # type: ignore[override]
-        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+        self, z: Tensor, return_dict: bool = True, generator: Generators = None
     ) -> DecoderOutput:
         """Decode latents (B, latent_channels, h, w) into images (B, out_channels, f·h, f·w).
 
@@ -118,9 +119,9 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         and decoding draws no random numbers.
 
         Raises:
-            ValueError: not a (B, latent_channels, h, w) tensor in the model's dtype.
+            ValueError: not a (B, latent_channels, h, w) tensor in the model's dtype, or too small, as in `encode`.
         """
-        check_tensor("a latent", z, self.config.latent_channels, self.dtype, at_least=1)
+        self._check_latent(z)
         return DecoderOutput(self.run_bounded(super().decode, z, self.use_tiling, units=(1, self.downsample_factor)))
 
     def forward(
@@ -128,7 +129,7 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         sample: Tensor,
         sample_posterior: bool = False,
         return_dict: bool = True,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> DecoderOutput:
         """Reconstruct images (B, in_channels, H, W) from the posterior's mode or a sample: (B, out_channels, H, W).
 
@@ -149,7 +150,7 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
 
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput:
         """Decode in tiles, whether or not `enable_tiling` was called."""
-        check_tensor("a latent", z, self.config.latent_channels, self.dtype, at_least=1)
+        self._check_latent(z)
         return DecoderOutput(self.run_bounded(super().decode, z, tiling=True, units=(1, self.downsample_factor)))
 
     def _checked_and_padded(self, x: Tensor) -> Tensor:
@@ -157,15 +158,21 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         factor = self.downsample_factor
         check_tensor("an image", x, self.config.in_channels, self.dtype, at_least=factor)
         padded = pad_to_multiple(x, factor)
+        height, width = (side // factor for side in padded.shape[-2:])
+        check_group_sizes(self.config.norm_num_groups, self.config.block_out_channels[-2:], height, width)
         if padded.shape != x.shape and not self._warned_of_padding and not torch.compiler.is_compiling():
             self._warned_of_padding = True
             sizes = " to ".join(f"{height}x{width}" for height, width in (x.shape[-2:], padded.shape[-2:]))
             warnings.warn(f"images are padded by reflection to multiples of {factor}, here {sizes}", stacklevel=3)
         return padded
 
+    def _check_latent(self, z: Tensor) -> None:
+        check_tensor("a latent", z, self.config.latent_channels, self.dtype, at_least=1)
+        check_group_sizes(self.config.norm_num_groups, self.config.block_out_channels[-1:], *z.shape[-2:])
+
     # ---- Latents for diffusion ---------------------------------------------------------------------------------------
 
-    def encode_for_diffusion(self, x: Tensor, sample: bool = True, generator: torch.Generator | None = None) -> Tensor:
+    def encode_for_diffusion(self, x: Tensor, sample: bool = True, generator: Generators = None) -> Tensor:
         """Encode images into scaled latents for a diffusion model: a sample of the posterior, or its mode.
 
         Args:

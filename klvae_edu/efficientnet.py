@@ -82,12 +82,14 @@ class EfficientNetDistance(nn.Module):
         """Compute the distances (B,) of two batches (B, 3, H, W) in [-1, 1], differentiable with respect to both.
 
         Raises:
-            ValueError: another shape, or images below 16 pixels a side.
+            ValueError: another shape, or images below 16 pixels a side or not floating-point.
         """
         if images.shape != targets.shape or images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"expected two batches of one shape (B, 3, H, W), got {tuple(images.shape)} and {tuple(targets.shape)}"
             )
+        if not (images.is_floating_point() and targets.is_floating_point()):
+            raise ValueError(f"expected floating-point images in [-1, 1], got {images.dtype} and {targets.dtype}")
         if min(images.shape[-2:]) < SMALLEST_SIDE:
             raise ValueError(f"expected images of at least {SMALLEST_SIDE} pixels a side, got {tuple(images.shape)}")
         with torch.autocast(images.device.type, enabled=False):

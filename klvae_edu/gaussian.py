@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None  # of random numbers: one, or one for each image
 
 
 class DiagonalGaussianDistribution:
@@ -44,14 +47,24 @@ class DiagonalGaussianDistribution:
             self.std = torch.exp(0.5 * self.logvar)
             self.var = torch.exp(self.logvar)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: Generators = None) -> Tensor:
         """Draw mean + std · ε with ε ~ N(0, I): (B, C, …). Gradients reach the mean and the log-variance.
 
-        `generator` may be on another device: ε is drawn there and moved. A CPU seed gives the same ε on every device.
+        Args:
+            generator: one for the whole batch, or a sequence with one for each image, which then does not depend on the
+                rest of the batch. It may be on another device: ε is drawn there and moved. A CPU seed gives the same ε
+                on every device.
+
+        Raises:
+            ValueError: a sequence that has neither one generator nor one for each image.
         """
-        device = self.mean.device if generator is None else generator.device
-        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
-        return self.mean + self.std * noise.to(self.mean.device)
+        if generator is None or isinstance(generator, torch.Generator):
+            return self.mean + self.std * self._noise(self.mean.shape, generator)
+        batch, *rest = self.mean.shape
+        if len(generator) not in (1, batch):
+            raise ValueError(f"expected one generator, or one for each of the {batch} images, got {len(generator)}")
+        each = torch.Size([batch // len(generator), *rest])
+        return self.mean + self.std * torch.cat([self._noise(each, one) for one in generator])
 
     def mode(self) -> Tensor:
         """Return the most likely value, the mean of the Gaussian: (B, C, …)."""
@@ -60,30 +73,46 @@ class DiagonalGaussianDistribution:
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
         """Compute KL(self ‖ other) in nats, summed over all dimensions except the batch: (B,). Default: N(0, I).
 
+        It is computed and returned in float32 for 16-bit parameters: float16 ends at 65,504, and the sum does not.
+
         Raises:
             ValueError: `other` has another shape; it is not broadcast.
         """
+        q = self._in_float32()
         if self.deterministic:
-            return self.mean.new_zeros(self.mean.shape[0])
+            return q.mean.new_zeros(q.mean.shape[0])
         if other is None:
-            elementwise = self.mean.pow(2) + self.var - 1.0 - self.logvar
+            elementwise = q.mean.pow(2) + q.var - 1.0 - q.logvar
         else:
             if other.mean.shape != self.mean.shape:
                 shapes = f"{tuple(self.mean.shape)}, got {tuple(other.mean.shape)}"
                 raise ValueError(f"expected another Gaussian of shape {shapes}")
-            squared_difference = (self.mean - other.mean).pow(2)
-            elementwise = (squared_difference + self.var) / other.var - 1.0 - self.logvar + other.logvar
+            p = other._in_float32()
+            elementwise = ((q.mean - p.mean).pow(2) + q.var) / p.var - 1.0 - q.logvar + p.logvar
         return 0.5 * elementwise.flatten(1).sum(1)  # (B, C, …) -> (B,)
 
     def nll(self, sample: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:
         """Compute -log q(sample) in nats, summed over `dims`: (B,) for a sample of shape (B, C, H, W).
 
         `sample` may have any shape that broadcasts with the mean, such as (S, B, C, H, W): S samples for each image.
+        As `kl`, it is computed and returned in float32 for 16-bit parameters.
         """
+        q = self._in_float32()
         if self.deterministic:
-            return self.mean.new_zeros(self.mean.shape[0])
-        elementwise = math.log(2.0 * math.pi) + self.logvar + (sample - self.mean).pow(2) / self.var
+            return q.mean.new_zeros(q.mean.shape[0])
+        elementwise = math.log(2.0 * math.pi) + q.logvar + (sample - q.mean).pow(2) / q.var
         return 0.5 * elementwise.sum(dim=dims)
+
+    def _noise(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(shape, generator=generator, device=device, dtype=self.mean.dtype)
+        return noise.to(self.mean.device)
+
+    def _in_float32(self) -> DiagonalGaussianDistribution:
+        """Return the same Gaussians in float32 if they are in 16 bits, otherwise `self`."""
+        if self.parameters.dtype not in (torch.float16, torch.bfloat16):
+            return self
+        return DiagonalGaussianDistribution(self.parameters.float(), self.deterministic)
 
     def __repr__(self) -> str:
         return f"DiagonalGaussianDistribution(shape={tuple(self.mean.shape)}, deterministic={self.deterministic})"

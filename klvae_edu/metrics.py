@@ -1,8 +1,8 @@
 """Metrics of reconstructions. Per image: PSNR, SSIM, gradient energy. Per set: Fréchet distance.
 
 Per-image metrics take images (B, C, H, W) in [-1, 1], the Fréchet distance (B, 3, H, W). Reconstructions are clamped to
-this range, as for display. LPIPS, another metric per image, is in `klvae_edu.perceptual` and takes (B, 3, H, W). Built
-in notebook 09.
+this range, as for display. What is no image in this range, such as values from 0 to 255 or NaN, is a `ValueError`.
+LPIPS, another metric per image, is in `klvae_edu.perceptual` and takes (B, 3, H, W). Built in notebook 09.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from klvae_edu.downloads import cached_weights, read_weights
 from klvae_edu.efficientnet import EfficientNetDistance, available
+from klvae_edu.validation import MAX_RECONSTRUCTION_VALUE, check_images, image_fault
 
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -34,9 +35,15 @@ def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
     as in the literature, not the errors.
 
     Raises:
-        ValueError: the shapes differ (broadcasting would hide it), or are not (B, C, H, W).
+        ValueError: the shapes differ (broadcasting would hide it), or are not (B, C, H, W); or an image is not
+            floating-point, not finite, or in another range: targets beyond ±1.5, reconstructions beyond ±16.
     """
     _check_pair("psnr", reconstruction, target)
+    return unchecked_psnr(reconstruction, target)
+
+
+def unchecked_psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Compute `psnr` without its checks, which wait for a GPU: (B,), for the steps of a training."""
     error = (reconstruction.float().clamp(-1, 1) - target.float()).square().flatten(1).mean(1)  # (B,)
     return 10 * torch.log10(4 / error)
 
@@ -51,7 +58,8 @@ def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
     Source: Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity", section III.
 
     Raises:
-        ValueError: the shapes differ, are not (B, C, H, W), or are below 11 pixels a side.
+        ValueError: the shapes differ, are not (B, C, H, W), or are below 11 pixels a side; or an image that `psnr`
+            refuses.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -72,10 +80,11 @@ def gradient_energy(images: Tensor) -> Tensor:
     less gradient energy than the original is blurred, whatever its PSNR.
 
     Raises:
-        ValueError: not (B, C, H, W), or a side of less than 2 pixels.
+        ValueError: not (B, C, H, W), or a side of less than 2 pixels; or images that `psnr` refuses as reconstructions.
     """
     if images.dim() != 4 or min(images.shape[-2:]) < 2:
         raise ValueError(f"gradient_energy: expected (B, C, H, W), 2 pixels a side or more, got {tuple(images.shape)}")
+    check_images(images, "gradient_energy", MAX_RECONSTRUCTION_VALUE)
     shown = images.float().clamp(-1, 1)
     return torch.stack([shown.diff(dim=dim).square().flatten(1).mean(1) for dim in (2, 3)]).mean(0)
 
@@ -121,19 +130,36 @@ class FrechetDistance:
         """Add a batch of reconstructions and the batch of their originals, both (B, 3, H, W) in [-1, 1].
 
         Raises:
-            ValueError: the shapes differ, or are not (B, C, H, W).
+            ValueError: the shapes differ, or are not (B, C, H, W); or an image that `psnr` refuses.
         """
         _check_pair("FrechetDistance", reconstructions, originals)
         self.add(self.features(reconstructions), self.features(originals))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Compute the features (B, F), on the CPU, of images (B, 3, H, W) in [-1, 1]."""
+        """Compute the features (B, F), on the CPU, of images (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: images that `psnr` refuses as reconstructions.
+        """
+        check_images(images, "FrechetDistance", MAX_RECONSTRUCTION_VALUE)
         features: Tensor = self.network(images.float().clamp(-1, 1).to(self.device))
         return features.cpu()
 
     def add(self, reconstructions: Tensor, originals: Tensor) -> None:
-        """Add the features (B, F) of a batch of reconstructions and of their originals."""
+        """Add the features (B, F) of a batch of reconstructions and of their originals.
+
+        Raises:
+            ValueError: features that are not finite in float32. `compute` would pass them to LAPACK, which can end the
+                process or never return for NaN and infinity.
+        """
+        for name, features in (("reconstructions", reconstructions), ("originals", originals)):
+            fault = image_fault(features, torch.finfo(torch.float32).max)
+            if fault is not None:
+                raise ValueError(
+                    f"FrechetDistance: expected finite features of the {name}, got {fault[1]} in image {fault[0] + 1} "
+                    f"of {len(features)}"
+                )
         self._statistics.update(reconstructions, real=False)
         self._statistics.update(originals, real=True)
         self.count += len(originals)
@@ -265,3 +291,5 @@ def _check_pair(name: str, reconstruction: Tensor, target: Tensor) -> None:
     if reconstruction.shape != target.shape or target.dim() != 4:
         shapes = f"{tuple(reconstruction.shape)} and {tuple(target.shape)}"
         raise ValueError(f"{name}: expected two batches of one shape (B, C, H, W), got {shapes}")
+    check_images(target, f"{name}: targets")
+    check_images(reconstruction, f"{name}: reconstructions", MAX_RECONSTRUCTION_VALUE)

@@ -128,6 +128,13 @@ class LPIPS(nn.Module):
             raise ValueError(f"{self.source}: expected the weights of torchvision's vgg16: {error}") from error
 
 
+def cached_vgg16() -> Path:
+    """Return the path in the cache of `torch.hub` at which weights "auto" are looked for; the file may be missing."""
+    from torchvision.models import VGG16_Weights
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / VGG16_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+
+
 def _vgg16_weights(weights: str | Path) -> tuple[dict[str, Any] | None, str]:
     """Return the state dictionary of VGG16 (None: untrained), and its origin as `LPIPS.source`."""
     if weights == "untrained":

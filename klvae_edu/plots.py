@@ -137,20 +137,24 @@ def image_grid(
     Args:
         rows: each row is a sequence of images or a batch (B, 3, H, W). An image is (3, H, W) or (1, H, W) in [-1, 1],
             or (H, W, 3) uint8. Sizes may differ: each image is magnified by the largest k that fits into its cell.
+            A row of images with another number of channels (C, H, W) becomes C rows of grey images, which are called
+            "band 1" to "band C".
         row_labels: one for each row, on its left.
         column_titles: one for each column, above it.
-        captions: one row of short texts for each row of images; each text is drawn below its image.
+        captions: one row of short texts for each row of images; each text is drawn below its image (the last band).
 
     Raises:
         ValueError: no images, an image of another kind, or a wrong number of labels.
     """
-    pixels = [[_to_pixels(image) for image in row] for row in rows]
-    if not pixels or not all(pixels):
+    rows = [[*row] for row in rows]
+    if not rows or not all(rows):
         raise ValueError("expected at least one row of at least one image, got an empty one")
-    columns = max(len(row) for row in pixels)
-    _check_count("row_labels", row_labels, len(pixels))
+    columns = max(len(row) for row in rows)
+    _check_count("row_labels", row_labels, len(rows))
     _check_count("column_titles", column_titles, columns)
-    _check_count("captions", captions, len(pixels))
+    _check_count("captions", captions, len(rows))
+    rows, row_labels, captions = _in_bands(rows, row_labels, captions)
+    pixels = [[_to_pixels(image) for image in row] for row in rows]
 
     # The layout, in pixels: every cell has the size of the largest image, magnified.
     magnified = max(1, _MIN_CELL_SIDE // max(max(image.shape[:2]) for row in pixels for image in row))
@@ -194,6 +198,27 @@ def _place(fig: Figure, image: Pixels, x: float, y: float, scale: int) -> None:
     full_height = round(fig.get_figheight() * DPI)
     left, top = round(x - image.shape[1] / 2), round(y - image.shape[0] / 2)
     fig.figimage(image, left, full_height - top - image.shape[0], origin="upper")
+
+
+def _in_bands(
+    rows: list[list[Tensor | Pixels]], labels: Sequence[str], captions: Sequence[Sequence[str]]
+) -> tuple[list[list[Tensor | Pixels]], list[str], list[Sequence[str]]]:
+    """Replace each row of images with other than 1 or 3 channels by a row of grey images for each channel."""
+    split, names, texts = [], [], []
+    for row, label, below in zip(rows, labels or [""] * len(rows), captions or [()] * len(rows), strict=True):
+        counts = {len(image) for image in row if isinstance(image, Tensor) and image.ndim == 3} - {1, 3}
+        if not counts:
+            split.append(row)
+            names.append(label)
+            texts.append(below)
+            continue
+        (bands, *others) = counts
+        if others or not all(isinstance(image, Tensor) and len(image) == bands for image in row):
+            raise ValueError(f"expected images of one number of channels in a row, got {sorted(map(len, row))}")
+        split += [[image[band : band + 1] for image in row] for band in range(bands)]
+        names += [f"{label} band {band + 1}".strip() for band in range(bands)]
+        texts += [*[()] * (bands - 1), below]
+    return split, names if any(names) else [], texts if any(texts) else []
 
 
 def _to_pixels(image: Tensor | Pixels) -> Pixels:

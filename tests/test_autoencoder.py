@@ -182,6 +182,40 @@ def test_a_wrong_latent_is_a_value_error_that_names_expected_and_actual(mini: Au
     assert str(tuple(z.shape)) in str(error.value)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("widths", [(8, 8), (8, 16), (16, 8)])
+def test_a_latent_of_one_pixel_is_refused_where_norms_would_have_groups_of_one_value(
+    widths: tuple[int, ...], batch: int
+) -> None:
+    """Such a norm loses the image. PyTorch refuses a batch of one with a sentence about training, and no larger one."""
+    vae = AutoencoderKL(block_out_channels=widths, norm_num_groups=8, layers_per_block=1)
+    with pytest.raises(ValueError, match=r"more than one latent pixel: with norm_num_groups = 8, as many as channels"):
+        vae.encode(torch.zeros(batch, 3, 2, 2))
+    for side in ((2, 4), (4, 2)):
+        assert vae.encode(torch.zeros(batch, 3, *side)).latent_dist.mean.isfinite().all()
+    if widths[-1] == 8:
+        with pytest.raises(ValueError, match="more than one latent pixel"):
+            vae.decode(torch.zeros(batch, 4, 1, 1))
+    else:
+        assert vae.decode(torch.zeros(batch, 4, 1, 1)).sample.shape == (batch, 3, 2, 2)
+
+
+def test_a_latent_of_one_pixel_is_enough_for_stable_diffusions_norms(mini: AutoencoderKL) -> None:
+    x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert mini(x).sample.shape == (1, 3, 8, 8)
+
+
+def test_a_generator_for_each_image_samples_it_as_if_it_were_alone(tiny: AutoencoderKL) -> None:
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    together = tiny(x, sample_posterior=True, generator=[torch.Generator().manual_seed(n) for n in (1, 2)]).sample
+    for n, image in enumerate(x):
+        generator = torch.Generator().manual_seed(n + 1)
+        alone = tiny(image[None], sample_posterior=True, generator=generator).sample
+        torch.testing.assert_close(together[n : n + 1], alone)
+    latents = tiny.encode(x).latent_dist.sample([torch.Generator().manual_seed(n) for n in (1, 2)])
+    torch.testing.assert_close(tiny.decode(latents, generator=[torch.Generator()] * 2).sample, together)
+
+
 def test_autocast_may_bring_another_data_type(tiny: AutoencoderKL) -> None:
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert tiny(torch.zeros(1, 3, 32, 32)).sample.dtype == torch.bfloat16

@@ -223,6 +223,14 @@ def _(n):
     )
     with pytest.raises(RuntimeError):
         later(torch.zeros(1, 3, 16, 16))
+    narrow = plain | {"down_block_types": ("DownEncoderBlock2D",)}
+    fewer = diffusers.AutoencoderKL(block_out_channels=(32, 32), **narrow)
+    assert fewer(torch.zeros(1, 3, 16, 16)).sample.isfinite().all() and len(fewer.encoder.down_blocks) == 1
+    for name, types in plain.items():
+        with pytest.raises(ValueError, match=name):
+            AutoencoderKL(block_out_channels=(32, 32), **{name: types * 2})
+        with pytest.raises(IndexError):
+            diffusers.AutoencoderKL(block_out_channels=(32, 32), **plain | {name: types * 2})
 
 
 @check(
@@ -368,6 +376,11 @@ def _(n):
 @check("vae.forward(sample, generator=None)")
 def _(n):
     assert close(n.out, n.theirs(n.image, sample_posterior=True, generator=torch.Generator().manual_seed(0)).sample)
+    ours, theirs = (
+        model(n.image, True, generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)]).sample
+        for model in (n.vae, n.theirs)
+    )
+    assert close(ours, theirs)
 
 
 CHECKS |= {
@@ -555,6 +568,7 @@ def _(n):
     _, theirs = gaussians(n, deterministic=True)
     assert torch.equal(n.out.sample(), theirs.sample())
     assert (n.out.kl().tolist(), theirs.kl().tolist()) == ([0.0, 0.0], [0.0])
+    assert (n.out.nll(n.z).tolist(), theirs.nll(n.z).tolist()) == ([0.0, 0.0], [0.0])
 
 
 @check("posterior.sample(generator)", "FlaxDiagonalGaussianDistribution.sample(key)")
@@ -566,8 +580,26 @@ def _(n):
     assert not torch.equal(n.out, n.posterior.sample(generator))  # the generator has advanced
     assert n.posterior.sample().shape == n.out.shape
 
+    def generators(count):
+        return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+    for count in (1, 2):
+        assert torch.equal(n.posterior.sample(generators(count)), theirs.sample(generators(count)))
+    for count in (0, 3):
+        with pytest.raises(ValueError, match="one generator, or one for each of the 2 images"):
+            n.posterior.sample(generators(count))
+    with pytest.raises(IndexError):
+        theirs.sample([])
+    assert torch.equal(theirs.sample(generators(3)), theirs.sample(generators(2)))
+
 
 CHECKS["posterior.mode()"] = lambda n: torch.equal(n.out, gaussians(n)[1].mode())
+
+
+def of_1024_pixels() -> tuple[DiagonalGaussianDistribution, ReferenceGaussian]:
+    """A latent of 1024 × 1024 pixels in float16, with a KL beyond its largest number, 65,504."""
+    parameters = (1.5 * torch.randn(1, 8, 128, 128, generator=torch.Generator().manual_seed(0))).half()
+    return DiagonalGaussianDistribution(parameters), ReferenceGaussian(parameters)
 
 
 @check("posterior.kl(other)")
@@ -578,6 +610,10 @@ def _(n):
     with pytest.raises(ValueError, match="another Gaussian"):
         n.posterior.kl(DiagonalGaussianDistribution(one))
     assert theirs.kl(ReferenceGaussian(one)).shape == (2,)
+    ours, theirs = of_1024_pixels()
+    for measure in (lambda q: q.kl(), lambda q: q.nll(theirs.mode() + 1)):
+        assert torch.equal(measure(ours), measure(DiagonalGaussianDistribution(ours.parameters.float())))
+        assert measure(theirs).isinf().all()
 
 
 @check("posterior.nll(sample)")

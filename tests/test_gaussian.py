@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as ReferenceGaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -104,6 +105,61 @@ def test_gradients_reach_mean_and_log_variance_through_the_sample() -> None:
     z.sum().backward()
     noise = (z - posterior.mean) / posterior.std
     torch.testing.assert_close(values.grad, torch.cat([torch.ones(1, 2), 0.5 * posterior.std * noise], dim=1).detach())
+
+
+def test_a_generator_for_each_image_makes_its_draw_independent_of_the_rest_of_the_batch() -> None:
+    values = parameters(3, 8, 3, 5)
+    together = DiagonalGaussianDistribution(values).sample([torch.Generator().manual_seed(seed) for seed in (4, 5, 6)])
+    for n, seed in enumerate((4, 5, 6)):
+        alone = DiagonalGaussianDistribution(values[n : n + 1]).sample(torch.Generator().manual_seed(seed))
+        assert torch.equal(together[n : n + 1], alone)
+    assert torch.equal(together, as_diffusers_draws(values, (4, 5, 6)))
+
+
+def test_a_list_of_one_generator_draws_for_the_whole_batch() -> None:
+    values = parameters(3, 8, 3, 5)
+    posterior = DiagonalGaussianDistribution(values)
+    whole = posterior.sample([torch.Generator().manual_seed(4)])
+    assert torch.equal(whole, posterior.sample(torch.Generator().manual_seed(4)))
+    assert torch.equal(whole, as_diffusers_draws(values, (4,)))
+
+
+def as_diffusers_draws(values: Tensor, seeds: tuple[int, ...]) -> Tensor:
+    return ReferenceGaussian(values).sample([torch.Generator().manual_seed(seed) for seed in seeds])
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_another_number_of_generators_is_an_error_with_both_numbers(count: int) -> None:
+    with pytest.raises(ValueError, match=f"one generator, or one for each of the 3 images, got {count}"):
+        DiagonalGaussianDistribution(parameters(3, 8, 2, 2)).sample([torch.Generator()] * count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_kl_and_nll_of_16_bit_parameters_are_those_in_float32(dtype: torch.dtype) -> None:
+    """A latent of 1024² pixels: the sum is beyond 65,504, float16's largest number. So are a square and a variance."""
+    values = 1.5 * parameters(2, 8, 128, 128, dtype=dtype)
+    values[0, :, 0, 0] = torch.tensor([300.0] * 4 + [15.0] * 4)
+    posterior, other = DiagonalGaussianDistribution(values), DiagonalGaussianDistribution(values.flip(2))
+    wide, wide_other = (
+        DiagonalGaussianDistribution(values.float()),
+        DiagonalGaussianDistribution(values.flip(2).float()),
+    )
+    z = posterior.mode() + 1
+    for found, wanted in (
+        (posterior.kl(), wide.kl()),
+        (posterior.kl(other), wide.kl(wide_other)),
+        (posterior.nll(z), wide.nll(z)),
+    ):
+        assert found.dtype == torch.float32 and found.isfinite().all()
+        assert torch.equal(found, wanted)
+    assert posterior.kl().min() > torch.finfo(torch.float16).max
+    assert posterior.sample().dtype == dtype
+
+
+def test_a_deterministic_posterior_of_16_bits_has_zeros_of_the_same_type() -> None:
+    posterior = DiagonalGaussianDistribution(parameters(2, 8, 3, 3, dtype=torch.float16), deterministic=True)
+    for zeros in (posterior.kl(), posterior.nll(posterior.mean)):
+        assert zeros.dtype == torch.float32 and zeros.tolist() == [0.0, 0.0]
 
 
 def test_a_deterministic_posterior_is_its_mean() -> None:

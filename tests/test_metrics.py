@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,15 @@ from torch import Tensor, nn
 
 from klvae_edu.data import image_dataset
 from klvae_edu.efficientnet import EfficientNetDistance
-from klvae_edu.metrics import INCEPTION_FILE, FrechetDistance, RandomFeatures, gradient_energy, psnr, ssim
+from klvae_edu.metrics import (
+    INCEPTION_FILE,
+    FrechetDistance,
+    RandomFeatures,
+    gradient_energy,
+    psnr,
+    ssim,
+    unchecked_psnr,
+)
 
 RAMP_FEATURE = 0.204033  # mean random feature of a ramp from -1 to 1
 
@@ -69,6 +78,36 @@ def test_psnr_refuses_shapes_that_would_broadcast(shape: tuple[int, ...]) -> Non
 def test_psnr_refuses_a_single_image() -> None:
     with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
         psnr(images()[0], images()[0])
+
+
+def test_the_unchecked_psnr_is_the_same_for_images() -> None:
+    a, b = images(seed=0) * 1.2, images(seed=1)
+    assert torch.equal(unchecked_psnr(a, b), psnr(a, b))
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda x: (x + 1) * 127.5, r"values from 0\.\d+ to 25\d"),
+        (lambda x: ((x + 1) * 127.5).byte(), r"values of torch\.uint8"),
+        (lambda x: x.masked_fill(x > 0.99, float("nan")), "NaN or infinite values"),
+        (lambda x: x.masked_fill(x > 0.99, float("inf")), "NaN or infinite values"),
+    ],
+)
+def test_images_in_another_range_and_of_no_number_are_refused_on_both_sides(
+    metric: Callable[[Tensor, Tensor], Tensor], spoil: Callable[[Tensor], Tensor], found: str
+) -> None:
+    """Without the check, equal images from 0 to 255 would have a PSNR of -37 dB."""
+    good, bad = images(), spoil(images())
+    with pytest.raises(
+        ValueError, match=rf"{metric.__name__}: targets: expected .* \[-1, 1\], got {found} in image 1 of 4"
+    ):
+        metric(bad, bad)
+    with pytest.raises(
+        ValueError, match=f"{metric.__name__}: reconstructions: expected .* got {found} in image 1 of 4"
+    ):
+        metric(bad, good)
 
 
 # --- SSIM
@@ -147,6 +186,11 @@ def test_gradient_energy_is_that_of_the_displayed_image_and_in_float32() -> None
 def test_gradient_energy_says_what_it_expected(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="gradient_energy: expected"):
         gradient_energy(torch.zeros(shape))
+
+
+def test_gradient_energy_refuses_what_is_no_image() -> None:
+    with pytest.raises(ValueError, match=r"gradient_energy: expected .* got values from .* to 25"):
+        gradient_energy((images() + 1) * 127.5)
 
 
 # --- Fréchet distance
@@ -287,6 +331,34 @@ def test_the_frechet_distance_says_what_it_expected() -> None:
         FrechetDistance("random").compute()
     with pytest.raises(ValueError, match="FrechetDistance: expected two batches of one shape"):
         FrechetDistance("random").update(images(1), images(2))
+
+
+def test_features_that_are_not_finite_are_refused_before_any_decomposition() -> None:
+    """`compute` would pass them to LAPACK, which can end the process."""
+    distance = FrechetDistance(Pixels())
+    good, bad = torch.rand(4, 3), torch.rand(4, 3)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        bad[1, 2] = value
+        with pytest.raises(
+            ValueError, match="finite features of the reconstructions, got NaN or infinite values in image 2"
+        ):
+            distance.add(bad, good)
+        with pytest.raises(
+            ValueError, match="finite features of the originals, got NaN or infinite values in image 2 of 4"
+        ):
+            distance.add(good, bad)
+    huge = torch.full((4, 3), 1e200, dtype=torch.float64)  # finite, but the product of two covariances is not
+    with pytest.raises(ValueError, match=r"got values from 1e\+200"):
+        distance.add(huge, huge)
+    assert distance.count == 0
+
+
+def test_the_frechet_distance_refuses_what_is_no_image() -> None:
+    bytes_ = (images() + 1) * 127.5
+    with pytest.raises(ValueError, match=r"FrechetDistance: targets: expected .* got values from .* to 25"):
+        FrechetDistance("random").update(images(), bytes_)
+    with pytest.raises(ValueError, match=r"FrechetDistance: expected .* got values from .* to 25"):
+        FrechetDistance("random").features(bytes_)
 
 
 def test_a_missing_efficientnet_is_an_import_error_when_it_is_asked_for(no_efficientnet: None) -> None:

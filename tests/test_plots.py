@@ -110,6 +110,29 @@ def test_an_array_that_is_no_image_is_an_error():
         plots.image_grid([[np.zeros((8, 8))]])
 
 
+def test_images_of_other_channels_are_grey_rows_with_their_names():
+    bands = torch.stack([torch.full((128, 128), value) for value in (-1.0, 0.0, 1.0, 0.5)])
+    fig = plots.image_grid([[bands, -bands]], column_titles=["original", "model"], captions=[["a", "b"]])
+    texts = [text.get_text() for text in fig.texts]
+    assert texts == ["band 1", "original", "model", "band 2", "band 3", "band 4", "a", "b"]
+    as_rows = [[image[band : band + 1] for image in (bands, -bands)] for band in range(4)]
+    names = [f"band {band}" for band in range(1, 5)]
+    by_hand = plots.image_grid(
+        as_rows, row_labels=names, column_titles=["original", "model"], captions=[(), (), (), ("a", "b")]
+    )
+    assert plots.render(fig) == plots.render(by_hand)
+
+
+def test_bands_follow_the_name_of_their_row_and_other_rows_keep_theirs():
+    fig = plots.image_grid([torch.zeros(2, 2, 8, 8), torch.zeros(2, 1, 8, 8)], row_labels=["held-out", "model"])
+    assert [text.get_text() for text in fig.texts] == ["held-out band 1", "held-out band 2", "model"]
+
+
+def test_a_row_of_images_with_different_numbers_of_bands_is_an_error():
+    with pytest.raises(ValueError, match=r"one number of channels in a row, got \[3, 5\]"):
+        plots.image_grid([[torch.zeros(5, 8, 8), torch.zeros(3, 8, 8)]])
+
+
 def test_side_by_side_is_a_row_with_names():
     fig = plots.side_by_side({"image": checkerboard(8), "reconstruction": checkerboard(8)})
     assert [text.get_text() for text in fig.texts] == ["image", "reconstruction"]

@@ -15,7 +15,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-COMMANDS = {"help", "lab", "fresh", "test", "lint", "notebooks", "measure", "bench", "soak", "constraints", "classroom"}
+COMMANDS = {"help", "lab", "fresh", "test", "oldest", "lint", "notebooks", "measure", "bench", "soak"}
+COMMANDS |= {"constraints", "classroom"}
 
 
 def tracked():
@@ -55,6 +56,15 @@ class TestEnvironment:
         groups = PROJECT["project"]["optional-dependencies"]
         (all_of_them,) = groups["all"]
         assert set(re.search(r"\[(.*)\]", all_of_them)[1].split(",")) == set(groups) - {"all"}
+
+    def test_the_lowest_torchmetrics_has_the_ssim_that_the_course_prints(self):
+        from packaging.requirements import Requirement
+
+        (metrics,) = [
+            Requirement(text) for text in PROJECT["project"]["dependencies"] if text.startswith("torchmetrics")
+        ]
+        assert not metrics.specifier.contains("1.4.1")  # it leaves out the border of the image
+        assert metrics.specifier.contains("1.4.3")
 
     def test_constraints_are_names_and_versions_within_what_pyproject_asks_for(self):
         from packaging.requirements import Requirement
@@ -231,6 +241,17 @@ class TestMakefile:
         assert result.returncode != 0
         assert "-m pytest tests -n 2 --dist loadscope" in log
         assert re.search("--nbval .* -n 2 --dist loadscope notebooks", log)
+
+    def test_oldest_tests_the_lowest_versions_in_an_environment_of_its_own(self, make):
+        result, log = make("oldest")
+        assert result.returncode == 0, result.stderr
+        assert log.splitlines()[-4:] == [
+            "python3 -m venv .venv-oldest",
+            "python -m pip install uv",
+            "python -m uv pip install --python .venv-oldest --resolution lowest-direct -e .[all]",
+            "python -m pytest tests -n 2 --dist loadscope",
+        ]
+        assert (make.folder / ".venv-oldest" / ".gitignore").read_text() == "*\n"
 
     def test_notebooks_can_be_built_for_a_fork(self, make):
         _, log = make("notebooks", "REPO=me/fork")

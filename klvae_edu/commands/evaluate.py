@@ -13,22 +13,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from klvae_edu.commands.models import fitted_pca, load_model
+from klvae_edu.commands.models import ModelFields, load_model
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from klvae_edu.autoencoder import AutoencoderKL
+    from klvae_edu.baselines import PatchPCA
     from klvae_edu.efficientnet import EfficientNetDistance
     from klvae_edu.evaluation.compare import Evaluation, Method
 
 MIN_SIZE = 16  # side in pixels; SSIM's window needs 11, the networks of the distances 16
+RGB = 3  # channels
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """Compare trained autoencoders with each other and with baselines, on images that they were not trained on."""
+class EvaluateOptions(ModelFields):
+    """Compare trained autoencoders with each other and with baselines, on images that they were not trained on.
+
+    The images have as many channels as the models take.
+    """
 
     models: Positional[tuple[str, ...]]  # bundled models (kl-f8-mini), folders such as run/model, files, or Hub ids
     data: str = "photos"  # images to evaluate on: photos, dead-leaves, sprites, a folder, or a Hugging Face data set
@@ -44,26 +49,34 @@ class EvaluateOptions:
 def run_evaluate(options: EvaluateOptions) -> int:
     """Run `klvae evaluate` and return the exit code: 1 when some images could not be read. The others are used."""
     from klvae_edu.baselines import JpegWithin
-    from klvae_edu.evaluation.compare import evaluate
+    from klvae_edu.evaluation.compare import evaluate, image_channels
     from klvae_edu.evaluation.images import evaluation_data
 
     _check(options)
-    data = evaluation_data(options.data, options.size, options.split, options.crops)
-    vaes = {name: load_model(name, options.device) for name in options.models}
+    vaes = {name: load_model(name, options.device, options.given()) for name in options.models}
     for name, vae in vaes.items():
         if options.size % vae.downsample_factor:
             factor = vae.downsample_factor
             raise ValueError(f"size: expected a multiple of {factor}, the factor of {name}, got {options.size}")
+    channels = image_channels(vaes)
+    data = evaluation_data(options.data, options.size, options.split, options.crops, channels=channels)
     distances, judge, left_out = trained_networks(next(iter(vaes.values())).device)
     baselines = _baselines(vaes, options.size, options.fit)
     result = evaluate({**vaes, **baselines}, data, distances=distances, classifier=judge)
     result.notes += left_out
-    result.notes += [f"patch-PCA has as many numbers as the latent, and is fitted to training crops of {options.fit}."]
+    if _has_channels(options.fit, channels):
+        fitted = f"is fitted to training crops of {options.fit}"
+        result.notes += [f"patch-PCA has as many numbers as the latent, and {fitted}."]
+    else:
+        result.notes += [f"patch-PCA is left out: {options.fit} has no images of {channels} channels for --fit."]
+    if channels != RGB:
+        result.notes += ["JPEG is left out: it is a baseline for images of 3 channels."]
     jpegs = {name: method for name, method in baselines.items() if isinstance(method, JpegWithin)}
     result.notes += [f"{name}, one for each number of the latent: {jpeg.report()}." for name, jpeg in jpegs.items()]
-    differences = _differences(vaes)
-    print(result.table())
-    print("\n" + "\n".join(f"{a} minus {b}: PSNR {result.difference(a, b, 'PSNR'):+.2f} dB" for a, b in differences))
+    differences = [(a, b) for a, b in _differences(vaes) if b in result.quotients]
+    print(result.table() + "\n")
+    for a, b in differences:
+        print(f"{a} minus {b}: PSNR {result.difference(a, b, 'PSNR'):+.2f} dB")
     if options.out is not None:
         with options.out.open("x", encoding="utf-8") as file:
             json.dump(_as_json(result, vaes, differences), file, indent=1, ensure_ascii=False)
@@ -116,17 +129,52 @@ def _check(options: EvaluateOptions) -> None:
         raise ValueError(f"{options.out}: expected a file in an existing folder, but {options.out.parent} is none")
 
 
+def fitted_pca(vae: AutoencoderKL, source: str = "photos") -> PatchPCA | None:
+    """Fit the patch-PCA that has as many numbers as the latent of `vae` to training crops of `source`.
+
+    Returns:
+        None if `source` is built in and has no images with the channels of `vae`: it has colour and grey ones.
+
+    Raises:
+        ValueError: `source` is not a data set.
+    """
+    import torch
+
+    from klvae_edu.baselines import PatchPCA
+    from klvae_edu.data import image_dataset
+    from klvae_edu.training.validation import PCA_CROPS
+
+    factor, channels = vae.downsample_factor, vae.config.in_channels
+    if not _has_channels(source, channels):
+        return None
+    side = max(factor, min(16 * factor, 128))  # large patches need no more memory than 8x8 pixels
+    crops = torch.stack([*image_dataset(source, side, length=PCA_CROPS, channels=channels)])
+    return PatchPCA(factor, vae.config.latent_channels).fit(crops)
+
+
+def _has_channels(source: str, channels: int) -> bool:
+    """Tell whether a data set may have images of this number of channels; the built-in ones have colour and grey."""
+    from klvae_edu.data.sources import BUILT_IN
+    from klvae_edu.evaluation.compare import FEATURE_CHANNELS
+
+    return channels in FEATURE_CHANNELS or source not in BUILT_IN
+
+
 def _baselines(vaes: Mapping[str, AutoencoderKL], size: int, fit: str) -> dict[str, Method]:
     """Build the baselines by name: patch-PCA, bicubic and JPEG for each latent shape of the models."""
     from klvae_edu.baselines import JpegWithin, bicubic
 
     methods: dict[str, Method] = {}
     for vae in sorted(vaes.values(), key=pca_name):
-        factor, channels = vae.downsample_factor, vae.config.latent_channels
-        if pca_name(vae) not in methods:
-            methods[pca_name(vae)] = fitted_pca(factor, channels, fit).reconstruct
-            methods[f"bicubic, 3 per {factor}x{factor}"] = partial(bicubic, factor=factor)
-            count = channels * (size // factor) ** 2
+        if pca_name(vae) in methods:
+            continue
+        factor, channels = vae.downsample_factor, vae.config.in_channels
+        pca = fitted_pca(vae, fit)
+        if pca is not None:
+            methods[pca_name(vae)] = pca.reconstruct
+        methods[f"bicubic, {channels} per {factor}x{factor}"] = partial(bicubic, factor=factor)
+        if channels == RGB:
+            count = vae.config.latent_channels * (size // factor) ** 2
             methods[f"JPEG, {count} bytes"] = JpegWithin(count)
     return methods
 

@@ -54,14 +54,19 @@ class Sums:
         self.denominators += np.outer(weights, denominators)
 
     def quotients(self) -> Array:
-        """Return the metrics, (1 + REPLICATES, metrics)."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return self.numerators / self.denominators
+        """Return the metrics, (1 + REPLICATES, metrics); NaN where the denominator is 0: the metric is not defined."""
+        undefined = np.full_like(self.numerators, np.nan)
+        return np.divide(self.numerators, self.denominators, out=undefined, where=self.denominators > 0)
 
 
 def bootstrap_weights(seed: int, key: tuple[int, ...]) -> Array:
     """Draw the weights of the unit with this key: 1 without resampling, then one weight per replicate."""
     return np.r_[1.0, np.random.default_rng((seed, *key)).poisson(1, REPLICATES)]
+
+
+def paired_differences(values: Array, others: Array) -> Array:
+    """Subtract the values of another model, (1 + REPLICATES,) each; 0 where they are equal, even if both are inf."""
+    return np.subtract(values, others, out=np.zeros_like(values), where=values != others)
 
 
 def estimate(values: Array) -> Estimate:

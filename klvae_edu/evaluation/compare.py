@@ -6,11 +6,10 @@ Memory does not grow with the number of images: `bootstrap` stores weighted sums
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,87 +17,17 @@ from klvae_edu._version import __version__
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.environment import progress
-from klvae_edu.evaluation.bootstrap import LEVEL, REPLICATES, Array, Estimate, Sums, bootstrap_weights, estimate, finite
+from klvae_edu.evaluation.bootstrap import LEVEL, REPLICATES, Array, Sums, bootstrap_weights
 from klvae_edu.evaluation.images import EvaluationData, GivenImages, Key
-from klvae_edu.evaluation.table import aligned, three_digits
+from klvae_edu.evaluation.result import CLASS_KEPT, ENERGY, MIN_UNITS, NEAR_CLASSES, PSNR, SSIM, Evaluation, notes_on
 from klvae_edu.metrics import EfficientNetFeatures, FrechetDistance, gradient_energy, psnr, ssim
+from klvae_edu.validation import MAX_ABSOLUTE_VALUE, MAX_RECONSTRUCTION_VALUE, image_fault
 
-Method = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> their reconstructions
+__all__ = ["Evaluation", "Method", "evaluate", "image_channels"]
 
-MIN_UNITS = 20  # photographs or images that the bootstrap draws; with fewer, an interval is not reliable
-NEAR_CLASSES = 5  # a class is kept if it is among this many first classes of the reconstruction
+Method = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [-1, 1] -> their reconstructions
 
-PSNR, SSIM, ENERGY, CLASS_KEPT = "PSNR", "SSIM", "gradient energy", "class kept"
-
-
-class Evaluation:
-    """Result of `evaluate`.
-
-    Attributes:
-        quotients: metrics of each model, (1 + REPLICATES, metrics): row 0 over all images, then one row per replicate.
-        metrics: names of the columns.
-        frechet: Fréchet distance of each model.
-        frechet_name: name of this distance.
-        notes: explanations of the numbers, one or two sentences each.
-        about: the data, the intervals, the sources and the versions, as in `to_dict`.
-    """
-
-    def __init__(
-        self,
-        quotients: Mapping[str, Array],
-        metrics: tuple[str, ...],
-        frechet: Mapping[str, float],
-        frechet_name: str,
-        notes: list[str],
-        about: dict[str, Any],
-    ) -> None:
-        self.quotients, self.metrics, self.notes, self.about = quotients, metrics, notes, about
-        self.frechet, self.frechet_name = frechet, frechet_name
-
-    def estimate(self, model: str, metric: str) -> Estimate:
-        """Return the metric of a model over all images."""
-        return self._estimate(self.quotients[model][:, self.metrics.index(metric)])
-
-    def difference(self, model: str, other: str, metric: str) -> Estimate:
-        """Return the metric of `model` minus the metric of `other`, on the same images."""
-        column = self.metrics.index(metric)
-        return self._estimate(self.quotients[model][:, column] - self.quotients[other][:, column])
-
-    def table(self) -> str:
-        """Format a table: a row for each model, a column for each metric, and the notes below.
-
-        A wide table is in two parts: metrics of pixels, and below them metrics of features.
-        """
-        columns = []  # of each metric the heading, then a cell for each model
-        for metric in self.metrics:
-            heading, spec = _COLUMNS.get(metric, (f"{metric} (0 is best)", ".3f"))
-            columns.append([heading, *(f"{self.estimate(model, metric):{spec}}" for model in self.quotients)])
-        columns.append([f"{self.frechet_name} (0 is best)", *map(three_digits, self.frechet.values())])
-        parts = [columns] if len(columns) <= _MAX_COLUMNS else [columns[:3], columns[3:]]
-        lines = [line for part in parts for line in (*aligned([*self.quotients], part), "")]
-        notes = ["\n".join(textwrap.wrap(note, 118, break_on_hyphens=False)) for note in self.notes]
-        return "\n".join([*lines, *notes])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the numbers of the table and their origin for JSON; None replaces numbers that are not finite."""
-        models = {
-            model: {metric: self.estimate(model, metric).to_dict() for metric in self.metrics}
-            | {self.frechet_name: {"value": finite(self.frechet[model])}}
-            for model in self.quotients
-        }
-        return {**self.about, "models": models, "notes": self.notes}
-
-    def _estimate(self, values: Array) -> Estimate:
-        return Estimate(float(values[0])) if self.about["intervals"] is None else estimate(values)
-
-
-_COLUMNS = {  # heading and number format; other metrics are distances
-    PSNR: ("PSNR in dB (more is better)", ".2f"),
-    SSIM: ("SSIM (1 is best)", ".3f"),
-    ENERGY: ("gradient energy (1: that of the originals)", ".3f"),
-    CLASS_KEPT: ("class kept (1 is best)", ".2f"),
-}
-_MAX_COLUMNS = 5  # of a table in one part
+FEATURE_CHANNELS = (1, 3)  # of images that networks of features take: grey is repeated to three channels
 
 
 @torch.no_grad()
@@ -116,10 +45,12 @@ def evaluate(
 
     Args:
         models: by name, autoencoders (they reconstruct from the mode of the posterior), or functions that map images
-            (B, 3, H, W) in [-1, 1] to their reconstructions.
-        data: `evaluation_data(…)`, or images (B, 3, H, W) in [-1, 1].
+            (B, C, H, W) in [-1, 1] to their reconstructions.
+        data: `evaluation_data(…)`, or images (B, C, H, W) in [-1, 1].
         distances: by name, further metrics such as `klvae_edu.perceptual.LPIPS`: networks that turn reconstructions and
-            originals, both (B, 3, H, W) in [-1, 1], into distances (B,). They are on the device to use.
+            originals, both (B, 3, H, W) in [-1, 1], into distances (B,). They are on the device to use. Networks of
+            features see grey images in three equal channels. For other numbers of channels than 1 and 3 they are left
+            out, and a note says so.
         classifier: adds the metric "class kept", the share of the images whose first class is among the first five of
             the reconstruction; on the device to use.
         frechet: features of the `FrechetDistance`.
@@ -127,31 +58,44 @@ def evaluate(
         seed: seed of the bootstrap.
 
     Raises:
-        ValueError: there is no model, fewer than two images can be read, or a reconstruction has another shape than
-            its original.
+        ValueError: there is no model, or autoencoders of different numbers of channels; fewer than two images can be
+            read, or one is not in [-1, 1]; a reconstruction has another shape than its original, is not finite, or
+            far beyond [-1, 1], as values from 0 to 255 are. The message names the model and the image.
     """
     if not models:
         raise ValueError("evaluate: expected one model or more, got none")
+    autoencoders = {name: model for name, model in models.items() if isinstance(model, AutoencoderKL)}
+    if autoencoders:
+        image_channels(autoencoders)
     data = GivenImages(data) if isinstance(data, Tensor) else data
-    distances = distances or {}
     by_photograph = data.photographs >= MIN_UNITS
+    batches = _batches(data, batch_size)
+    first = next(batches, None)
+    with_features = first is None or first[1].shape[1] in FEATURE_CHANNELS
+    distances, classifier = (distances or {}, classifier) if with_features else ({}, None)
+    # One network for all models.
+    shared = FrechetDistance(frechet, _device(next(iter(models.values())))) if with_features else None
     metrics = (PSNR, SSIM, ENERGY, *distances, *([] if classifier is None else [CLASS_KEPT]))
     sums = {name: Sums(len(metrics)) for name in models}
-    shared = FrechetDistance(frechet, _device(next(iter(models.values()))))  # one network for all models
-    frechets = {name: shared.empty() for name in models}
+    frechets = {} if shared is None else {name: shared.empty() for name in models}
     count = 0
-    for keys, originals in progress(_batches(data, batch_size), desc="evaluating", total=-(-len(data) // batch_size)):
+    batches = itertools.chain([] if first is None else [first], batches)
+    for keys, originals in progress(batches, desc="evaluating", total=-(-len(data) // batch_size)):
+        _check(originals, "the data", MAX_ABSOLUTE_VALUE, count, data)
         drawn = [bootstrap_weights(seed, key if by_photograph else (count + n,)) for n, key in enumerate(keys)]
-        wanted = _Seen(originals, shared, classifier)
+        wanted = None if shared is None else _Seen(originals, shared, classifier)
         for name, model in models.items():
-            images = _reconstruct(model, originals)
+            images = _reconstruct(name, model, originals)
+            _check(images, f"model {name}", MAX_RECONSTRUCTION_VALUE, count, data)
+            images = images.float()
             values = _measure(images, originals, distances)
-            seen = _Seen(images, shared, classifier)
-            if classifier is not None:
-                values.append((seen.classes == wanted.classes[:, :1]).any(1))
+            if shared is not None and wanted is not None:
+                seen = _Seen(images, shared, classifier)
+                frechets[name].add(seen.features, wanted.features)
+                if classifier is not None:
+                    values.append((seen.classes == wanted.classes[:, :1]).any(1))
             for of_image in zip(drawn, *_fractions(values, originals), strict=True):
                 sums[name].add(*of_image)
-            frechets[name].add(seen.features, wanted.features)
         count += len(originals)
     if count < 2:
         raise ValueError(f"evaluate: expected two images or more, got {count}. {data.report() or ''}".strip())
@@ -162,12 +106,34 @@ def evaluate(
     about = {
         "data": {"what": data.what, "images": count, "photographs": data.photographs, "unreadable": data.report()},
         "intervals": drawn_are and {"level": LEVEL, "replicates": REPLICATES, "drawn": drawn_are, "seed": seed},
-        "sources": {shared.name: shared.source}
+        "sources": ({} if shared is None else {shared.name: shared.source})
         | {name: str(network.source) for name, network in distances.items()}
         | ({} if classifier is None else {CLASS_KEPT: classifier.source}),
         "versions": {"klvae-edu": __version__} | {name: version(name) for name in ("torch", "torchmetrics", "numpy")},
     }
-    return Evaluation(quotients, metrics, computed, shared.name, _notes(about), about)
+    notes = notes_on(about)
+    if any(np.isnan(of_model[0, metrics.index(ENERGY)]) for of_model in quotients.values()):
+        notes.append("The gradient energy is not defined (nan): the originals have none.")
+    if shared is None:
+        notes.append("Metrics of features are left out: their networks see colour or grey, images of 3 channels or 1.")
+    return Evaluation(quotients, metrics, computed, "" if shared is None else shared.name, notes, about)
+
+
+def image_channels(models: Mapping[str, AutoencoderKL]) -> int:
+    """Return the number of channels of the images that all `models` reconstruct.
+
+    Raises:
+        ValueError: a model gives another number of channels than it takes, or two models take different numbers.
+    """
+    channels = {name: vae.config.in_channels for name, vae in models.items()}
+    for name, vae in models.items():
+        if vae.config.out_channels != channels[name]:
+            got = f"{channels[name]} in and {vae.config.out_channels} out"
+            raise ValueError(f"expected a model with as many channels out as in, but {name} has {got}")
+    if len({*channels.values()}) > 1:
+        got = ", ".join(f"{count} for {name}" for name, count in channels.items())
+        raise ValueError(f"expected models of images with the same number of channels, got {got}")
+    return next(iter(channels.values()))
 
 
 def _measure(images: Tensor, originals: Tensor, distances: Mapping[str, nn.Module]) -> list[Tensor]:
@@ -175,12 +141,12 @@ def _measure(images: Tensor, originals: Tensor, distances: Mapping[str, nn.Modul
     values = [psnr(images, originals), ssim(images, originals), gradient_energy(images)]
     for network in distances.values():
         device = next(network.buffers()).device
-        values.append(network(images.clamp(-1, 1).to(device), originals.to(device)).cpu())
+        values.append(network(_rgb(images).clamp(-1, 1).to(device), _rgb(originals).to(device)).cpu())
     return values
 
 
 class _Seen:
-    """Results of the networks for images (B, 3, H, W).
+    """Results of the networks for images (B, 3, H, W) or (B, 1, H, W).
 
     Attributes:
         features: (B, F), for the Fréchet distance.
@@ -188,6 +154,7 @@ class _Seen:
     """
 
     def __init__(self, images: Tensor, frechet: FrechetDistance, classifier: EfficientNetDistance | None) -> None:
+        images = _rgb(images)
         self.features = frechet.features(images)
         if classifier is not None:
             network, device = frechet.network, classifier.classifier_bias.device
@@ -206,10 +173,29 @@ def _fractions(values: list[Tensor], originals: Tensor) -> tuple[Array, Array]:
     return numerators.numpy(), denominators.numpy()
 
 
-def _reconstruct(model: AutoencoderKL | Method, images: Tensor) -> Tensor:
-    if isinstance(model, AutoencoderKL):
-        return model(images.to(model.device)).sample.float().cpu()
-    return model(images).float().cpu()
+def _rgb(images: Tensor) -> Tensor:
+    """Repeat grey images (B, 1, H, W) in three channels."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def _reconstruct(name: str, model: AutoencoderKL | Method, images: Tensor) -> Tensor:
+    found = model(images.to(model.device)).sample if isinstance(model, AutoencoderKL) else model(images)
+    if not isinstance(found, Tensor) or found.shape != images.shape:
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        expected = f"evaluate: expected reconstructions of shape {tuple(images.shape)}"
+        raise ValueError(f"{expected}, but model {name} gave {got}")
+    return found.cpu()
+
+
+def _check(images: Tensor, holder: str, limit: float, before: int, data: EvaluationData) -> None:
+    """Raise a `ValueError` unless images are finite and within ±`limit`. `before` images came before these."""
+    fault = image_fault(images, limit)
+    if fault is not None:
+        number, found = fault
+        raise ValueError(
+            f"evaluate: expected floating-point values in [-1, 1], but {holder} gave {found} for image "
+            f"{before + number + 1} of {len(data)} ({data.what})"
+        )
 
 
 def _device(model: AutoencoderKL | Method) -> torch.device:
@@ -220,29 +206,3 @@ def _batches(data: EvaluationData, size: int) -> Iterator[tuple[list[Key], Tenso
     pairs = iter(data)
     while batch := [*itertools.islice(pairs, size)]:
         yield [key for key, _ in batch], torch.stack([image for _, image in batch])
-
-
-def _notes(about: dict[str, Any]) -> list[str]:
-    data, intervals, sources = about["data"], about["intervals"], about["sources"]
-    notes = [f"{data['images']} images from {data['photographs']} photographs: {data['what']}."]
-    drawn = f"95 % intervals in brackets: by a bootstrap of {REPLICATES} replicates"
-    if intervals is None:
-        notes.append(f"No intervals: they need {MIN_UNITS} images or more.")
-    elif intervals["drawn"] == "photographs":
-        notes.append(
-            f"{drawn} that draw photographs, each with all its crops. They show how much the values would change with "
-            "other photographs of the same kind."
-        )
-    else:
-        notes.append(
-            f"{drawn} that draw crops, because {data['photographs']} photographs are too few. They show how much the "
-            "values would change with other crops of the same photographs. With other photographs they may change more."
-        )
-    notes.append("Gradient energy: block edges and noise add to it, too.")
-    notes += [f"{name}: features of {source}." for name, source in sources.items() if name != CLASS_KEPT]
-    if CLASS_KEPT in sources:
-        notes.append(
-            f"Class kept: share of images whose first class is among the first {NEAR_CLASSES} of the "
-            f"reconstruction, by {sources[CLASS_KEPT]}."
-        )
-    return notes

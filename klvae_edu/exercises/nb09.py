@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from klvae_edu import baselines, latents, metrics
 from klvae_edu.exercises.exercise import Exercise, call
 from klvae_edu.exercises.judges.functions import judge_function, probe
+from klvae_edu.exercises.judges.linalg import FiniteLinalg
 from klvae_edu.exercises.judges.numbers import judge_numbers
 
 NOTEBOOK = "09_measuring_quality"
@@ -675,7 +676,7 @@ def _gradients_of(attempt: Callable[..., Any]) -> Callable[[Tensor, Tensor], tup
             if not total.requires_grad:
                 total = total + 0 * leaves[0].sum()
             found += torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
-        return tuple(found)
+        return tuple(gradient.detach() for gradient in found)  # PyTorch 2.8 fills in zeros that require a gradient
 
     return gradients
 
@@ -732,8 +733,9 @@ _judge_few = judge_function(frechet_distance, [(_few, _others + 6)], [_UNCLAMPED
 
 
 def _judge_frechet(attempt: Any) -> str | None:
-    """By itself, for an attempt without the clamp may have another mistake, to be named first."""
-    return _judge_distance(attempt) or _judge_few(attempt)
+    """Judge few images last: an attempt without the clamp may have another mistake, to be named first."""
+    with FiniteLinalg():  # type: ignore[no-untyped-call]
+        return _judge_distance(attempt) or _judge_few(attempt)
 
 
 EXERCISES: tuple[Exercise, ...] = (

@@ -23,7 +23,7 @@ WEIGHT_FUNCTIONS = (F.conv2d, F.linear, F.group_norm)  # all functions of the ne
 def computes_in_float16(x: Tensor, weights: torch.dtype) -> bool:
     """Tell whether a layer whose weights have the data type `weights` would compute in float16 on `x`."""
     device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
     return weights == torch.float16 or (autocast and torch.get_autocast_dtype(device) == torch.float16)
 
 

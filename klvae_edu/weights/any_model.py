@@ -28,7 +28,7 @@ class Source(NamedTuple):
 
     @property
     def on_hub(self) -> bool:
-        """Whether the Hub has to be asked: there is no such path here."""
+        """True if the Hub has to be asked: there is no such path here."""
         return self.name not in BUNDLED and not Path(self.name).expanduser().exists()
 
 

@@ -1,4 +1,4 @@
-"""What other programs read: the names and the shape that each wants, and the models that it cannot hold.
+"""Layouts for other programs: the names and the shape that each reads, and the models that it cannot hold.
 
 Tried with random weights of sd-v1, sdxl, sd3 and flux; the versions are in `docs/files.md`.
 """
@@ -36,7 +36,7 @@ _FOLDERS = ("onetrainer", "diffusers")  # programs that want a folder; the other
 
 
 class Layout(NamedTuple):
-    """What to write: one file or a folder, with which names."""
+    """Layout of a saved model: one file or a folder, with which names."""
 
     folder: bool
     names: Literal["compvis", "diffusers"]

@@ -174,3 +174,48 @@ def test_missing_settings_are_a_note_with_the_line_that_sets_them(monkeypatch: p
 def test_other_systems_do_not_need_the_settings(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
     monkeypatch.setattr(sys, "platform", system)
     assert doctor.check_process_settings().ok
+
+
+# ---- Optional ones ---------------------------------------------------------------------------------------------------
+
+
+def test_optional_packages_are_named_with_their_use_and_never_make_the_doctor_fail(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = {"tifffile": "1.2.3", "diffusers": "4.5"}
+    version = metadata.version
+
+    def version_of(name: str) -> str:
+        if name in doctor.OPTIONAL.values() and name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed.get(name) or version(name)
+
+    monkeypatch.setattr(metadata, "version", version_of)
+    found = {check.name: check for check in doctor.check_optional()}
+    assert {*doctor.OPTIONAL.values()} >= {"pillow-heif", "tifffile", "tensorboard", "lpips", "diffusers"}
+    assert found["TIFFs of several bands"].ok and found["TIFFs of several bands"].detail == "tifffile 1.2.3"
+    heic = found["HEIC images"]
+    assert (heic.ok, heic.required, heic.detail) == (False, False, "pillow-heif is not installed")
+    assert heic.remedy.endswith("pip install pillow-heif")
+    assert not any(check.required for check in found.values())
+    assert main(["doctor"]) == 0
+    assert re.search("^note +HEIC images +pillow-heif is not installed$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_weights_of_lpips_are_looked_for_and_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    missing = doctor.check_lpips_weights()
+    assert not missing.ok and not missing.required and "528 MB" in missing.remedy
+    path = tmp_path / "checkpoints" / "vgg16-397923af.pth"
+    assert missing.detail == f"not at {path}" and not path.exists()
+    path.parent.mkdir()
+    path.touch()
+    assert doctor.check_lpips_weights() == Check("LPIPS weights", True, str(path), missing.remedy, False)
+
+
+def test_without_torchvision_the_weights_of_lpips_are_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    check = doctor.check_lpips_weights()
+    assert not check.ok and not check.required and "ModuleNotFoundError" in check.detail

@@ -12,14 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from klvae_edu import AutoencoderKL
+from klvae_edu import AutoencoderKL, DecoderOutput
 from klvae_edu.baselines import PatchPCA, bicubic, jpeg
 from klvae_edu.cli import main
-from klvae_edu.commands.models import fitted_pca
-from klvae_edu.data import image_dataset
+from klvae_edu.commands.evaluate import fitted_pca
+from klvae_edu.data import image_dataset, photographs
 from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.metrics import psnr
-from klvae_edu.training.config import TrainingConfig
 
 FEW_CROPS = ["--size", "32", "--crops", "22", "--device", "cpu"]
 
@@ -187,7 +186,7 @@ def test_lpips_is_taken_in_where_its_network_is_trained(
         (["MODEL", "--data", "EMPTY"], "found no image files"),
         (["MODEL", "--data", "EMPTY", "--split", "all"], "found no image files"),
         (["MODEL", "--split", "all"], "expected held-out for photos"),
-        (["EMPTY"], "expected config.json, found nothing"),
+        (["EMPTY"], "found nothing"),
         (["MODEL", "--out", "TAKEN"], "it already exists and was not changed"),
         (["MODEL", "--out", "EMPTY/none/values.json"], "expected a file in an existing folder"),
     ],
@@ -214,13 +213,95 @@ def test_an_existing_output_file_is_an_error_before_anything_is_loaded(
 
 
 def test_patch_pca_of_large_patches_is_fitted_to_crops_of_no_more_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
+    fitted: list[tuple[int, ...]] = []
+    fit = PatchPCA.fit
+    monkeypatch.setattr(PatchPCA, "fit", lambda self, images: fitted.append(tuple(images.shape)) or fit(self, images))
+    for levels in (3, 4, 6):  # f = 4, 8, 32
+        vae = AutoencoderKL(block_out_channels=(8,) * levels, layers_per_block=1, norm_num_groups=4)
+        pca = fitted_pca(vae, "dead-leaves")
+        assert pca is not None and pca.patch_size == vae.downsample_factor
+    assert fitted == [(16, 3, side, side) for side in (64, 128, 128)]
 
-    def crops(config: TrainingConfig, split: str, count: int) -> tuple[torch.Tensor, None]:
-        sizes.append((config.data, config.size, split, count))
-        return torch.rand(4, 3, config.size, config.size), None
 
-    monkeypatch.setattr("klvae_edu.training.validation.load_crops", crops)
-    for factor in (4, 8, 32):
-        assert fitted_pca(factor, 4, "dead-leaves").patch_size == factor
-    assert sizes == [("dead-leaves", side, "train", 16) for side in (64, 128, 128)]
+# ---- Channels and values ---------------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, channels: int = 3, out_channels: int | None = None) -> Path:
+    """Save a model with f = 2 and 2 latent channels for images of `channels` channels."""
+    config = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 2}
+    AutoencoderKL(in_channels=channels, out_channels=out_channels or channels, **config).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_of_grey_images_is_compared_with_grey_baselines_and_judged_by_the_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = saved(tmp_path / "grey", 1), tmp_path / "values.json"
+    assert main(["evaluate", str(model), *FEW_CROPS, "--out", str(out)]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))["models"]
+    assert [*found] == [str(model), "patch-PCA, 2 per 2x2", "bicubic, 1 per 2x2"]
+    batch = torch.stack([*image_dataset("photos", 32, split="held-out", length=22, channels=1)])
+    assert batch.shape[1] == 1
+    values = found["bicubic, 1 per 2x2"]
+    assert values["PSNR"]["value"] == pytest.approx(psnr(bicubic(batch, 2), batch).mean().item(), rel=1e-5)
+    assert (
+        found["patch-PCA, 2 per 2x2"]["PSNR"]["value"] > values["PSNR"]["value"]
+    )  # two numbers for four pixels, not one
+    assert "EfficientNet-Lite1 distance" in values and "Fréchet distance, EfficientNet-Lite1" in values
+    assert "JPEG is left out: it is a baseline for images of 3 channels." in " ".join(capsys.readouterr().out.split())
+
+
+def five_bands(folder: Path, count: int = 3, side: int = 32) -> Path:
+    """Write TIFFs of five bands: those of colour photographs, and two of them again, darker."""
+    tifffile = pytest.importorskip("tifffile")
+    folder.mkdir()
+    for n in range(count):
+        image = photographs("held-out")["chelsea"][:, 20 * n : 20 * n + side, 100 : 100 + side]
+        bands = ((torch.cat([image, image[:2] * 0.5]) + 1) * 127.5).byte().numpy()
+        tifffile.imwrite(folder / f"{n}.tif", bands, photometric="minisblack", planarconfig="separate")
+    return folder
+
+
+def test_a_model_of_five_bands_is_evaluated_and_what_needs_colour_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = saved(tmp_path / "bands", 5), five_bands(tmp_path / "data")
+    command = ["evaluate", str(model), "--data", str(data), "--split", "all", "--size", "32", "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "values.json")]) == 0
+    found = json.loads((tmp_path / "values.json").read_text(encoding="utf-8"))
+    assert [*found["models"]] == [str(model), "bicubic, 5 per 2x2"]
+    assert found["differences"] == []
+    assert found["models"][str(model)].keys() == {"PSNR", "SSIM", "gradient energy"}
+    text = " ".join(capsys.readouterr().out.split())
+    for note in ("Metrics of features are left out", "patch-PCA is left out: photos has no images of 5 channels"):
+        assert note in text
+    assert main([*command, "--fit", str(data)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "patch-PCA, 2 per 2x2" in text and f"fitted to training crops of {data}" in text
+
+
+def test_models_of_different_numbers_of_channels_are_one_line_that_names_them(
+    tmp_path: Path, error_of: Callable[[], str]
+) -> None:
+    grey, colour, depth = (
+        str(saved(tmp_path / name, *channels))
+        for name, channels in (("grey", (1,)), ("colour", (3,)), ("depth", (3, 1)))
+    )
+    assert main(["evaluate", grey, colour, *FEW_CROPS]) == 2
+    assert f"the same number of channels, got 1 for {grey}, 3 for {colour}" in error_of()
+    assert main(["evaluate", depth, *FEW_CROPS]) == 2
+    assert f"as many channels out as in, but {depth} has 3 in and 1 out" in error_of()
+
+
+def test_a_model_that_gives_nan_is_one_line_that_names_it_and_the_image(
+    model: Path, tmp_path: Path, error_of: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = AutoencoderKL.forward
+
+    def spoiled(self: AutoencoderKL, sample: torch.Tensor) -> DecoderOutput:
+        return DecoderOutput(forward(self, sample).sample.fill_(float("nan")))
+
+    monkeypatch.setattr(AutoencoderKL, "forward", spoiled)
+    assert main(["evaluate", str(model), *FEW_CROPS, "--out", str(tmp_path / "values.json")]) == 2
+    assert f"model {model} gave NaN or infinite values for image 1 of 22 (22 crops of 32x32 pixels" in error_of()
+    assert not (tmp_path / "values.json").exists()

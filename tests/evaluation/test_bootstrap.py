@@ -7,7 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from klvae_edu.evaluation.bootstrap import REPLICATES, Estimate, Sums, bootstrap_weights, estimate
+from klvae_edu.evaluation.bootstrap import (
+    REPLICATES,
+    Estimate,
+    Sums,
+    bootstrap_weights,
+    estimate,
+    paired_differences,
+)
 
 
 def of_values(values: np.ndarray, keys: list[tuple[int, ...]]) -> Estimate:
@@ -53,6 +60,18 @@ def test_an_infinite_value_makes_only_those_replicates_infinite_that_drew_it() -
     sums.add(np.ones(1 + REPLICATES), np.array([1.0]), np.ones(1))
     found = sums.quotients()[:, 0]
     assert not np.isnan(found).any() and (np.isinf(found) == (weights > 0)).all()
+
+
+def test_without_a_denominator_a_quotient_is_not_defined() -> None:
+    sums = Sums(2)
+    sums.add(np.ones(1 + REPLICATES), np.array([1.0, 0.0]), np.array([0.0, 0.0]))
+    assert np.isnan(sums.quotients()).all()
+
+
+def test_a_difference_of_equal_values_is_0_even_if_both_are_infinite() -> None:
+    inf, nan = np.inf, np.nan
+    found = paired_differences(np.array([inf, 3.0, inf, 2.0, nan]), np.array([inf, 3.0, 2.0, inf, nan]))
+    assert found.tolist()[:4] == [0.0, 0.0, inf, -inf] and np.isnan(found[4])
 
 
 def test_the_weights_depend_on_seed_and_key_and_have_mean_1() -> None:

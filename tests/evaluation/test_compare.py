@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,9 @@ from klvae_edu import AutoencoderKL
 from klvae_edu.data import image_dataset
 from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.evaluation.bootstrap import REPLICATES, Sums, bootstrap_weights, estimate
-from klvae_edu.evaluation.compare import MIN_UNITS, evaluate
+from klvae_edu.evaluation.compare import evaluate, image_channels
 from klvae_edu.evaluation.images import Key
+from klvae_edu.evaluation.result import MIN_UNITS
 from klvae_edu.metrics import FrechetDistance, gradient_energy, psnr, ssim
 
 
@@ -343,5 +346,129 @@ def test_what_cannot_be_evaluated_is_an_error_that_says_why() -> None:
         evaluate({}, images(2))
     with pytest.raises(ValueError, match="expected two images or more, got 1"):
         evaluate({"halved": halved}, images(1), frechet="random")
-    with pytest.raises(ValueError, match=r"psnr: expected two batches of one shape .* got \(4, 3, 16, 8\)"):
+    expected = r"expected reconstructions of shape \(4, 3, 16, 16\), but model narrow gave"
+    with pytest.raises(ValueError, match=rf"{expected} shape \(4, 3, 16, 8\)"):
         evaluate({"narrow": lambda x: x[..., :8]}, images(8), frechet="random")
+    with pytest.raises(ValueError, match=f"{expected} tuple"):
+        evaluate({"narrow": lambda x: (x,)}, images(8), frechet="random")
+
+
+# --- values that are no images
+
+
+def from_sixth_image(spoil: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A model that spoils the sixth image that it sees."""
+    seen = itertools.count(1)
+    return lambda x: torch.stack([spoil(image) if next(seen) == 6 else image / 2 for image in x])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda image: torch.full_like(image, float("nan")), "NaN or infinite values"),
+        (lambda image: image.masked_fill(image > 0.9, float("inf")), "NaN or infinite values"),
+        (lambda image: (image + 1) * 127.5, "values from .* to 25"),
+    ],
+)
+def test_a_model_whose_pictures_no_metric_can_judge_is_named_with_the_image(
+    spoil: Callable[[Tensor], Tensor], found: str
+) -> None:
+    models = {"fine": halved, "run/broken": from_sixth_image(spoil)}
+    where = r"model run/broken gave " + found + r".* for image 6 of 24 \(24 images of 16x16 pixels\)"
+    with pytest.raises(ValueError, match=where):
+        evaluate(models, images(), frechet="random", batch_size=4)
+
+
+def test_a_model_of_bytes_is_named() -> None:
+    with pytest.raises(ValueError, match=r"model bytes gave values of torch\.uint8 for image 1 of 24"):
+        evaluate({"bytes": lambda x: ((x + 1) * 127.5).byte()}, images(), frechet="random")
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        ((images() + 1) * 127.5, "values from .* to 25"),
+        (((images() + 1) * 127.5).byte(), r"values of torch\.uint8"),
+        (images().index_fill(0, torch.tensor([7]), float("nan")), "NaN or infinite values for image 8 of 24"),
+    ],
+)
+def test_data_in_another_range_are_refused_and_not_measured(data: Tensor, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"evaluate: expected .* in \[-1, 1\], but the data gave {found}"):
+        evaluate({"same": lambda x: x.clone()}, data, frechet="random")
+
+
+def test_a_reconstruction_may_overshoot() -> None:
+    found = evaluate({"beyond": lambda x: 3 * x, "clamped": lambda x: (3 * x).clamp(-1, 1)}, images(), frechet="random")
+    assert np.array_equal(found.quotients["beyond"], found.quotients["clamped"])
+
+
+# --- limits of the metrics
+
+
+def test_two_exact_models_differ_by_zero_and_an_exact_one_from_another_by_infinity() -> None:
+    models = {"same": lambda x: x.clone(), "twin": lambda x: x.clone(), "halved": halved}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = evaluate(models, images(), frechet="random")
+        assert found.estimate("same", "PSNR") == (math.inf, math.inf, math.inf)
+        assert found.difference("same", "twin", "PSNR") == (0, 0, 0)
+        assert found.difference("same", "halved", "PSNR") == (math.inf, math.inf, math.inf)
+        assert found.difference("halved", "same", "PSNR").value == -math.inf
+        assert "inf [inf, inf]" in found.table()
+
+
+def test_originals_without_edges_have_no_gradient_energy_to_compare_with_and_a_note_says_so() -> None:
+    flat = torch.full((24, 3, 16, 16), -1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = evaluate({"brighter": lambda x: x + 0.01, "noisy": lambda x: x + 0.1 * images()[: len(x)]}, flat)
+    for model in ("brighter", "noisy"):
+        assert math.isnan(found.estimate(model, "gradient energy").value)
+        assert found.to_dict()["models"][model]["gradient energy"]["value"] is None
+    assert "The gradient energy is not defined (nan): the originals have none." in " ".join(found.table().split())
+    assert "not defined" not in evaluate({"halved": halved}, images(), frechet="random").table()
+
+
+# --- channels
+
+
+def test_grey_images_are_measured_as_they_are_and_repeated_for_networks(judge: Counting) -> None:
+    grey = images()[:, :1]
+    given = {"distances": {"judge": judge}, "classifier": judge, "frechet": "efficientnet-lite1"}
+    found = evaluate({"halved": halved}, grey, **given)
+    repeated = evaluate({"halved": halved}, grey.repeat(1, 3, 1, 1), **given)
+    assert found.metrics == repeated.metrics
+    np.testing.assert_allclose(found.quotients["halved"], repeated.quotients["halved"], rtol=1e-5)
+    assert found.frechet == pytest.approx(repeated.frechet)
+
+
+def test_for_other_numbers_of_channels_networks_are_left_out_and_a_note_says_so(judge: Counting) -> None:
+    bands = torch.cat([images(), images().flip(0)[:, :2]], dim=1)  # (24, 5, 16, 16)
+    found = evaluate({"halved": halved}, bands, distances={"judge": judge}, classifier=judge)
+    assert found.metrics == ("PSNR", "SSIM", "gradient energy") and found.frechet == {}
+    assert found.estimate("halved", "PSNR").value == pytest.approx(psnr(halved(bands), bands).mean().item(), rel=1e-5)
+    table = " ".join(found.table().split())
+    assert "Metrics of features are left out" in table and "Fréchet" not in table
+    assert found.to_dict()["models"]["halved"].keys() == {"PSNR", "SSIM", "gradient energy"}
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def small(**fields: int) -> AutoencoderKL:
+    return AutoencoderKL(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, **fields)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_an_autoencoder_of_grey_or_of_more_bands_is_evaluated(channels: int) -> None:
+    vae = small(in_channels=channels, out_channels=channels)
+    batch = torch.rand(4, channels, 16, 16) * 2 - 1
+    found = evaluate({"vae": vae}, batch, frechet="random")
+    assert found.estimate("vae", "PSNR").value == pytest.approx(psnr(vae(batch).sample, batch).mean().item(), rel=1e-5)
+    assert image_channels({"vae": vae}) == channels
+
+
+def test_autoencoders_of_different_numbers_of_channels_are_an_error_that_names_them() -> None:
+    grey, colour = small(in_channels=1, out_channels=1), small()
+    with pytest.raises(ValueError, match="the same number of channels, got 1 for grey, 3 for colour"):
+        evaluate({"grey": grey, "colour": colour}, images(4))
+    with pytest.raises(ValueError, match="as many channels out as in, but depth has 3 in and 1 out"):
+        evaluate({"depth": small(out_channels=1)}, images(4))

@@ -511,6 +511,17 @@ def test_a_right_frechet_distance_passes_in_any_style(answer):
     assert_passes("09.3", answer)
 
 
+def frechet_with_nan_for_linalg(features, others):
+    """As eigvals of roots of entries, if one is negative; cross is harmless should the guard fail."""
+    return frechet_like(features, others, lambda a, b: torch.linalg.cross(*(-(a @ b)[:2, :3]).sqrt()).sum())
+
+
+def test_nan_on_its_way_to_a_decomposition_has_a_verdict_and_so_have_later_attempts():
+    assert_rejected("09.3", frechet_with_nan_for_linalg, "torch.linalg got NaN or infinite values, as from the root")
+    assert_rejected("09.3", frechet_without_the_two, "2 before the root is missing")
+    assert_passes("09.3", frechet_by_a_symmetric_root)
+
+
 def test_the_finished_frechet_distance_is_the_packages():
     a, b = torch.rand(2, 70, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     b = (b * 0.7).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""What other programs read of what this package writes."""
+"""Layouts for other programs, and what is refused."""
 
 from __future__ import annotations
 
