@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import shutil
+import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import datasets
 import diffusers
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image, features
+from pyarrow import parquet
 from safetensors.torch import save_file
 from torch import Tensor
 
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.cli import main
+from klvae_edu.data import image_dataset
+from klvae_edu.data.all_images import AllImages
+from klvae_edu.data.files import UnreadableImage, load_image
 from klvae_edu.weights.keys import to_compvis
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "files.md").read_text(encoding="utf-8")
@@ -70,12 +83,15 @@ class Try:
         return self.path(name)
 
 
-MODELS: dict[str, Callable[[Try], None]] = {}
+Check = Callable[[Any], None]
+ROWS: dict[str, dict[str, Check]] = {"Models": {}, "Pictures": {}, "Data sets": {}}
 
 
-def row(first_cell: str) -> Callable[[Callable[[Try], None]], Callable[[Try], None]]:
-    def register(check: Callable[[Try], None]) -> Callable[[Try], None]:
-        MODELS[first_cell] = check
+def row(first_cell: str, of: str = "Models") -> Callable[[Check], Check]:
+    """Register what a row of a table says: `of` is the heading of the table."""
+
+    def register(check: Check) -> Check:
+        ROWS[of][first_cell] = check
         return check
 
     return register
@@ -331,14 +347,293 @@ def _(n: Try) -> None:
         assert "damaged" in n.refused(path)
 
 
-@pytest.mark.parametrize("cell", MODELS, ids=lambda cell: cell[:60])
-def test_a_row_about_a_model_is_true(cell: str, tmp_path: Path) -> None:
-    assert table("Models")[cell].startswith(("read", "refused"))
-    MODELS[cell](Try(tmp_path))
+class Pictures:
+    """A folder for pictures: noise of 48x40 pixels in many formats."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rgb = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        self.image = Image.fromarray(self.rgb)
+
+    def saved(self, name: str, image: Image.Image | None = None, **options: Any) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (image or self.image).save(path, **options)
+        return path
+
+    def tiff(self, pixels: NDArray[Any], **options: Any) -> Path:
+        tifffile = pytest.importorskip("tifffile")
+        tifffile.imwrite(self.folder / "x.tif", pixels, **options)
+        return self.folder / "x.tif"
+
+    def parquet(self, name: str, **columns: Any) -> Path:
+        (self.folder / name).mkdir()
+        parquet.write_table(pa.table(columns), self.folder / name / "train.parquet")
+        return self.folder / name
 
 
-def test_no_row_about_a_model_is_missing() -> None:
-    assert [*table("Models")] == [*MODELS]
+def read(path: Path, channels: int = 3, said: str | None = None) -> Tensor:
+    """Read a picture, and check that `said` is a part of the only warning; None: there is none."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        image = load_image(path, channels=channels)
+    assert [said] == [said for _ in caught] if said else not caught, [str(warning.message) for warning in caught]
+    assert said is None or said in str(caught[0].message)
+    assert len(image) == channels and bool((image.abs() <= 1).all())
+    return image
+
+
+def pixels(image: Tensor) -> NDArray[Any]:
+    return ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+
+
+def refused(path: Path, channels: int = 3) -> str:
+    with pytest.raises(UnreadableImage) as error:
+        load_image(path, channels=channels)
+    return str(error.value)
+
+
+@row("JPEG, PNG, WebP, TIFF, GIF, BMP and others that Pillow reads; AVIF from Pillow 11.3 on", of="Pictures")
+def _(n: Pictures) -> None:
+    for suffix in ("png", "tif", "bmp", "tga", "ppm"):
+        assert np.array_equal(pixels(read(n.saved(f"x.{suffix}"))), n.rgb)
+    for suffix in ("jpg", "webp", "gif", *(["avif"] if features.check("avif") else [])):
+        read(n.saved(f"x.{suffix}"))
+
+
+@row("a picture whose suffix is that of another format", of="Pictures")
+def _(n: Pictures) -> None:
+    n.saved("x.png").rename(n.folder / "x.jpg")
+    assert np.array_equal(pixels(read(n.folder / "x.jpg")), n.rgb)
+
+
+@row("CMYK, palette, one bit", of="Pictures")
+def _(n: Pictures) -> None:
+    for mode, suffix in (("CMYK", "tif"), ("P", "png"), ("1", "png")):
+        image = n.image.convert(mode)
+        assert np.array_equal(pixels(read(n.saved(f"x.{suffix}", image))), np.asarray(image.convert("RGB")))
+
+
+@row("rotated by its EXIF data", of="Pictures")
+def _(n: Pictures) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert np.array_equal(pixels(read(n.saved("x.png", exif=exif))), np.rot90(n.rgb, -1))
+
+
+@row("transparent", of="Pictures")
+def _(n: Pictures) -> None:
+    clear = n.image.convert("RGBA")
+    clear.putalpha(Image.new("L", clear.size, 0))
+    assert bool((read(n.saved("x.png", clear)) == 1).all())
+    assert np.array_equal(pixels(read(n.folder / "x.png", channels=4)), np.asarray(clear))
+
+
+@row("grey, for an RGB model; RGB, for a grey model", of="Pictures")
+def _(n: Pictures) -> None:
+    grey = n.image.convert("L")
+    assert np.array_equal(pixels(read(n.saved("g.png", grey))), np.asarray(grey.convert("RGB")))
+    assert np.array_equal(pixels(read(n.saved("x.png"), channels=1))[..., 0], np.asarray(grey))
+
+
+@row("16-bit grey", of="Pictures")
+def _(n: Pictures) -> None:
+    values = np.linspace(0, 65535, 1920).reshape(40, 48).astype(np.uint16)
+    image = read(n.saved("x.png", Image.fromarray(values)))
+    assert np.allclose(image[0].numpy(), values / 65535 * 2 - 1, atol=1e-6)
+    read(n.saved("dark.png", Image.fromarray(values // 32)), said="look nearly black")
+
+
+@row("16-bit RGB", of="Pictures")
+def _(n: Pictures) -> None:
+    image = read(n.tiff(n.rgb.astype(np.uint16) * 257, photometric="rgb"))
+    assert np.array_equal(pixels(image), n.rgb)
+
+
+@row("16-bit RGB in uncompressed planes", of="Pictures")
+def _(n: Pictures) -> None:
+    planes = n.rgb.astype(np.uint16).transpose(2, 0, 1) * 257
+    image = read(n.tiff(planes, photometric="rgb", planarconfig="separate"))
+    assert np.array_equal(pixels(image), n.rgb)
+
+
+@row("floating point", of="Pictures")
+def _(n: Pictures) -> None:
+    values = n.rgb.astype(np.float32) / 255
+    assert np.array_equal(pixels(read(n.tiff(values, photometric="rgb"))), n.rgb)
+    assert "from 0 to 1" in refused(n.tiff(values * 255, photometric="rgb"))
+
+
+@row("a TIFF of n bands, for a model with n channels", of="Pictures")
+def _(n: Pictures) -> None:
+    bands = np.dstack([n.rgb, n.rgb[..., :2]])
+    path = n.tiff(bands, photometric="minisblack", planarconfig="contig")
+    assert np.array_equal(pixels(read(path, channels=5)), bands)
+    assert "expected 3 channels, got 5 bands of uint8" in refused(path)
+
+
+@row("a TIFF of more bands than RGB, which have no meaning in it", of="Pictures")
+def _(n: Pictures) -> None:
+    path = n.tiff(np.dstack([n.rgb, n.rgb[..., :1]]), photometric="rgb", extrasamples=["unspecified"])
+    assert np.array_equal(pixels(read(path, said="bands without a meaning are left out (1 of 4)")), n.rgb)
+
+
+@row("a fourth band that is marked as alpha but has hardly a 0 or 255", of="Pictures")
+def _(n: Pictures) -> None:
+    path = n.tiff(np.dstack([n.rgb, n.rgb[..., :1] // 2 + 20]), photometric="rgb", extrasamples=["unassalpha"])
+    read(path, said="near infrared")
+
+
+@row("a stack or an animation", of="Pictures")
+def _(n: Pictures) -> None:
+    stack = n.rgb[None, ..., 0].repeat(3, 0)
+    read(n.tiff(stack, photometric="minisblack"), said="only the first page or frame is read (1 of 3)")
+    read(n.saved("x.gif", save_all=True, append_images=[n.image.rotate(180)]), said="1 of 2")
+
+
+@row("HEIC", of="Pictures")
+def _(n: Pictures) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    smooth = n.image.resize((6, 5)).resize(n.image.size, Image.Resampling.BICUBIC)  # its colours have half the sides
+    assert np.abs(pixels(read(n.saved("x.heic", smooth, quality=100))).astype(int) - np.asarray(smooth)).mean() < 4
+
+
+@row("a file name that is no text", of="Pictures")
+def _(n: Pictures) -> None:
+    path = n.saved("x.png")
+    raw = os.path.join(os.fsencode(n.folder), b"gr\xfc\xdfe.png")
+    os.rename(os.fsencode(path), raw)
+    assert np.array_equal(pixels(read(Path(os.fsdecode(raw)))), n.rgb)
+    assert len(AllImages(str(n.folder), 32)) == 1
+
+
+@row("an empty or truncated file, or no picture", of="Pictures")
+def _(n: Pictures) -> None:
+    n.saved("good.png")
+    whole = n.saved("x.jpg").read_bytes()
+    for name, content in (("a.jpg", b""), ("b.jpg", whole[: len(whole) // 2]), ("c.jpg", b"<html>")):
+        (n.folder / name).write_bytes(content)
+        assert name in refused(n.folder / name)
+    (n.folder / "x.jpg").unlink()
+    crops = image_dataset(str(n.folder), 16, length=12)
+    assert len([*crops]) == 12
+    assert (report := crops.report()) and "others took their place" in report
+
+
+def count(source: Path | str) -> int:
+    return len(AllImages(str(source), 32))
+
+
+@row("a folder of pictures with subfolders", of="Data sets")
+def _(n: Pictures) -> None:
+    for name in ("a.png", "b/c.jpg", "b/d/e.webp"):
+        n.saved(name)
+    assert count(n.folder) == 3
+
+
+@row("a folder behind a symbolic link", of="Data sets")
+def _(n: Pictures) -> None:
+    n.saved("store/cats/1.png")
+    n.saved("data/dogs/2.png")
+    (n.folder / "data" / "cats").symlink_to(n.folder / "store" / "cats")
+    (n.folder / "data" / "again").symlink_to(n.folder / "store" / "cats")
+    assert count(n.folder / "data") == 2
+
+
+@row("other files in a folder, such as captions", of="Data sets")
+def _(n: Pictures) -> None:
+    n.saved("1.png")
+    for name in ("1.txt", "2.txt", "3.psb"):
+        (n.folder / name).touch()
+    with pytest.warns(UserWarning, match=r"1 images are read; left out: 2 \.txt, 1 \.psb"):
+        assert count(n.folder) == 1
+
+
+def encoded(n: Pictures) -> bytes:
+    return n.saved("x.png").read_bytes()
+
+
+@row("`hf:NAME`, or a folder of Parquet files: a column of images", of="Data sets")
+def _(n: Pictures) -> None:
+    rows = {"image": [{"bytes": encoded(n), "path": None}] * 4}
+    (n.folder / "set").mkdir()
+    datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()})).to_parquet(
+        str(n.folder / "set" / "train.parquet")
+    )
+    assert count(n.folder / "set") == count(f"hf:{n.folder / 'set'}") == 4
+
+
+@row("Parquet with a column of bytes, or of bytes and path, as pandas and Spark write it", of="Data sets")
+def _(n: Pictures) -> None:
+    assert count(n.parquet("plain", image=[encoded(n)] * 4, label=[0] * 4)) == 4
+    assert count(n.parquet("struct", image=[{"bytes": encoded(n), "path": None}] * 4)) == 4
+
+
+@row("several columns of images", of="Data sets")
+def _(n: Pictures) -> None:
+    folder = n.parquet("two", conditioning_image=[encoded(n)] * 4, image=[encoded(n)] * 4)
+    with pytest.warns(UserWarning, match=r"image.*conditioning_image|conditioning_image.*image"):
+        assert count(folder) == 4
+
+
+@row("a column by its name, `hf:NAME#COLUMN`", of="Data sets")
+def _(n: Pictures) -> None:
+    folder = n.parquet("two", a=[encoded(n)] * 4, b=[b"no image"] * 4)
+    images = AllImages(f"hf:{folder}#a", 32)
+    assert images.load(0).shape == (3, 32, 32)
+    with pytest.raises(ValueError, match=r"\bc\b"):
+        AllImages(f"hf:{folder}#c", 32)
+
+
+def members(n: Pictures) -> dict[str, bytes]:
+    picture = encoded(n)
+    return {"1.jpg": n.saved("y.jpg").read_bytes(), "1.mask.png": picture, "1.txt": b"a cat", "2.png": picture}
+
+
+@row("tar files, WebDataset's or others", of="Data sets")
+def _(n: Pictures) -> None:
+    (n.folder / "shards").mkdir()
+    with tarfile.open(n.folder / "shards" / "0.tar", "w") as tar:
+        for name, content in members(n).items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    assert count(n.folder / "shards") == 2
+    assert count(f"hf:{n.folder / 'shards'}#mask.png") == 1
+
+
+@row("zip files", of="Data sets")
+def _(n: Pictures) -> None:
+    (n.folder / "zips").mkdir()
+    with zipfile.ZipFile(n.folder / "zips" / "0.zip", "w") as archive:
+        for name in ("a/1.png", "b.png", "captions.csv"):
+            archive.writestr(name, encoded(n))
+    assert count(n.folder / "zips") == 2
+
+
+@row("a folder of `save_to_disk`", of="Data sets")
+def _(n: Pictures) -> None:
+    rows = {"image": [{"bytes": encoded(n), "path": None}] * 4}
+    features_of = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict(rows, features=features_of).save_to_disk(str(n.folder / "saved"))
+    assert count(n.folder / "saved") == 4
+
+
+@row("a data set without pictures", of="Data sets")
+def _(n: Pictures) -> None:
+    with pytest.raises(ValueError, match=r"label.*int64"):
+        count(n.parquet("labels", label=[0] * 4))
+
+
+@pytest.mark.parametrize(("heading", "cell"), [(h, cell) for h in ROWS for cell in ROWS[h]], ids=lambda text: text[:50])
+def test_a_row_is_true(heading: str, cell: str, tmp_path: Path) -> None:
+    assert table(heading)[cell].startswith(("read", "refused", "left out"))
+    ROWS[heading][cell]((Try if heading == "Models" else Pictures)(tmp_path))
+
+
+@pytest.mark.parametrize("heading", ROWS)
+def test_no_row_is_missing(heading: str) -> None:
+    assert [*table(heading)] == [*ROWS[heading]]
 
 
 def test_every_program_is_a_choice_of_convert_and_the_page_says_what_it_gets() -> None:

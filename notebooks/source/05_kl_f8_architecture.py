@@ -512,7 +512,7 @@ print("one convolution does the work of two: max |Δ| < 1e-5")
 # `ldm/models/autoencoder.py`).
 
 # %% [markdown]
-# Stable Diffusion 3 and Flux left them out, but version 1 was trained with them, so a faithful network has them. It has *no* scaling
+# Stable Diffusion 3 and FLUX.1 left them out (FLUX.2 has them again), but version 1 was trained with them, so a faithful network has them. It has *no* scaling
 # factor, though: the 0.18215 that diffusion models multiply latents with belongs to them (notebook 11).
 
 # %% [markdown]
@@ -930,7 +930,7 @@ print(f"weights: {MODEL or 'random, because MODEL is empty'}; {real.num_paramete
 
 # %% [markdown]
 # Whatever they are, they go into *your* class: built on the `meta` device, it takes over the loaded tensors instead of copying them, so
-# that even the full model is in memory only once. (Models 1, 2 and XL; 3 and Flux lack the two 1×1 convolutions.)
+# that even the full model is in memory only once. (Models 1, 2 and XL; 3 and FLUX.1 lack the two 1×1 convolutions.)
 
 # %%
 with torch.device("meta"):
