@@ -6,14 +6,17 @@ import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
+from klvae_edu.config import suggestion
 from klvae_edu.weights.contents import INDEX, SUFFIXES
 from klvae_edu.weights.folders import read_pretrained
 from klvae_edu.weights.pretrained import BUNDLED, bundled_folder
 from klvae_edu.weights.single_file import StoredModel, read_single_file
 
 _URL = re.compile(
-    r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/(?:blob|resolve|tree)/([^/]+)(?:/(.+?))?)?/?(\?.*)?"
+    r"(?:hf:/|https?://(?:www\.)?(?:huggingface\.co|hf\.co))/([\w.-]+/[\w.-]+)"
+    r"(?:/(?:blob|resolve|tree)/([^/]+)(?:/(.+?))?)?/?(\?.*)?"
 )
 AVERAGED = "ema"  # after "#": the averaged weights
 
@@ -33,16 +36,24 @@ class Source(NamedTuple):
 
 
 def parse_source(source: str | os.PathLike[str]) -> Source:
-    """Parse the name of a model: see `read_model`. A path that exists counts as it is, with all its characters."""
+    """Parse the name of a model: see `read_model`. A path that exists counts as it is, with all its characters.
+
+    Raises:
+        ValueError: an empty name, or an address of another site than the Hub.
+    """
     text = os.fspath(source)
+    if not text:
+        raise ValueError("expected the name of a model, got an empty one")
     if text in BUNDLED or Path(text).expanduser().exists():
         return Source(text)
-    name, sign, prefix = text.partition("#")
-    chosen = prefix if sign else None
+    name, sign, prefix = text.rpartition("#")
+    name, chosen = (name, prefix) if sign else (text, None)
     if name in BUNDLED or Path(name).expanduser().exists():
         return Source(name, prefix=chosen)
     if match := _URL.fullmatch(name):
-        return Source(match[1], match[3] or "", match[2], chosen)
+        return Source(match[1], unquote(match[3] or ""), match[2], chosen)
+    if "://" in name:
+        raise ValueError(f"{name}: expected an address of huggingface.co; download the file and pass its path")
     parts = name.split("/")
     if len(parts) > 2 and parts[0] not in ("", ".", "..", "~"):
         return Source("/".join(parts[:2]), "/".join(parts[2:]), None, chosen)
@@ -67,7 +78,7 @@ def read_model(source: str | os.PathLike[str], ema: bool = False, **fields: Any)
     found = parse_source(source)
     ema, prefix = (True, None) if found.prefix == AVERAGED else (ema, found.prefix)
     if found.name in BUNDLED:
-        return read_pretrained(bundled_folder(found.name), **fields)
+        return read_pretrained(bundled_folder(found.name), ema=ema, prefix=prefix, **fields)
     path = Path(found.name).expanduser()
     if path.is_file():
         return read_single_file(path, ema, prefix, **fields)
@@ -77,6 +88,8 @@ def read_model(source: str | os.PathLike[str], ema: bool = False, **fields: Any)
         raise FileNotFoundError(f"{found.name}: file not found")
     if _is_file_name(found.inside):
         return read_single_file(_download(found), ema, prefix, **fields)
+    if hint := suggestion(found.name, BUNDLED):
+        raise FileNotFoundError(f"{found.name}: no such file or folder; {hint}")
     return read_pretrained(found.name, found.inside, found.revision, ema=ema, prefix=prefix, **fields)
 
 

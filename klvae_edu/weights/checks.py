@@ -67,8 +67,14 @@ def checked_copies(
         raise ValueError(f"{source}: expected weights of a floating-point type, dense (torch.strided), got {names}")
     if dtype is None and (len(kinds) > 1 or not all(kind in DTYPES for kind, _ in kinds)):
         names = ", ".join(sorted(str(kind) for kind, _ in kinds))
-        raise ValueError(f"{source}: expected weights of one type a model computes in, got {names}; pass dtype=…")
+        raise ValueError(
+            f"{source}: expected weights of one type a model computes in, got {names}; "
+            "pass dtype=…, in a command --dtype"
+        )
     copies = {name: tensor.detach().to(dtype or tensor.dtype, copy=True) for name, tensor in weights.items()}
+    too_large = [name for name, copy in copies.items() if not copy.isfinite().all() and weights[name].isfinite().all()]
+    if too_large:
+        raise ValueError(f"{source}: {dtype} cannot hold the values of {', '.join(shortened(sorted(too_large)))}")
     check_finite(copies, source)
     return copies
 

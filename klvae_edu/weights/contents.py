@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ SUFFIXES = (*SAFETENSORS, ".ckpt", ".pt", ".pth", ".bin")
 INDEX = re.compile(r".+\.index(\.[\w-]+)?\.json")  # the list of shards; a variant such as fp16 comes before .json
 _USUAL = "state_dict"  # holds the weights of most trainers; its name is left out of the tensors' names
 _MAX_DEPTH = 8  # of nested dicts
+_LFS = b"version https://git-lfs"  # begins the file that stands for a large one
 
 
 class Contents(NamedTuple):
@@ -31,6 +32,7 @@ class Contents(NamedTuple):
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
     format: str
+    lists: Sequence[str] = ()  # names of lists of tensors, which are not read
 
 
 def open_contents(path: Path) -> Contents:
@@ -46,15 +48,18 @@ def open_contents(path: Path) -> Contents:
     if INDEX.fullmatch(path.name):
         return _open_shards(path)
     with open(path, "rb") as file:
-        head = file.read(4)
-    if head == b"GGUF":
+        head = file.read(len(_LFS))
+    if head == _LFS:
+        raise ValueError(f"{path}: a pointer of Git LFS instead of the file itself; fetch it with git lfs pull")
+    if head.startswith(b"GGUF"):
         raise ValueError(f"{path}: a GGUF file, whose weights are quantised; expected the weights before quantisation")
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: expected a file name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if not is_pickle(path):
         file_of_tensors = SafetensorsFile(path)
         return Contents(file_of_tensors, file_of_tensors.metadata, "safetensors")
-    return Contents(_by_name(read_pickle(path), path), {}, "a pickle")
+    content = read_pickle(path)
+    return Contents(_by_name(content, path), {}, "a pickle", [*_lists(content)])
 
 
 def _open_shards(index: Path) -> Contents:
@@ -96,3 +101,12 @@ def _flat(content: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Itera
             yield prefix + name, value
         elif isinstance(value, Mapping) and depth < _MAX_DEPTH:
             yield from _flat(value, prefix if name == _USUAL else f"{prefix}{name}.", depth + 1)
+
+
+def _lists(content: Any, prefix: str = "", depth: int = 0) -> Iterator[str]:
+    """Yield the names of lists that begin with a tensor, such as the averages of some trainers."""
+    for name, value in content.items():
+        if isinstance(value, Mapping) and depth < _MAX_DEPTH:
+            yield from _lists(value, f"{prefix}{name}.", depth + 1)
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
+            yield f"{prefix}{name} ({len(value)} tensors)"

@@ -32,8 +32,11 @@ _SAFE_GLOBALS_LOCK = threading.Lock()  # PyTorch has one list of allowed classes
 
 CONVERSION_SCRIPT = (  # Python code in the error message about a pickle with other classes
     "import sys, torch, safetensors.torch as s; "
-    "w = torch.load(sys.argv[1], map_location='cpu', weights_only=False); w = w.get('state_dict', w); "
-    "s.save_file({k: v.clone().contiguous() for k, v in w.items() if torch.is_tensor(v)}, sys.argv[2])"
+    "d = lambda o: o.state_dict() if hasattr(o, 'state_dict') else o if isinstance(o, dict) else {}; "
+    "f = lambda o: {k: o for k in ['']} if torch.is_tensor(o) else "
+    "{(k if n == 'state_dict' else f'{n}.{k}').strip('.'): t for n, x in d(o).items() for k, t in f(x).items()}; "
+    "w = f(torch.load(sys.argv[1], map_location='cpu', weights_only=False)); assert w, 'no tensors'; "
+    "s.save_file({k: t.clone().contiguous() for k, t in w.items()}, sys.argv[2])"
 )
 
 
@@ -117,6 +120,8 @@ def read_pickle(path: Path) -> Any:
 def _reason(path: Path, error: Exception) -> str:
     """Explain why a pickle cannot be read: it contains objects of classes, or it is damaged."""
     classes = _unsafe_globals(path) or re.findall(r"(?:Unsupported global:|load unsupported) GLOBAL (\S+)", str(error))
+    if "TorchScript" in str(error):
+        return "got a TorchScript program; save the state_dict() of its module instead"
     if not classes:
         return f"got a damaged file or another format ({type(error).__name__})"
     command = f'python -c "{CONVERSION_SCRIPT}" {shlex.quote(str(path))} converted.safetensors'

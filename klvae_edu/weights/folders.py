@@ -68,7 +68,9 @@ def read_pretrained(
         name.removeprefix(inside) for name in files.names if name.startswith(inside) and "/" not in name[len(inside) :]
     ]
     if CONFIG_NAME not in names and (_PIPELINE in names or not _weight_files(names)):
-        raise FileNotFoundError(f"{files.where}: expected {CONFIG_NAME} and {WEIGHTS_NAME}, found {_listing(names)}")
+        raise FileNotFoundError(
+            f"{files.where}: expected {CONFIG_NAME} and {WEIGHTS_NAME}, found {_listing(names)}{_nearby(files.where)}"
+        )
     config = read_config(files.path(inside + CONFIG_NAME)) if CONFIG_NAME in names else None
     weights = choose_weights(names, variant, files.where)
     path = files.path(inside + weights)
@@ -77,7 +79,11 @@ def read_pretrained(
         found = select_model(contents, path, config, ema, prefix, fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    notes = [*found.notes, *([] if config else [f"no {CONFIG_NAME}: the configuration is inferred from the tensors"])]
+    other = "is another program's" if CONFIG_NAME in names else "is missing"
+    notes = [
+        *found.notes,
+        *([] if config else [f"{CONFIG_NAME} {other}: the configuration is inferred from the tensors"]),
+    ]
     style = "a folder in diffusers' layout" if found.style == "diffusers' names" else f"a folder, {found.style}"
     return found._replace(style=style, notes=notes)
 
@@ -118,20 +124,29 @@ def find_files(source: str | os.PathLike[str], subfolder: str, revision: str | N
         FileNotFoundError: neither is there.
         ValueError: `source` is a file.
     """
-    folder = Path(source) / subfolder
-    if Path(source).is_file():
+    root = Path(source).expanduser()
+    folder = root / subfolder
+    if root.is_file():
         raise ValueError(f"{source}: expected a folder, got a file; AutoencoderKL.from_single_file reads it")
     if folder.is_dir():
         return _files_of(folder)
-    if Path(source).is_dir():
-        found = _listing(sorted(path.name for path in Path(source).iterdir()))
+    if root.is_dir():
+        found = _listing(sorted(path.name for path in root.iterdir()))
         raise FileNotFoundError(f"{source}: expected a folder {subfolder!r} in it, found {found}")
     return _on_hub(str(source), subfolder, revision)
 
 
 def _files_of(folder: Path) -> Files:
-    inside = [*folder.iterdir(), *(folder / _VAE).glob("*")]
+    inside = filter(Path.exists, [*folder.iterdir(), *(folder / _VAE).glob("*")])  # without broken links
     return Files(str(folder), sorted(path.relative_to(folder).as_posix() for path in inside), folder.joinpath)
+
+
+def _nearby(folder: str) -> str:
+    """Name a folder below that has a model, as a run of training has and the cache of the Hub."""
+    found = sorted(
+        path.parent for pattern in ("*", "snapshots/*") for path in Path(folder).glob(f"{pattern}/config.json")
+    )
+    return f"; there is one in {found[0]}" if found else ""
 
 
 def _on_hub(hub_id: str, subfolder: str, revision: str | None) -> Files:

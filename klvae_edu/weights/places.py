@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from klvae_edu.weights.keys import ROOTS, is_known, uncompiled
 
 _FIRST = ("encoder.conv_in.weight", "decoder.conv_in.weight")
-_AVERAGED = re.compile(r".*(ema|averag|shadow).*", re.IGNORECASE)
+_AVERAGED = re.compile(r"(.*[._])?(ema|averag\w*|shadow|swa)([._].*)?", re.IGNORECASE)
 _USUAL = "first_stage_model. or vae."
 _MAX_NAMED = 5
 

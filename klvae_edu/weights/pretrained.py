@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def write_pretrained(
     Raises:
         OSError: the disk is full or not available.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(weights, folder / WEIGHTS_NAME, {"format": "pt"})
     with atomic_write(folder / CONFIG_NAME) as path:
@@ -74,18 +75,20 @@ def config_of_metadata(metadata: Mapping[str, Any], source: str | Path) -> Autoe
     return _config(values, source) if is_config else None
 
 
-def read_config(path: Path) -> AutoencoderKLConfig:
-    """Read the configuration in a `config.json`.
+def read_config(path: Path) -> AutoencoderKLConfig | None:
+    """Read the configuration in a `config.json`; None if it is another program's, with none of the fields.
 
     Raises:
         ValueError: not JSON, not a valid configuration, or that of another class.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes())  # in any encoding of Unicode
     except (RecursionError, ValueError) as error:
         raise ValueError(f"{path}: expected JSON ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected the configuration's fields by name, got {values!r}")
+    if "_class_name" not in values and not values.keys() & {field.name for field in fields(AutoencoderKLConfig)}:
+        return None
     return _config(values, path)
 
 

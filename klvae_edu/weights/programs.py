@@ -54,13 +54,15 @@ def layout_for(program: Program, config: AutoencoderKLConfig, file_name: str) ->
     """
     title, family = _TITLES[program], family_of(config)
     allowed = _FAMILIES.get(program)
+    if program == "kohya" and family is None and config.latent_channels == PRESETS["sd-v1"].latent_channels:
+        allowed = None  # the folder of any network with the latents of Stable Diffusion
     if allowed is not None and family not in allowed:
         got = f"this is {family}'s" if family else "this one has others"
         raise ValueError(f"{title} reads models with the network of {' or '.join(allowed)} only; {got}")
     if program == "invokeai" and family in ("sd-v1", "sdxl") and ("sdxl" in file_name.lower()) != (family == "sdxl"):
         wanted = 'with "sdxl" in it' if family == "sdxl" else 'without "sdxl" in it'
         raise ValueError(f"{title} tells the family by the file's name: expected one {wanted}, got {file_name}")
-    if program in _FOLDERS:
+    if program in _FOLDERS or (program == "kohya" and family is None):
         return Layout(folder=True, names="diffusers")
     return Layout(folder=False, names="compvis")
 

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from klvae_edu.config import AutoencoderKLConfig, check_field_names
-from klvae_edu.weights.checks import shortened
 from klvae_edu.weights.contents import Contents, open_contents
 from klvae_edu.weights.files import write_safetensors
 from klvae_edu.weights.foreign import check_own, recognised
@@ -29,6 +28,8 @@ from klvae_edu.weights.pretrained import CONFIG_NAME, config_metadata, config_of
 from klvae_edu.weights.quantised import apply_scales
 
 NAMES = ("compvis", "diffusers")
+USUAL_CHANNELS = 4  # of the latents of autoencoders with convolutions around the latent
+MAX_NAMED = 3  # tensors in a message
 
 
 class StoredModel(NamedTuple):
@@ -82,7 +83,7 @@ def read_single_file(
             is not read, or a pickle that asks for classes (nothing in it is executed); an unknown field.
     """
     check_field_names(fields)
-    path = Path(path)
+    path = Path(path).expanduser()
     contents = open_contents(path)
     try:
         config = config_of_metadata(contents.metadata, "the configuration in its metadata") or _diffusers_config(path)
@@ -116,11 +117,12 @@ def select_model(
     own = {plain: full for plain, full in inside.items() if plain.partition(".")[0] in ROOTS}
     if len(names) < len(tensors):
         own = {full.removeprefix(place): full for full in tensors if full.startswith(place)}  # to_diffusers names them
+    trained = set(own.values())
     if ema and other is None:
-        own = _averages(own, inside, tensors)
+        own = _averages(own, inside)
     check_own({plain: tensors[full] for plain, full in (own | _statistics(inside)).items()})
     weights = to_diffusers(apply_scales({plain: tensors[full] for plain, full in own.items()}))
-    read = set(own.values())
+    read = trained | set(own.values())
     left_out = [plain for plain, full in inside.items() if full not in read and not _under(other, place + plain)]
     notes = []
     if other is not None:
@@ -129,10 +131,13 @@ def select_model(
         )
     if left_out:
         notes.append(f"{len(left_out)} other tensors left out: {count_by_kind(left_out)}")
+    if contents.lists:
+        notes.append(f"lists of tensors are not read: {', '.join(contents.lists)}")
     if config:
         config = replace(config, **fields)
     else:
         config = infer_config(weights, **fields)
+        notes += _on_quant_convs(config)
         scale, guess = latent_scale(config, tensors, contents.metadata, fields.keys())
         config = replace(config, **scale)
         notes += [guess] if guess else []
@@ -152,7 +157,7 @@ def write_single_file(
         ValueError: a suffix other than .safetensors, or unknown `names`.
         OSError: the disk is full or not available.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix.lower() != ".safetensors":
         raise ValueError(f"{path}: expected a file name that ends in .safetensors")
     if names not in NAMES:
@@ -161,14 +166,22 @@ def write_single_file(
     write_safetensors(to_compvis(weights) if names == "compvis" else weights, path, config_metadata(config))
 
 
-def _averages(own: Mapping[str, str], inside: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _on_quant_convs(config: AutoencoderKLConfig) -> list[str]:
+    """Say where one of the two convolutions around the latent is missing, or both where they are usual."""
+    there = (config.use_quant_conv, config.use_post_quant_conv)
+    if there == (False, False) and config.latent_channels == USUAL_CHANNELS:
+        return ["no quant_conv and post_quant_conv, which autoencoders with 4 latent channels usually have"]
+    return [] if there[0] == there[1] else [f"one of quant_conv and post_quant_conv is missing: {there}"]
+
+
+def _averages(own: Mapping[str, str], inside: Mapping[str, str]) -> dict[str, str]:
     """Find the averages that CompVis' training keeps; their names have no dots: model_ema.encoderconv_inweight."""
     averages = {name.replace(".", ""): full for name, full in inside.items() if name.startswith("model_ema.")}
     found = {name: averages.get("model_ema" + name.replace(".", ""), "") for name in own}
     if missing := [name for name, full in found.items() if not full]:
+        named = ", ".join(missing) if len(missing) <= MAX_NAMED else f"{len(missing)} of {len(found)} tensors"
         raise ValueError(
-            "ema=True: expected averaged weights (model_ema.…) of the autoencoder, found none for "
-            f"{', '.join(shortened(missing))}"
+            f"ema=True: expected averaged weights (model_ema.…) of the autoencoder, found none for {named}"
         )
     return found
 

@@ -24,6 +24,11 @@ from tests.weights.test_contents import holds
         ("https://huggingface.co/owner/name", Source("owner/name")),
         ("https://huggingface.co/owner/name/tree/refs/vae", Source("owner/name", "vae", "refs")),
         ("none.ckpt#model.vae", Source("none.ckpt", prefix="model.vae")),
+        (
+            "https://huggingface.co/owner/name/blob/main/my%20vae.safetensors",
+            Source("owner/name", "my vae.safetensors", "main"),
+        ),
+        ("hf://owner/name", Source("owner/name")),
         ("./a/b/c", Source("./a/b/c")),
         ("/a/b/c", Source("/a/b/c")),
     ],
@@ -39,7 +44,7 @@ def test_a_path_that_exists_counts_with_all_its_characters(tmp_path: Path, monke
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         assert parse_source(name) == Source(name)
-    assert parse_source("a#b.safetensors#ema") != Source("a#b.safetensors", prefix="ema")  # "#" is looked for once
+    assert parse_source("a#b.safetensors#ema") == Source("a#b.safetensors", prefix="ema")
     assert not parse_source("x/y").on_hub and parse_source("x/z").on_hub
 
 
@@ -78,3 +83,33 @@ def test_after_the_sign_is_the_prefix_or_the_averaged_weights(
 def test_a_missing_file_is_an_error_at_once(name: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"file not found|no such file"):
         AutoencoderKL.from_any(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "expected the name of a model, got an empty one"),
+        ("https://civitai.com/api/download/models/1", "expected an address of huggingface.co; download the file"),
+        ("kl-f8-mini#nonsense", "no autoencoder under nonsense"),
+        ("kl-f8-mini#ema", "expected averaged weights .* found none for 184 of 184 tensors"),
+    ],
+)
+def test_a_name_that_cannot_be_one_is_an_error_that_says_why(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AutoencoderKL.from_any(name)
+
+
+def test_a_misspelt_bundled_model_is_told_its_name() -> None:
+    with pytest.raises(FileNotFoundError, match=r"kl-f8-minii: no such file or folder; did you mean 'kl-f8-mini'\?"):
+        AutoencoderKL.from_any("kl-f8-minii")
+
+
+def test_a_home_folder_is_expanded_in_sources_and_targets(
+    vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    vae.save_pretrained("~/folder")
+    vae.to_single_file("~/vae.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "vae.safetensors"]
+    for name in ("~/folder", "~/vae.safetensors"):
+        assert holds(AutoencoderKL.from_any(name), vae)

@@ -87,3 +87,22 @@ def test_a_gguf_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "vae.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
     with pytest.raises(ValueError, match="a GGUF file, whose weights are quantised"):
         open_contents(tmp_path / "vae.gguf")
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vae.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match="a pointer of Git LFS instead of the file itself"):
+        open_contents(tmp_path / "vae.safetensors")
+
+
+def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "vae.pt"))
+    with pytest.raises(ValueError, match=r"got a TorchScript program; save the state_dict\(\)"):
+        open_contents(tmp_path / "vae.pt")
+
+
+def test_lists_of_tensors_are_named_as_not_read(vae: AutoencoderKL, compvis: dict[str, Tensor], tmp_path: Path) -> None:
+    content = {"vae": compvis, "ema": {"shadow_params": [torch.zeros(1)] * 3, "decay": 0.9}}
+    torch.save(content, tmp_path / "vae.ckpt")
+    with pytest.warns(UserWarning, match=r"lists of tensors are not read: ema\.shadow_params \(3 tensors\)"):
+        assert holds(AutoencoderKL.from_single_file(tmp_path / "vae.ckpt"), vae)

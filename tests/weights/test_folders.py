@@ -87,7 +87,7 @@ def test_a_folder_without_a_configuration_is_read_and_it_is_said(
     vae: AutoencoderKL, compvis: dict[str, Tensor], tmp_path: Path
 ) -> None:
     save_file(compvis, tmp_path / "my-vae.safetensors")
-    with pytest.warns(UserWarning, match=r"no config\.json: the configuration is inferred from the tensors"):
+    with pytest.warns(UserWarning, match=r"config\.json is missing: the configuration is inferred"):
         assert holds(AutoencoderKL.from_pretrained(tmp_path), vae)
 
 
@@ -107,6 +107,24 @@ def test_tensors_beside_the_autoencoder_are_counted_in_one_warning(vae: Autoenco
     assert [str(w.message) for w in caught] == [
         f"{folder / WEIGHTS_NAME}: 3 other tensors left out: 2 under loss, global_step"
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_configuration_may_be_in_any_encoding_of_unicode(vae: AutoencoderKL, folder: Path, encoding: str) -> None:
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text, encoding=encoding)
+    assert AutoencoderKL.from_pretrained(folder).config == vae.config
+
+
+def test_another_programs_configuration_counts_as_none(vae: AutoencoderKL, folder: Path) -> None:
+    (folder / "config.json").write_text('{"lr": 1e-4}')
+    with pytest.warns(UserWarning, match=r"config\.json is another program's: the configuration is inferred"):
+        assert holds(AutoencoderKL.from_pretrained(folder), vae)
+
+
+def test_a_folder_above_is_told_where_the_model_is(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"found model; there is one in {folder}"):
+        AutoencoderKL.from_pretrained(folder.parent)
 
 
 class TestTheHub:

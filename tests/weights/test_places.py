@@ -80,3 +80,9 @@ def test_other_tensors_are_counted_by_their_first_part() -> None:
     names = ["loss.a", "loss.b.c", "global_step", "ema.x"]
     assert count_by_kind(names) == "2 under loss, global_step, 1 under ema"
     assert count_by_kind(f"kind{number}.x" for number in range(12)).endswith(", … (12 kinds)")
+
+
+def test_a_word_that_only_contains_ema_is_no_average() -> None:
+    names = [prefix + name for prefix in ("semantic.", "vae.") for name in SHAPES]
+    with pytest.raises(ValueError, match="more than one autoencoder"):
+        choose_place(names)

@@ -523,7 +523,17 @@ class TestAWrongFile:
         weights["quant_conv.bias"][0] = 1e6
         save_file(weights, path)
         assert AutoencoderKL.from_single_file(path).dtype == torch.float32
-        assert "quant_conv.bias (torch.float16)" in error_of(path, dtype=torch.float16)
+        assert "torch.float16 cannot hold the values of quant_conv.bias" in error_of(path, dtype=torch.float16)
+
+    def test_without_one_of_the_convolutions_around_the_latent_says_so(
+        self, weights: dict[str, Tensor], path: Path
+    ) -> None:
+        save_file({name: tensor for name, tensor in weights.items() if not name.startswith("post_quant")}, path)
+        with pytest.warns(UserWarning, match="one of quant_conv and post_quant_conv is missing"):
+            AutoencoderKL.from_single_file(path)
+        save_file({name: tensor for name, tensor in weights.items() if "quant_conv" not in name}, path)
+        with pytest.warns(UserWarning, match="which autoencoders with 4 latent channels usually have"):
+            AutoencoderKL.from_single_file(path)
 
     def test_of_mixed_types_or_of_whole_numbers_says_so(self, weights: dict[str, Tensor], path: Path) -> None:
         save_file({**weights, "quant_conv.bias": weights["quant_conv.bias"].half()}, path)
