@@ -117,6 +117,8 @@ def select_model(
     own = {plain: full for plain, full in inside.items() if plain.partition(".")[0] in ROOTS}
     if len(names) < len(tensors):
         own = {full.removeprefix(place): full for full in tensors if full.startswith(place)}  # to_diffusers names them
+    # diffusers' fuse_qkv_projections leaves copies beside the layers that they were made of.
+    own = {name: full for name, full in own.items() if name.replace(".to_qkv.", ".to_q.") not in own.keys() - {name}}
     trained = set(own.values())
     if ema and other is None:
         own = _averages(own, inside)

@@ -109,6 +109,16 @@ def test_tensors_beside_the_autoencoder_are_counted_in_one_warning(vae: Autoenco
     ]
 
 
+def test_copies_that_diffusers_keeps_of_fused_layers_are_left_out(vae: AutoencoderKL, folder: Path) -> None:
+    import diffusers
+
+    theirs = diffusers.AutoencoderKL.from_pretrained(folder)
+    theirs.fuse_qkv_projections()
+    theirs.save_pretrained(folder)
+    with pytest.warns(UserWarning, match="4 other tensors left out"):
+        assert holds(AutoencoderKL.from_pretrained(folder), vae)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_configuration_may_be_in_any_encoding_of_unicode(vae: AutoencoderKL, folder: Path, encoding: str) -> None:
     text = (folder / "config.json").read_text()
