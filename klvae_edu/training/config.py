@@ -104,6 +104,8 @@ class TrainingConfig:
         self._expect("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         if self.init is not None:
             self._expect("initialisation", self.initialisation == "random", "random, since init brings trained weights")
+        of_init = self.scaling_factor is None or (self.init is not None and 0 < self.scaling_factor < math.inf)
+        self._expect("scaling_factor", of_init, "a positive number together with init, or None")
         self._expect("preset", self.preset in PRESETS, f"one of {', '.join(PRESETS)}")
         for name, (*first, last) in _choices().items():
             value = getattr(self, name)

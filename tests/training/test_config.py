@@ -129,6 +129,7 @@ def test_every_field_survives_the_way_through_the_command_line() -> None:
         keep=1,
         tensorboard=True,
         recolour=0.5,
+        scaling_factor=0.13,
     )
     begun = TrainingConfig(initialisation="averages")  # not together with init
     assert parse(begun.command()) == begun
@@ -136,6 +137,12 @@ def test_every_field_survives_the_way_through_the_command_line() -> None:
     assert untouched == ["initialisation"]
     assert parse(config.command()) == config
     assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_scaling_factor_is_that_of_init() -> None:
+    for options in ({"scaling_factor": 0.13}, {"scaling_factor": -1.0, "init": "run/model"}):
+        with pytest.raises(ValueError, match="scaling_factor: expected a positive number together with init"):
+            TrainingConfig(**options)
 
 
 def test_a_command_can_differ_from_its_run() -> None:
