@@ -7,11 +7,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import json
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,8 @@ def check(id: str, attempt: Any) -> Any:
     if attempt is exercise.reference:  # `name = check(id, name)` run twice, after a check that did not pass
         verdict = Verdict(False, False, "this is the finished version; run the cell with your own once more")
     else:
-        verdict = exercise.run(attempt)
+        with _sign_of_life(id):
+            verdict = exercise.run(attempt)
     if verdict.passed:
         _remember(id)
         print(f"{id} {exercise.title}: passed")
@@ -65,6 +69,21 @@ def check(id: str, attempt: Any) -> Any:
         raise CheckFailed(line)
     print(f"{line} (the cells below use the finished version)")
     return exercise.reference
+
+
+@contextlib.contextmanager
+def _sign_of_life(id: str) -> Iterator[None]:
+    """Print that the check is working, if it takes longer than a second."""
+    if _unattended():
+        yield
+        return
+    out = sys.stdout  # the attempt's own output is suppressed
+    timer = threading.Timer(1.0, lambda: print(f"{id}: checking …", file=out, flush=True))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def hint(id: str) -> None:

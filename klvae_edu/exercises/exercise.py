@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import io
+import linecache
 import random
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from klvae_edu.exercises.gaps import first_open_gap
+
+Answer = TypeVar("Answer", bound=Callable[..., Any])
 Judge = Callable[[Any], str | None]  # describes the mistake in an attempt; None: it passes
+
+
+class Mistakes(list[tuple[str, Callable[..., Any]]]):
+    """Wrong answers to an exercise, as students write them, each behind its message.
+
+    Above a function or a class, `@MISTAKES("the message")` registers it. The judge names a mistake by them, and the
+    tests take each of them as an answer.
+    """
+
+    def __call__(self, message: str) -> Callable[[Answer], Answer]:
+        """Register the decorated answer under `message`, after the earlier ones."""
+
+        def register(answer: Answer) -> Answer:
+            self.append((message, answer))
+            return answer
+
+        return register
+
+
+_LONGEST_LINE = 100  # characters of the attempt's line that a message quotes
+_PACKAGE = str(Path(__file__).parents[1])
+_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
 
 @dataclass(frozen=True)
@@ -47,7 +76,10 @@ class Exercise:
             try:
                 complaint = self.judge(attempt)
             except Blank:
-                return Verdict(passed=False, attempted=False)
+                line = first_open_gap(self.id, attempt)
+                if line is None:
+                    return Verdict(passed=False, attempted=False)
+                complaint = f"a gap `...` is still open: {line}"
             except (Exception, SystemExit) as error:
                 complaint = explain(error)
         return Verdict(passed=complaint is None, attempted=True, message=complaint or "")
@@ -88,7 +120,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     if result is None:
         raise NothingReturned
     open_gaps = [value is ... for value in (result if isinstance(result, (tuple, list)) else (result,))]
-    if all(open_gaps):
+    if open_gaps and all(open_gaps):
         raise Blank
     if any(open_gaps):
         raise OpenGap("one of the results")
@@ -97,6 +129,8 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _raised_in_pytorch(error: BaseException) -> bool:
     """Tell whether PyTorch raised the error, as for the missing forward of an nn.ModuleList. This is no skeleton."""
+    if "not implemented for" in str(error):  # by its C++ code, which has no frame
+        return True
     traceback = error.__traceback__
     while traceback and traceback.tb_next:
         traceback = traceback.tb_next
@@ -109,7 +143,25 @@ def explain(error: BaseException) -> str:
         return f"a gap `...` is still open ({error})"
     if isinstance(error, NothingReturned):
         return "it returns None: is a return missing?"
-    return f"it raised {one_line(error)}"
+    if isinstance(error, RecursionError):
+        return "it calls itself without end: has a function of the library, or your own of before, the same name?"
+    return f"it raised {one_line(error)}{_where(error)}"
+
+
+def _where(error: BaseException) -> str:
+    """Quote the line of the attempt in which an exception was raised or passed through; empty if it is not known."""
+    lines = [
+        linecache.getline(frame.f_code.co_filename, number).strip()
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if not _is_installed(frame.f_code.co_filename)
+    ]
+    line = lines[-1] if lines else ""
+    return f", in the line `{line}`" if line and len(line) <= _LONGEST_LINE else ""
+
+
+def _is_installed(file: str) -> bool:
+    """Tell whether a file belongs to this package, to another installed one, or to Python."""
+    return file.startswith((_PACKAGE, *_LIBRARIES, "<frozen"))
 
 
 def one_line(error: BaseException) -> str:
@@ -121,7 +173,7 @@ def one_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def _sandbox() -> Iterator[None]:
     """Suppress output and warnings, enable gradients, and restore every random state at the end."""
-    states = random.getstate(), np.random.get_state()
+    states, dtype = (random.getstate(), np.random.get_state()), torch.get_default_dtype()
     silence = io.StringIO()
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with (
@@ -137,3 +189,4 @@ def _sandbox() -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+            torch.set_default_dtype(dtype)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from klvae_edu import discriminator as finished
 from klvae_edu import losses
-from klvae_edu.exercises.exercise import Blank, Exercise, OpenGap, call
-from klvae_edu.exercises.judges.functions import judge_function, probe
+from klvae_edu.exercises.exercise import Blank, Exercise, Mistakes, OpenGap, call
+from klvae_edu.exercises.judges.functions import judge_function, probe, same
 from klvae_edu.exercises.judges.modules import ModuleMistake, judge_module
 from klvae_edu.exercises.judges.numbers import judge_numbers
 from klvae_edu.training import steps
@@ -154,6 +155,8 @@ def _normed_by(norm: Callable[[int], nn.Module]) -> type[nn.Module]:
 
 
 _BATCH_NORM = "the norm is a BatchNorm2d"
+_MOMENTUM = "the BatchNorm2d has another momentum than its usual 0.1: BatchNorm2d(width) as it comes"
+_EPS = "the BatchNorm2d has another eps than its usual 1e-5: BatchNorm2d(width) as it comes"
 _WIDTHS = "num_filters times 2, 4, 8, and then 8 for all that follow"
 _NORMED_BIAS = "the convolutions before a BatchNorm have a bias, which the norm takes away again: bias=False"
 _LOGITS = "the last convolution's values are the logits"
@@ -221,6 +224,8 @@ PATCHGAN_MISTAKES: tuple[ModuleMistake, ...] = (
         f"the BatchNorm2d has no weight and bias of its own: {_BATCH_NORM} as it comes",
         _normed_by(lambda width: nn.BatchNorm2d(width, affine=False)),
     ),
+    (_MOMENTUM, _normed_by(lambda width: nn.BatchNorm2d(width, momentum=0.9))),
+    (_EPS, _normed_by(lambda width: nn.BatchNorm2d(width, eps=1e-3))),
     ("the kernels are 3×3: every convolution here is 4×4", _net(kernel=3)),
     ("the kernels are 5×5: every convolution here is 4×4", _net(kernel=5, padding=2)),
     (f"the widths go on doubling: {_WIDTHS}", _net(widths=lambda number: 2**number)),
@@ -280,6 +285,36 @@ PATCHGAN_MISTAKES: tuple[ModuleMistake, ...] = (
         _NestedLists,
     ),
 )
+_judge_class = judge_module(
+    NLayerDiscriminator,
+    builds=[(3, 4, 3), (2, 4, 1), (3, 2, 5)],
+    inputs=lambda channels, filters, layers: probe((2, channels, 4 * 2**layers, 4 * 2**layers + 8)),
+    mistakes=PATCHGAN_MISTAKES,
+    parts=("main",),
+)
+
+
+def _judge_discriminator(attempt: Any) -> str | None:
+    """Judge it as any module, in train mode. Then look at the settings that show in eval mode only."""
+    complaint = _judge_class(attempt)
+    if complaint and "values are right" not in complaint:
+        return complaint
+    network, right = attempt(3, 4, 1), NLayerDiscriminator(3, 4, 1)
+    network.load_state_dict(right.state_dict())
+    norm = network.get_submodule("main.3")
+    if getattr(norm, "eps", 1e-5) != 1e-5:
+        return _EPS
+    if complaint:
+        return complaint
+    (images,) = probe((2, 3, 8, 16))
+    if not same(right(images), network(images)) or not same(right.eval()(images), network.eval()(images)):
+        usual = getattr(norm, "momentum", 0.1) == 0.1
+        return (
+            "right in train mode, but not in eval mode, where BatchNorm2d uses its running statistics"
+            if usual
+            else _MOMENTUM
+        )
+    return None
 
 
 # 07.2
@@ -714,8 +749,8 @@ def _weight_probes() -> list[tuple[Tensor, Tensor, float]]:
     ]
 
 
-_FROM_MIN = (
-    "it is a plain number, as from min(ratio, limit) or .item(), which stops to wait for the device: "
+_READ = (
+    "the number is read, as by .item(), float(), min(ratio, limit) or an if, and every step would wait for the device: "
     "a tensor's clamp(max=limit) keeps it a tensor"
 )
 _judge_values = judge_function(
@@ -723,12 +758,31 @@ _judge_values = judge_function(
 )
 
 
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Context that notices when Python reads a number out of a tensor."""
+
+    noticed = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        self.noticed |= func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
 def _judge_adaptive_weight(attempt: Any) -> str | None:
     complaint = _judge_values(attempt)
     if complaint:
-        return _FROM_MIN if complaint.startswith("expected a Tensor, got float") else complaint
+        return _READ if complaint.startswith("expected a Tensor, got float") else complaint
     nll, adversarial, limit = _weight_probes()[0]
-    weight = attempt(nll.requires_grad_(), adversarial.requires_grad_(), limit)
+    with _Reads() as reads:  # type: ignore[no-untyped-call]
+        weight = attempt(nll.requires_grad_(), adversarial.requires_grad_(), limit)
+    if reads.noticed:
+        return _READ
     if weight.requires_grad:
         return "the value is right, but it carries a gradient: it is a number to multiply with, so detach it"
     return None
@@ -812,68 +866,121 @@ def _frozen(
 _NO_DETACH = "the autoencoder gets a gradient: the discriminator must see reconstructions.detach()"
 _STALE = "what lay in .grad before is still in the update: optimizer.zero_grad() comes before backward"
 _FAKES = "the reconstructions teach it nothing: detach what goes into the discriminator, not what comes out"
-STEP_MISTAKES: tuple[tuple[str, _Step], ...] = (
-    (_NO_DETACH, _step(fake=lambda discriminator, images: discriminator(images))),
-    (
-        f"{_NO_DETACH}; and the generator's gradient is still in the update: optimizer.zero_grad() before backward",
-        _step(fake=lambda discriminator, images: discriminator(images), order="backward step"),
-    ),
-    ("detach_ cuts the caller's own tensor: detach, without the underscore, leaves it alone", _in_place),
-    (_STALE, _step(order="backward step")),
-    (_STALE, _step(order="backward step zero_grad")),
-    *(
-        ("the weights stay as they were: zero_grad, then backward, then step, in this order", _step(order=order))
-        for order in (
-            "zero_grad backward",
-            "backward zero_grad step",
-            "zero_grad step backward",
-            "zero_grad step",
-            "backward",
-        )
-    ),
-    (
-        "the step comes before backward, with what lay in .grad before: zero_grad, then backward, then step",
-        _step(order="step zero_grad backward"),
-    ),
-    (
-        "the step comes before backward, with what lay in .grad before: zero_grad, then backward, then step",
-        _step(order="step backward"),
-    ),
-    (_FAKES, _step(fake=lambda discriminator, images: discriminator(images).detach())),
-    (
-        "the images teach it nothing: no detach and no no_grad around the discriminator",
-        _step(real=lambda discriminator, images: discriminator(images).detach()),
-    ),
-    (
-        "images and reconstructions share a batch, and so BatchNorm's mean and spread: call the discriminator twice",
-        _together,
-    ),
-    ("the discriminator is put into eval mode: leave it as it is", _in_eval_mode),
-    ("images and reconstructions are exchanged in the loss", _step(loss=lambda real, fake: _hinge(fake, real))),
-    ("the loss is vanilla: hinge is asked for", _step(loss=_vanilla)),
-    ("the factor ½ is missing in the loss", _step(loss=lambda real, fake: 2 * _hinge(real, fake))),
-    ("this is the generator's loss: here the discriminator learns", _step(loss=lambda real, fake: -fake.mean())),
-    *(
-        ("the loss is the difference of the mean logits (Wasserstein): hinge is asked for", _step(loss=loss))
-        for loss in (
-            lambda real, fake: fake.mean() - real.mean(),
-            lambda real, fake: (fake.mean() - real.mean()) / 2,
-        )
-    ),
-    ("the term of the reconstructions is missing in the loss", _step(loss=lambda real, fake: F.relu(1 - real).mean())),
-    ("the term of the images is missing in the loss", _step(loss=lambda real, fake: F.relu(1 + fake).mean())),
-    ("the discriminator is called with the images twice: the reconstructions are the fakes", _images_only),
-    # by their exceptions
-    (
-        "nothing asks for a gradient under no_grad: detach the reconstructions instead, and only them",
-        _without_graph,
-    ),
-    ("the discriminator is frozen: in its own step it is to learn, and the autoencoder is kept out by detach", _frozen),
+STEP_MISTAKES = Mistakes(
+    [
+        (_NO_DETACH, _step(fake=lambda discriminator, images: discriminator(images))),
+        (
+            f"{_NO_DETACH}; and the generator's gradient is still in the update: optimizer.zero_grad() before backward",
+            _step(fake=lambda discriminator, images: discriminator(images), order="backward step"),
+        ),
+        ("detach_ cuts the caller's own tensor: detach, without the underscore, leaves it alone", _in_place),
+        (_STALE, _step(order="backward step")),
+        (_STALE, _step(order="backward step zero_grad")),
+        *(
+            ("the weights stay as they were: zero_grad, then backward, then step, in this order", _step(order=order))
+            for order in (
+                "zero_grad backward",
+                "backward zero_grad step",
+                "zero_grad step backward",
+                "zero_grad step",
+                "backward",
+            )
+        ),
+        (
+            "the step comes before backward, with what lay in .grad before: zero_grad, then backward, then step",
+            _step(order="step zero_grad backward"),
+        ),
+        (
+            "the step comes before backward, with what lay in .grad before: zero_grad, then backward, then step",
+            _step(order="step backward"),
+        ),
+        (_FAKES, _step(fake=lambda discriminator, images: discriminator(images).detach())),
+        (
+            "the images teach it nothing: no detach and no no_grad around the discriminator",
+            _step(real=lambda discriminator, images: discriminator(images).detach()),
+        ),
+        (
+            "images and reconstructions share a batch, and so BatchNorm's mean and spread: call it once for each",
+            _together,
+        ),
+        ("the discriminator is put into eval mode: leave it as it is", _in_eval_mode),
+        ("images and reconstructions are exchanged in the loss", _step(loss=lambda real, fake: _hinge(fake, real))),
+        ("the loss is vanilla: hinge is asked for", _step(loss=_vanilla)),
+        ("the factor ½ is missing in the loss", _step(loss=lambda real, fake: 2 * _hinge(real, fake))),
+        ("this is the generator's loss: here the discriminator learns", _step(loss=lambda real, fake: -fake.mean())),
+        *(
+            ("the loss is the difference of the mean logits (Wasserstein): hinge is asked for", _step(loss=loss))
+            for loss in (
+                lambda real, fake: fake.mean() - real.mean(),
+                lambda real, fake: (fake.mean() - real.mean()) / 2,
+            )
+        ),
+        (
+            "the term of the reconstructions is missing in the loss",
+            _step(loss=lambda real, fake: F.relu(1 - real).mean()),
+        ),
+        ("the term of the images is missing in the loss", _step(loss=lambda real, fake: F.relu(1 + fake).mean())),
+        ("the discriminator is called with the images twice: the reconstructions are the fakes", _images_only),
+        # by their exceptions
+        (
+            "nothing asks for a gradient under no_grad: detach the reconstructions instead, and only them",
+            _without_graph,
+        ),
+        (
+            "the discriminator is frozen: in its own step it is to learn, and the autoencoder is kept out by detach",
+            _frozen,
+        ),
+    ]
 )
 
 
+@STEP_MISTAKES("the discriminator stays frozen: its next step would fail, so leave requires_grad as it is")
+def step_that_freezes(
+    discriminator: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, reconstructions: Tensor
+) -> Tensor:
+    loss = discriminator_step(discriminator, optimizer, images, reconstructions)
+    discriminator.requires_grad_(False)
+    return loss
+
+
+@STEP_MISTAKES(
+    "the caller's images are left with requires_grad: the discriminator's weights ask for a gradient already"
+)
+def step_with_images_that_ask(
+    discriminator: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, reconstructions: Tensor
+) -> Tensor:
+    return discriminator_step(discriminator, optimizer, images.requires_grad_(), reconstructions)
+
+
+@STEP_MISTAKES("the discriminator is left in eval mode: leave it in train mode, also after the step")
+def step_that_ends_in_eval_mode(
+    discriminator: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, reconstructions: Tensor
+) -> Tensor:
+    loss = discriminator_step(discriminator, optimizer, images, reconstructions)
+    discriminator.eval()
+    return loss
+
+
+@STEP_MISTAKES("the discriminator is put into eval mode: leave it as it is")
+def step_in_eval_mode(
+    discriminator: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, reconstructions: Tensor
+) -> Tensor:
+    loss = discriminator_step(discriminator.eval(), optimizer, images, reconstructions)
+    discriminator.train()
+    return loss
+
+
+@STEP_MISTAKES("optimizer.step() is called twice: one update a batch")
+def step_of_two_updates(
+    discriminator: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, reconstructions: Tensor
+) -> Tensor:
+    loss = discriminator_step(discriminator, optimizer, images, reconstructions)
+    optimizer.step()
+    return loss
+
+
 def _played(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function that returns a step's loss, the discriminator's new weights, and the gradients in the decoder."""
+    """Make a function that returns a step's loss, the new weights, the gradients in the decoder, and four flags."""
 
     def play(images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         torch.manual_seed(0)
@@ -896,7 +1003,9 @@ def _played(step: Callable[..., Any]) -> Callable[..., Any]:
         left = decoder.weight.grad
         weights = torch.cat([parameter.detach().flatten() for parameter in discriminator.parameters()])
         left = torch.zeros(3, 3, 3, 3) if left is None else left
-        return torch.as_tensor(loss).detach(), weights, left, torch.tensor(float(reconstructions.requires_grad))
+        asks = [all(parameter.requires_grad for parameter in discriminator.parameters()), images.requires_grad]
+        flags = torch.tensor([reconstructions.requires_grad, *asks, discriminator.training]).float()
+        return torch.as_tensor(loss).detach(), weights, left, flags
 
     return play
 
@@ -910,7 +1019,7 @@ _judge_played = judge_function(
         "the loss",
         "the discriminator's weights after the step",
         "the gradient left in the decoder",
-        "whether the caller's reconstructions still know who made them",
+        "whether the reconstructions have a graph, the discriminator and the images ask for a gradient, and train mode",
     ),
 )
 
@@ -936,13 +1045,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "Number the middle ones from 1 to num_layers: width = num_filters * min(2**number, 8), and stride 2 for "
             "all but the last, which has 1.",
         ),
-        judge=judge_module(
-            NLayerDiscriminator,
-            builds=[(3, 4, 3), (2, 4, 1), (3, 2, 5)],
-            inputs=lambda channels, filters, layers: probe((2, channels, 4 * 2**layers, 4 * 2**layers + 8)),
-            mistakes=PATCHGAN_MISTAKES,
-            parts=("main",),
-        ),
+        judge=_judge_discriminator,
     ),
     Exercise(
         id="07.2",

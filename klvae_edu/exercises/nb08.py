@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.discriminator import NLayerDiscriminator
-from klvae_edu.exercises.exercise import Blank, Exercise, OpenGap, call
+from klvae_edu.exercises.exercise import Blank, Exercise, Mistakes, OpenGap, call
 from klvae_edu.exercises.judges.functions import judge_function, name_error, probe, same
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.losses import adaptive_weight, adversarial_loss, generator_loss, kl_loss, pixel_loss
@@ -154,6 +156,9 @@ def _stepped(
     of_losses: bool = False,
     mode: bool = True,
     detaches: bool = True,
+    clip: float = 0.0,
+    ends_frozen: bool = False,
+    ends_in_eval: bool = False,
 ) -> Callable[..., Tensor]:
     """The finished step with one of its parts made otherwise."""
 
@@ -181,8 +186,11 @@ def _stepped(
         total = sum(factor * term for factor, term in zip(factors, terms, strict=True))
         assert isinstance(total, Tensor)
         total.backward()  # type: ignore[no-untyped-call]
+        if clip:
+            nn.utils.clip_grad_norm_(vae.parameters(), clip)
         if updates:
             optimizer.step()
+        vae.requires_grad_(not ends_frozen).train(not ends_in_eval)
         return reconstruction.detach() if detaches else reconstruction
 
     return step
@@ -205,11 +213,59 @@ _MOVING_MISTAKES = (
         "the sign of the adversarial term: the autoencoder wants high logits, so it is minus their mean",
         _stepped(adversarial=lambda logits: logits.mean()),
     ),
-    (
-        "this is the discriminator's loss: the autoencoder's is minus the mean of the logits",
-        _stepped(adversarial=lambda logits: (1 + logits).relu().mean()),
+    *(
+        (
+            "this is the discriminator's loss: the autoencoder's is minus the mean of the logits",
+            _stepped(adversarial=loss),
+        )
+        for loss in (lambda logits: (1 + logits).relu().mean(), lambda logits: (1 + logits).relu().mean() / 2)
     ),
-    ("the adversarial term is missing", _stepped(weights=lambda kl_weight, w: (1.0, kl_weight, 0.0))),
+    (
+        "the logits have a hinge: it is the discriminator's, the autoencoder's loss is minus their mean",
+        _stepped(adversarial=lambda logits: (1 - logits).relu().mean()),
+    ),
+    (
+        "this is -log sigmoid of the logits, the vanilla loss: the autoencoder's here is minus their mean",
+        _stepped(adversarial=lambda logits: F.softplus(-logits).mean()),
+    ),
+    (
+        "nothing of the adversarial term reaches the autoencoder: is it in the loss, of the reconstruction's logits?",
+        _stepped(weights=lambda kl_weight, w: (1.0, kl_weight, 0.0)),
+    ),
+    (
+        "the encoder learns by the KL only: decode the posterior's sample as it is, without detach or no_grad",
+        _stepped(draw=lambda posterior: posterior.sample().detach()),
+    ),
+    (
+        "the adaptive weight multiplies the pixel loss: it belongs to the adversarial term",
+        _stepped(weights=lambda kl_weight, w: (w, kl_weight, 1.0)),
+    ),
+    *(
+        (
+            "the adaptive weight multiplies other terms, too: it belongs to the adversarial term alone",
+            _stepped(weights=weights),
+        )
+        for weights in (lambda kl_weight, w: (w, kl_weight, w), lambda kl_weight, w: (w, w * kl_weight, w))
+    ),
+    ("the logits are summed: take their mean", _stepped(adversarial=lambda logits: -logits.sum())),
+    *(
+        ("the gradients are clipped: that is not asked for, and changes the step", _stepped(clip=norm))
+        for norm in (0.5, 1.0, 5.0)
+    ),
+    *(
+        (
+            "the adaptive weight is made without 1e-4 below the line: take adaptive_weight, imported above",
+            _stepped(weight=lambda a, b, share, eps=eps: share * (a.norm() / (b.norm() + eps)).clamp(0, 1e4)),
+        )
+        for eps in (0.0, 1e-8, 1e-6)
+    ),
+    *(
+        (
+            "the adaptive weight has no limit: adaptive_weight, imported above, clamps it to 1e4",
+            _stepped(weight=lambda a, b, share, eps=eps: share * a.norm() / (b.norm() + eps)),
+        )
+        for eps in (1e-4, 0.0)
+    ),
     (
         "the adaptive weight is missing, or cut off at disc_weight: its third argument is a limit, leave it out",
         _stepped(weight=lambda a, b, share: share),
@@ -242,9 +298,15 @@ _MOVING_MISTAKES = (
         "the adaptive weight is cut off at disc_weight: its third argument is a limit, leave it out",
         _stepped(weight=lambda a, b, share: share * adaptive_weight(a, b, share)),
     ),
-    (
-        "a gradient runs through the adaptive weight: it is a number, detach it",
-        _stepped(weight=lambda a, b, share: share * a.norm() / (b.norm() + 1e-4), create_graph=True),
+    *(
+        (
+            "a gradient runs through the adaptive weight: it is a number, detach it",
+            _stepped(
+                weight=lambda a, b, share, limit=limit: share * (a.norm() / (b.norm() + 1e-4)).clamp(0, limit),
+                create_graph=True,
+            ),
+        )
+        for limit in (1e4, float("inf"))
     ),
     (
         "the gradients are taken at another layer: the last one is vae.decoder.conv_out",
@@ -254,7 +316,10 @@ _MOVING_MISTAKES = (
         "the gradients are taken at the last layer's bias: take its weight",
         _stepped(layer=lambda vae: vae.decoder.get_parameter("conv_out.bias")),
     ),
-    ("the KL term is missing", _stepped(weights=lambda kl_weight, w: (1.0, 0.0, w))),
+    (
+        "the KL term is missing, or has a fixed weight such as 1e-6: multiply it by the argument kl_weight",
+        _stepped(weights=lambda kl_weight, w: (1.0, 0.0, w)),
+    ),
     ("kl_weight is missing on the KL term", _stepped(weights=lambda kl_weight, w: (1.0, 1.0, w))),
     (
         f"the KL is summed over the batch: {_SUMMED}",
@@ -289,11 +354,21 @@ _LEFT_BEHIND = (
         "the step is right, but the reconstruction comes back with its graph, and with it all activations: detach it",
         _stepped(detaches=False),
     ),
+    (
+        "the step is right, but the autoencoder stays frozen, and its next step would fail: leave its requires_grad",
+        _stepped(ends_frozen=True),
+    ),
+    (
+        "the step is right, but a network is left in eval mode: both train, so leave both in train mode",
+        _stepped(ends_in_eval=True),
+    ),
 )
 GENERATOR_MISTAKES = (*_MOVING_MISTAKES, *_LEFT_BEHIND)
 _STEP_RAISED = (
     ("'DecoderOutput'", "vae.decode(…) gives an object with the images in it: take its .sample"),
     ("'AutoencoderKLOutput'", "vae.encode(…) gives an object with the posterior in it: take its .latent_dist"),
+    ("only for scalar outputs", "a loss must be a number: take the mean of the logits"),
+    ("'NoneType' object has no attribute 'norm'", "a .grad is empty before backward(): use torch.autograd.grad"),
     ("'tuple' object has no attribute 'norm'", "torch.autograd.grad gives a tuple of gradients: take its [0]"),
     ("'Conv2d'", "gradients are with respect to tensors: take the convolution's .weight"),
     ("clamp()", "adaptive_weight takes two gradients and nothing else: torch.autograd.grad is asked at the last layer"),
@@ -301,13 +376,18 @@ _STEP_RAISED = (
 
 
 def _networks(seed: int) -> tuple[AutoencoderKL, NLayerDiscriminator, Tensor]:
-    """Small ones in float64, with weights large enough for every term to count, and a batch of images."""
+    """Small ones in float64, with weights large enough for every term to count, and a batch of images.
+
+    The second discriminator's last weights are so small that the adaptive weight is at its limit, the third one's so
+    small that the 1e-4 in it counts.
+    """
     torch.manual_seed(seed)
     vae = AutoencoderKL(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2, latent_channels=2).double()
     discriminator = NLayerDiscriminator(3, 4, 1).double()
     with torch.no_grad():
         for parameter in discriminator.parameters():
             parameter.mul_(20)
+        discriminator.main[-1].get_parameter("weight").mul_((1.0, 1e-6, 1e-2)[seed])
     return vae, discriminator, 2 * torch.rand(2, 3, 8, 8, dtype=torch.float64) - 1
 
 
@@ -329,9 +409,9 @@ def _stepping(step: Callable[..., Any]) -> Callable[[int, float, float], tuple[T
 
 
 _judge_the_move = judge_function(
-    _stepping(generator_step),
-    [(0, 0.5, 0.1), (1, 0.8, 0.3)],
-    [(message, _stepping(code)) for message, code in _MOVING_MISTAKES],
+    cache(_stepping(generator_step)),
+    [(0, 0.5, 0.1), (1, 0.8, 0.3), (2, 0.5, 0.1)],
+    [(message, cache(_stepping(code))) for message, code in _MOVING_MISTAKES],
     inputs=("seed", "disc_weight", "kl_weight"),
     outputs=("the reconstruction", "the change of the autoencoder's weights"),
 )
@@ -350,6 +430,8 @@ def _judge_generator_step(attempt: Any) -> str | None:
         any(bool(gradient.any()) for gradient in left),
         not all(parameter.requires_grad for parameter in discriminator.parameters()),
         reconstruction.requires_grad,
+        not all(parameter.requires_grad for parameter in vae.parameters()),
+        not (vae.training and discriminator.training),
     )
     return _LEFT_BEHIND[faults.index(True)][0] if any(faults) else None
 
@@ -385,6 +467,22 @@ SURROGATE_MISTAKES = (
     (
         "the product is averaged: sum it, or the gradient is too small",
         lambda r, losses, weights: (r * _total(_gradients(_leaf(r), losses, weights))).mean(),
+    ),
+    (
+        "the product is averaged over the batch: sum it over everything, or the gradient is too small",
+        lambda r, losses, weights: (r * _total(_gradients(_leaf(r), losses, weights))).flatten(1).sum(1).mean(),
+    ),
+    (
+        "the product is averaged over the channels: sum it over everything, or the gradient is too small",
+        lambda r, losses, weights: (r * _total(_gradients(_leaf(r), losses, weights))).mean(1).sum(),
+    ),
+    (
+        "the product is averaged over each image: sum it over everything, or the gradient is too small",
+        lambda r, losses, weights: (r * _total(_gradients(_leaf(r), losses, weights))).flatten(1).mean(1).sum(),
+    ),
+    (
+        "the product is averaged over the pixels: sum it over everything, or the gradient is too small",
+        lambda r, losses, weights: (r * _total(_gradients(_leaf(r), losses, weights))).mean((2, 3)).sum(),
     ),
     (
         "the product is not summed: a scalar is asked for",
@@ -430,13 +528,18 @@ _TWICE = "the gradient is right, but a loss is computed {} times: once is enough
 
 
 class _Counted(torch.autograd.Function):
-    """The identity, counting the passes back through it."""
+    """The identity, counting the passes back through it. Its form is one that torch.func takes, too."""
 
     passes = 0
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep nothing."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -449,7 +552,8 @@ def _behind(attempt: Callable[..., Any], counts: dict[str, int] | None = None) -
 
     def gradient(weight: Tensor) -> Tensor:
         weight = weight.detach().clone().requires_grad_()
-        reconstruction = (weight.sin() @ weight).view(1, 1, *weight.shape)
+        images = torch.linspace(1, 2, 2 * (len(weight) - 1), dtype=weight.dtype).view(-1, 2, 1, 1)
+        reconstruction = images * (weight.sin() @ weight)  # (2, 2, 3, 3) or (3, 2, 4, 4)
         calls, judge = [0, 0], torch.ones((), requires_grad=True)  # a weight of the network that judges
 
         def counted(number: int, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -666,41 +770,58 @@ def _averaged(
     return update
 
 
-EMA_MISTAKES = (
-    (
-        "the averages stay as they were: work on them in place (mul_, add_, lerp_, copy_); average = … only renames",
-        _averaged(blend=lambda a, w, d: a),
-    ),
-    (
-        "decay and 1 - decay are exchanged: the average keeps the share d",
-        _averaged(blend=lambda a, w, d: (1 - d) * a + d * w),
-    ),
-    ("the warm-up is missing: d is the smaller of decay and (1 + n) / (10 + n)", _averaged(lambda n, decay: decay)),
-    (
-        "d is the larger of the two: early averages have to forget faster, take the smaller",
-        _averaged(lambda n, decay: max(decay, (1 + n) / (10 + n))),
-    ),
-    ("decay is ignored: it limits the share d", _averaged(lambda n, decay: (1 + n) / (10 + n))),
-    (
-        "the warm-up is one update ahead: n counts from 1 already, (1 + n) / (10 + n)",
-        _averaged(lambda n, decay: min(decay, (2 + n) / (11 + n))),
-    ),
-    (
-        "the warm-up is one update late: (1 + n) / (10 + n), and n counts from 1",
-        _averaged(lambda n, decay: min(decay, n / (9 + n))),
-    ),
-    ("the 1 is missing in the warm-up: (1 + n) / (10 + n)", _averaged(lambda n, decay: min(decay, n / (10 + n)))),
-    (
-        "the average is not scaled by d before the weights are added",
-        _averaged(blend=lambda a, w, d: a + (1 - d) * w),
-    ),
-    ("the weights are not scaled by 1 - d", _averaged(blend=lambda a, w, d: d * a + w)),
-    ("the averages become the weights: only a share of 1 - d moves", _averaged(blend=lambda a, w, d: w)),
-    (
-        "the sign: average + (1 - d) · (weight - average)",
-        _averaged(blend=lambda a, w, d: a + (1 - d) * (a - w)),
-    ),
+EMA_MISTAKES = Mistakes(
+    [
+        (
+            "the averages stay as they were: change them in place (mul_, add_, lerp_, copy_); average = … only renames",
+            _averaged(blend=lambda a, w, d: a),
+        ),
+        (
+            "decay and 1 - decay are exchanged: the average keeps the share d",
+            _averaged(blend=lambda a, w, d: (1 - d) * a + d * w),
+        ),
+        (
+            "the warm-up has no effect: d is the smaller of decay and (1 + n) / (10 + n), with both brackets",
+            _averaged(lambda n, decay: decay),
+        ),
+        (
+            "d is the larger of the two: early averages have to forget faster, take the smaller",
+            _averaged(lambda n, decay: max(decay, (1 + n) / (10 + n))),
+        ),
+        ("decay is ignored: it limits the share d", _averaged(lambda n, decay: (1 + n) / (10 + n))),
+        (
+            "the warm-up is one update ahead: n counts from 1 already, (1 + n) / (10 + n)",
+            _averaged(lambda n, decay: min(decay, (2 + n) / (11 + n))),
+        ),
+        (
+            "the warm-up is one update late: (1 + n) / (10 + n), and n counts from 1",
+            _averaged(lambda n, decay: min(decay, n / (9 + n))),
+        ),
+        ("the 1 is missing in the warm-up: (1 + n) / (10 + n)", _averaged(lambda n, decay: min(decay, n / (10 + n)))),
+        (
+            "the average is not scaled by d before the weights are added",
+            _averaged(blend=lambda a, w, d: a + (1 - d) * w),
+        ),
+        ("the weights are not scaled by 1 - d", _averaged(blend=lambda a, w, d: d * a + w)),
+        ("the averages become the weights: only a share of 1 - d moves", _averaged(blend=lambda a, w, d: w)),
+        (
+            "the sign: average + (1 - d) · (weight - average)",
+            _averaged(blend=lambda a, w, d: a + (1 - d) * (a - w)),
+        ),
+    ]
 )
+
+
+@EMA_MISTAKES("only the first average moves: is the return inside of the loop?")
+def update_of_the_first(averages: list[Tensor], weights: list[Tensor], n: int, decay: float) -> list[Tensor]:
+    ema_update(averages[:1], weights[:1], n, decay)
+    return averages
+
+
+@EMA_MISTAKES("only the last average moves: is the update outside of the loop?")
+def update_of_the_last(averages: list[Tensor], weights: list[Tensor], n: int, decay: float) -> list[Tensor]:
+    ema_update(averages[-1:], weights[-1:], n, decay)
+    return averages
 
 
 def _after_update(update: Callable[..., Any]) -> Callable[[Tensor, Tensor, int, float], Tensor]:
@@ -792,43 +913,94 @@ _WHAT_IT_COSTS = {
     "random": "the random numbers' state is missing: torch.get_rng_state()",
 }
 _REFERENCES = "state_dict() hands out the tensors themselves, which the next steps change: copy.deepcopy it"
-SNAPSHOT_MISTAKES = (
-    (f"nothing is copied: {_REFERENCES}", _keeping(*_ALL, copies=lambda kept: kept)),
-    *((message, _keeping(*(other for other in _ALL if other != name))) for name, message in _WHAT_IT_COSTS.items()),
-    (
-        "the optimiser's state is a copy of a dictionary only, its tensors are the optimiser's own: copy.deepcopy it",
-        lambda run: snapshot(run) | {"optimizer": dict(run.optimizer.state_dict())},
-    ),
-    (
-        f"the model's weights are not copied: {_REFERENCES}",
-        lambda run: snapshot(run) | {"model": run.model.state_dict()},
-    ),
-    (
-        f"the averaged weights are not copied: {_REFERENCES}",
-        lambda run: snapshot(run) | {"average": run.average.state_dict()},
-    ),
-    (
-        'under "average" lie the model\'s own weights',
-        lambda run: snapshot(run) | {"average": copy.deepcopy(run.model.state_dict())},
-    ),
-    (
-        "the whole objects are kept, not their state: restore needs what state_dict() gives",
-        lambda run: (
-            snapshot(run) | {name: copy.deepcopy(getattr(run, name)) for name in ("model", "optimizer", "average")}
+SNAPSHOT_MISTAKES = Mistakes(
+    [
+        (f"nothing is copied: {_REFERENCES}", _keeping(*_ALL, copies=lambda kept: kept)),
+        *((message, _keeping(*(other for other in _ALL if other != name))) for name, message in _WHAT_IT_COSTS.items()),
+        (
+            "the optimiser's state is a copy of a dictionary only, with the optimiser's own tensors: copy.deepcopy it",
+            lambda run: snapshot(run) | {"optimizer": dict(run.optimizer.state_dict())},
         ),
-    ),
-    ("the step is another number: keep run.step as it is", lambda run: snapshot(run) | {"step": run.step + 1}),
-    (
-        "a seed says how the random numbers began, not how far they have come: torch.get_rng_state()",
-        lambda run: snapshot(run) | {"random": torch.initial_seed()},
-    ),
+        (
+            f"the model's weights are not copied: {_REFERENCES}",
+            lambda run: snapshot(run) | {"model": run.model.state_dict()},
+        ),
+        (
+            f"the averaged weights are not copied: {_REFERENCES}",
+            lambda run: snapshot(run) | {"average": run.average.state_dict()},
+        ),
+        (
+            'under "average" lie the model\'s own weights',
+            lambda run: snapshot(run) | {"average": copy.deepcopy(run.model.state_dict())},
+        ),
+        (
+            "the whole objects are kept, not their state: restore needs what state_dict() gives",
+            lambda run: (
+                snapshot(run) | {name: copy.deepcopy(getattr(run, name)) for name in ("model", "optimizer", "average")}
+            ),
+        ),
+        ("the step is another number: keep run.step as it is", lambda run: snapshot(run) | {"step": run.step + 1}),
+        (
+            "a seed says how the random numbers began, not how far they have come: torch.get_rng_state()",
+            lambda run: snapshot(run) | {"random": torch.initial_seed()},
+        ),
+    ]
 )
+
+
+@SNAPSHOT_MISTAKES("the optimiser's settings are kept without its state: Adam's averages would start from nothing")
+def snapshot_with_settings_only(run: Run) -> dict[str, object]:
+    settings = copy.deepcopy(run.optimizer.state_dict()["param_groups"])
+    return snapshot(run) | {"optimizer": {"state": {}, "param_groups": settings}}
+
+
+@SNAPSHOT_MISTAKES("the weights are kept in half precision, and come back rounded: keep them as they are")
+def snapshot_of_halves(run: Run) -> dict[str, object]:
+    halves = {name: weight.half() for name, weight in run.model.state_dict().items()}
+    return snapshot(run) | {"model": halves}
+
+
+@SNAPSHOT_MISTAKES("the weights are kept in half precision, and come back rounded: keep them as they are")
+def snapshot_of_all_in_halves(run: Run) -> dict[str, object]:
+    of_both = {"model": run.model.state_dict(), "average": run.average.state_dict()}
+    halves = {part: {name: weight.half() for name, weight in kept.items()} for part, kept in of_both.items()}
+    return snapshot(run) | halves
+
+
+_SIDE_EFFECTS = {
+    "drawn": "it draws a random number itself: only look at the state, torch.get_rng_state()",
+    "mode": "the run's model is left in eval mode, and its dropout is off from here on: a snapshot only looks",
+    "changed": "taking the snapshot changes the run itself, which goes on otherwise than without it: only look",
+}
+
+
+@SNAPSHOT_MISTAKES(_SIDE_EFFECTS["mode"])
+def snapshot_in_eval_mode(run: Run) -> dict[str, object]:
+    run.model.eval()
+    return snapshot(run)
+
+
+@SNAPSHOT_MISTAKES(_SIDE_EFFECTS["changed"])
+def snapshot_that_counts(run: Run) -> dict[str, object]:
+    kept = snapshot(run)
+    run.step += 1
+    return kept
+
+
+@SNAPSHOT_MISTAKES(_SIDE_EFFECTS["changed"])
+def snapshot_that_ends_the_run(run: Run) -> dict[str, object]:
+    kept = snapshot(run)
+    for group in run.optimizer.param_groups:
+        group["lr"] = 0.0
+    return kept
 
 
 _OBJECT = "under {!r} lies the whole object, not its state: restore needs what state_dict() gives"
 _SNAPSHOT_RAISED = (
     ("'AdamW' object", _OBJECT.format("optimizer")),
     ("torch.ByteTensor", 'under "random" restore needs the tensor that torch.get_rng_state() gives'),
+    ("dict-like", "restore needs what state_dict() gives, with the names of the weights"),
+    ("'generator'", "restore needs what state_dict() gives, with the names of the weights"),
     ("NoneType", "a part is None: restore needs the state of each"),
 )
 
@@ -838,10 +1010,16 @@ def _as_kept(run: Run) -> dict[str, Any]:
     return {
         "model": [*map(torch.clone, run.model.state_dict().values())],
         "average": [*map(torch.clone, run.average.state_dict().values())],
-        "optimizer": [value.clone() for of_one in run.optimizer.state.values() for value in of_one.values()],
+        "optimizer": _of_optimizer(run.optimizer.state_dict()),
         "step": run.step,
         "random": torch.get_rng_state(),
     }
+
+
+def _of_optimizer(state: dict[str, Any]) -> list[Any]:
+    """All tensors of the state, and all settings but the list of parameters."""
+    settings = [{name: group[name] for name in group.keys() - {"params"}} for group in state["param_groups"]]
+    return [*(value.clone() for of_one in state["state"].values() for value in of_one.values()), *settings]
 
 
 def _wrong_after_restoring(take: Callable[[Run], Any]) -> list[str]:
@@ -856,6 +1034,10 @@ def _wrong_after_restoring(take: Callable[[Run], Any]) -> list[str]:
         raise Blank if len(open_gaps) == len(kept) else OpenGap(", ".join(map(str, open_gaps)))
     if not torch.equal(torch.get_rng_state(), before["random"]):
         return ["drawn"]
+    if not run.model.training:
+        return ["mode"]
+    if not _equal([*_as_kept(run).values()], [*before.values()]):
+        return ["changed"]
     _go_on(run, 2)
     restore(run, kept)
     after = _as_kept(run)
@@ -864,7 +1046,7 @@ def _wrong_after_restoring(take: Callable[[Run], Any]) -> list[str]:
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
-        return torch.equal(a, b)
+        return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, list):
         return len(a) == len(b) and all(map(_equal, a, b))
     return bool(a == b)
@@ -881,8 +1063,8 @@ def _judge_snapshot(attempt: Any) -> str | None:
         return _in_words(name_error(error, SNAPSHOT_MISTAKES, _wrong_after_restoring), _SNAPSHOT_RAISED)
     if not wrong:
         return None
-    if wrong == ["drawn"]:
-        return "it draws a random number itself: only look at the state, torch.get_rng_state()"
+    if wrong[0] in _SIDE_EFFECTS:
+        return _SIDE_EFFECTS[wrong[0]]
     kept = attempt(_run())
     unknown = [str(name) for name in kept if name not in _ALL]
     if unknown:
@@ -890,6 +1072,8 @@ def _judge_snapshot(attempt: Any) -> str | None:
     for message, code in SNAPSHOT_MISTAKES:
         if kept.keys() == code(_run()).keys() and _does(code, wrong) and _alike(kept, code(_run())):
             return message
+    if _alike(kept, snapshot(_run())) and all(name in kept for name in wrong):
+        return f"not copied: {' and '.join(wrong)}; {_REFERENCES}"
     missing = [_WHAT_IT_COSTS[name] for name in wrong if name not in kept]
     return "; ".join(missing) or f"after restore these parts are not as they were: {', '.join(wrong)}"
 
@@ -903,10 +1087,14 @@ def _does(mistake: Callable[[Run], Any], wrong: list[str]) -> bool:
 
 
 def _alike(mine: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Tell whether two snapshots of equal runs hold the same averaged weights."""
-    if "average" not in mine:
-        return True
-    return _equal([*mine["average"].values()], [*other["average"].values()])
+    """Tell whether two snapshots of equal runs hold the same tensors and settings, as far as both have them."""
+    both = mine.keys() & other.keys()
+    parts = {
+        "model": lambda kept: [*kept.values()],
+        "average": lambda kept: [*kept.values()],
+        "optimizer": _of_optimizer,
+    }
+    return all(_equal(flat(mine[name]), flat(other[name])) for name, flat in parts.items() if name in both)
 
 
 EXERCISES = (

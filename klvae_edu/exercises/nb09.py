@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from klvae_edu import baselines, latents, metrics
-from klvae_edu.exercises.exercise import Exercise, call
+from klvae_edu.exercises.exercise import Exercise, Mistakes, call
 from klvae_edu.exercises.judges.functions import judge_function, probe
 from klvae_edu.exercises.judges.linalg import FiniteLinalg
 from klvae_edu.exercises.judges.numbers import judge_numbers
@@ -89,69 +89,98 @@ def _decibels(
 
 
 _SQUARED = "the peak is the width of the range, 2, and it is squared: 4"
-PSNR_MISTAKES = (
-    (
-        "this is the dB of the mean error, which the worst image rules: average the dB of the images",
-        _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean()),
-    ),
-    (
-        "the dB of the mean error, and without the clamp: average the dB of the images, clamped to [-1, 1]",
-        _decibels(lambda r, t: (r - t).pow(2).mean()),
-    ),
-    (
-        "the reconstruction is not clamped: a value that no screen can show counts as the nearest one that it can",
-        _decibels(lambda r, t: (r - t).pow(2).mean((1, 2, 3))),
-    ),
-    (
-        "the difference is clamped: clamp the reconstruction, then subtract",
-        _decibels(lambda r, t: (r - t).clamp(-1, 1).pow(2).mean((1, 2, 3))),
-    ),
-    (
-        "the reconstruction is clamped to [0, 1]: images here are from -1 to 1",
-        _decibels(lambda r, t: (r.clamp(0, 1) - t).pow(2).mean((1, 2, 3))),
-    ),
-    (f"the peak is 1, as for images from 0 to 1: {_SQUARED}", _decibels(peak=1.0)),
-    (f"the peak is 255, as for bytes: {_SQUARED}", _decibels(peak=255.0**2)),
-    (f"the peak is not squared: {_SQUARED}", _decibels(peak=2.0)),
-    (
-        f"the peak is the brightest value in the image, so that it depends on the picture: {_SQUARED}",
-        lambda r, t: (10 * (t.amax((1, 2, 3)).pow(2) / (r.clamp(-1, 1) - t).pow(2).mean((1, 2, 3))).log10()).mean(),
-    ),
-    (
-        "20 · log₁₀ belongs to a ratio of lengths: that of squares takes 10",
-        _decibels(scale=lambda ratio: 20 * ratio.log10()),
-    ),
-    ("the factor 10 is missing: these are bels", _decibels(scale=lambda ratio: ratio.log10())),
-    ("the natural logarithm: decibels use base 10", _decibels(scale=lambda ratio: 10 * ratio.log())),
-    ("the logarithm to base 2: decibels use base 10", _decibels(scale=lambda ratio: 10 * ratio.log2())),
-    ("the ratio is upside down: the peak is over the error", _decibels(scale=lambda ratio: -10 * ratio.log10())),
-    (
-        "the root of the mean squared error is taken, but the peak is squared: use the squares of both",
-        _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean((1, 2, 3)).sqrt()),
-    ),
-    (
-        "the absolute error is taken: PSNR is made of the squared one",
-        _decibels(lambda r, t: (r.clamp(-1, 1) - t).abs().mean((1, 2, 3))),
-    ),
-    (
-        "the squared error is summed over the image: take its mean, or a large picture looks worse than a small one",
-        _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).sum((1, 2, 3))),
-    ),
-    (
-        "one PSNR for each channel: the squared error is averaged over C, H and W before the logarithm",
-        _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean((2, 3))),
-    ),
-    (
-        "one PSNR for each pixel: the squared error is averaged over C, H and W before the logarithm",
-        _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean(1)),
-    ),
-    (
-        "the error is averaged over the batch instead of the image: average over dimensions 1, 2 and 3",
-        _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean(0)),
-    ),
-    ("one number for each image: average them at the end", _decibels(join=lambda decibels: decibels)),
-    ("summed over the images: average them", _decibels(join=lambda decibels: decibels.sum())),
+PSNR_MISTAKES = Mistakes(
+    [
+        (
+            "this is the dB of the mean error, which the worst image rules: average the dB of the images",
+            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean()),
+        ),
+        (
+            "the dB of the mean error, and without the clamp: average the dB of the images, clamped to [-1, 1]",
+            _decibels(lambda r, t: (r - t).pow(2).mean()),
+        ),
+        (
+            "the reconstruction is not clamped: a value that no screen can show counts as the nearest one that it can",
+            _decibels(lambda r, t: (r - t).pow(2).mean((1, 2, 3))),
+        ),
+        (
+            "the difference is clamped: clamp the reconstruction, then subtract",
+            _decibels(lambda r, t: (r - t).clamp(-1, 1).pow(2).mean((1, 2, 3))),
+        ),
+        (
+            "the reconstruction is clamped to [0, 1]: images here are from -1 to 1",
+            _decibels(lambda r, t: (r.clamp(0, 1) - t).pow(2).mean((1, 2, 3))),
+        ),
+        (f"the peak is 1, as for images from 0 to 1: {_SQUARED}", _decibels(peak=1.0)),
+        (f"the peak is 255, as for bytes: {_SQUARED}", _decibels(peak=255.0**2)),
+        (f"the peak is not squared: {_SQUARED}", _decibels(peak=2.0)),
+        (
+            f"the peak is the brightest value in the image, so that it depends on the picture: {_SQUARED}",
+            lambda r, t: (10 * (t.amax((1, 2, 3)).pow(2) / (r.clamp(-1, 1) - t).pow(2).mean((1, 2, 3))).log10()).mean(),
+        ),
+        (
+            "20 · log₁₀ belongs to a ratio of lengths: that of squares takes 10",
+            _decibels(scale=lambda ratio: 20 * ratio.log10()),
+        ),
+        ("the factor 10 is missing: these are bels", _decibels(scale=lambda ratio: ratio.log10())),
+        ("the natural logarithm: decibels use base 10", _decibels(scale=lambda ratio: 10 * ratio.log())),
+        ("the logarithm to base 2: decibels use base 10", _decibels(scale=lambda ratio: 10 * ratio.log2())),
+        ("the ratio is upside down: the peak is over the error", _decibels(scale=lambda ratio: -10 * ratio.log10())),
+        (
+            "the root of the mean squared error is taken, but the peak is squared: use the squares of both",
+            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean((1, 2, 3)).sqrt()),
+        ),
+        (
+            "the absolute error is taken: PSNR is made of the squared one",
+            _decibels(lambda r, t: (r.clamp(-1, 1) - t).abs().mean((1, 2, 3))),
+        ),
+        (
+            "the squared error is summed over the image: take its mean, or large pictures look worse than small ones",
+            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).sum((1, 2, 3))),
+        ),
+        (
+            "one PSNR for each channel: the squared error is averaged over C, H and W before the logarithm",
+            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean((2, 3))),
+        ),
+        (
+            "one PSNR for each pixel: the squared error is averaged over C, H and W before the logarithm",
+            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean(1)),
+        ),
+        (
+            "the error is averaged over the batch instead of the image: average over dimensions 1, 2 and 3",
+            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean(0)),
+        ),
+        ("one number for each image: average them at the end", _decibels(join=lambda decibels: decibels)),
+        ("summed over the images: average them", _decibels(join=lambda decibels: decibels.sum())),
+    ]
 )
+
+
+@PSNR_MISTAKES(
+    "20 · log₁₀ is for a ratio of lengths, 2 over the root of the error: here it is of 2 over the squared error"
+)
+def decibels_of_a_length_over_a_square(reconstruction: Tensor, target: Tensor) -> Tensor:
+    error = (reconstruction.clamp(-1, 1) - target).pow(2).mean((1, 2, 3))
+    return (20 * torch.log10(2 / error)).mean()
+
+
+@PSNR_MISTAKES("only values above 1 are clamped, not those below -1: clamp(-1, 1)")
+def decibels_clamped_from_above(reconstruction: Tensor, target: Tensor) -> Tensor:
+    error = (reconstruction.clamp(max=1) - target).pow(2).mean((1, 2, 3))
+    return (10 * torch.log10(4 / error)).mean()
+
+
+@PSNR_MISTAKES("only values below -1 are clamped, not those above 1: clamp(-1, 1)")
+def decibels_clamped_from_below(reconstruction: Tensor, target: Tensor) -> Tensor:
+    error = (reconstruction.clamp(min=-1) - target).pow(2).mean((1, 2, 3))
+    return (10 * torch.log10(4 / error)).mean()
+
+
+@PSNR_MISTAKES("the images are shifted to [0, 1], where the range is 1 wide, but the peak is 2: shift nothing")
+def decibels_from_zero_to_one(reconstruction: Tensor, target: Tensor) -> Tensor:
+    a, b = (reconstruction.clamp(-1, 1) + 1) / 2, (target + 1) / 2
+    return (10 * torch.log10(4 / (a - b).pow(2).mean((1, 2, 3)))).mean()
+
 
 # 09.2
 
@@ -193,94 +222,157 @@ def _similarity(
 
 _FROM_BLACK = "SSIM compares means, and expects black to be 0: use (x + 1) / 2"
 _CONSTANTS = "they are 0.01² and 0.03² where the range is 1 wide"
-SSIM_MISTAKES = (
-    (f"computed from -1 to 1: {_FROM_BLACK}", _similarity(shift=0, width=1)),
-    (
-        f"not shifted, though constants and width fit each other: {_FROM_BLACK}",
-        _similarity(shift=0, width=1, constants=(0.02**2, 0.06**2)),
-    ),
-    (f"from 0 to 2, with the constants of a range 1 wide: {_CONSTANTS}", _similarity(width=1)),
-    (f"the constants are those of a range 2 wide: {_CONSTANTS}", _similarity(constants=(0.02**2, 0.06**2))),
-    (f"the constants are those of bytes: {_CONSTANTS}", _similarity(constants=(2.55**2, 7.65**2))),
-    (f"the constants are not squared: {_CONSTANTS}", _similarity(constants=(0.01, 0.03))),
-    (
-        "the constants are exchanged: 0.01² goes with the means, 0.03² with the variances",
-        _similarity(constants=(0.03**2, 0.01**2)),
-    ),
+SSIM_MISTAKES = Mistakes(
+    [
+        (f"computed from -1 to 1: {_FROM_BLACK}", _similarity(shift=0, width=1)),
+        (
+            f"not shifted, though constants and width fit each other: {_FROM_BLACK}",
+            _similarity(shift=0, width=1, constants=(0.02**2, 0.06**2)),
+        ),
+        (f"from 0 to 2, with the constants of a range 1 wide: {_CONSTANTS}", _similarity(width=1)),
+        (f"the constants are those of a range 2 wide: {_CONSTANTS}", _similarity(constants=(0.02**2, 0.06**2))),
+        (f"the constants are those of bytes: {_CONSTANTS}", _similarity(constants=(2.55**2, 7.65**2))),
+        (f"the constants are not squared: {_CONSTANTS}", _similarity(constants=(0.01, 0.03))),
+        (
+            "the constants are exchanged: 0.01² goes with the means, 0.03² with the variances",
+            _similarity(constants=(0.03**2, 0.01**2)),
+        ),
+        *(
+            (
+                "the constants are missing: an even patch would be 0/0; 0.01² goes with means, 0.03² with variances",
+                _similarity(constants=constants),
+            )
+            for constants in ((0.0, 0.0), (1e-8, 1e-8), (1e-12, 1e-12))
+        ),
+        (
+            "the means are not subtracted from the means of squares and products: these are no variances yet",
+            _similarity(centred=False),
+        ),
+        (
+            "the 2 is missing in the product of the means: equal images would not have 1",
+            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1, 1) * _structure(va, vb, cov, c2)),
+        ),
+        (
+            "the 2 is missing before the covariance: equal images would not have 1",
+            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1) * _structure(va, vb, cov, c2, 1)),
+        ),
+        (
+            "the 2 is missing in both terms: equal images would not have 1",
+            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1, 1) * _structure(va, vb, cov, c2, 1)),
+        ),
+        (
+            "this is the term of the means alone: multiply it by that of the covariance",
+            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1)),
+        ),
+        (
+            "this is the term of the covariance alone: multiply it by that of the means",
+            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _structure(va, vb, cov, c2)),
+        ),
+        (
+            "this is the term of contrast, of the standard deviations: the covariance tells whether they go together",
+            _similarity(
+                lambda ma, mb, va, vb, cov, c1, c2: (
+                    _luminance(ma, mb, c1) * _structure(va, vb, (va.clamp(min=0) * vb.clamp(min=0)).sqrt(), c2)
+                )
+            ),
+        ),
+        (
+            "the two terms are added: multiply them, at each pixel",
+            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1) + _structure(va, vb, cov, c2)),
+        ),
+        (
+            "the two terms are averaged: multiply them, at each pixel",
+            _similarity(lambda ma, mb, va, vb, cov, c1, c2: (_luminance(ma, mb, c1) + _structure(va, vb, cov, c2)) / 2),
+        ),
+        (
+            "each term is averaged over the image, then they are multiplied: multiply at each pixel, then average",
+            _similarity(
+                lambda ma, mb, va, vb, cov, c1, c2: torch.stack((_luminance(ma, mb, c1), _structure(va, vb, cov, c2))),
+                join=lambda found: found.mean((2, 3, 4)).prod(0),
+            ),
+        ),
+        (
+            "the variances are multiplied in the denominator: they are added",
+            _similarity(
+                lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1) * (2 * cov + c2) / (va * vb + c2),
+            ),
+        ),
+        (
+            "a window of equal weights: use the one that is given",
+            _similarity(mean=lambda x, window: local_mean(x, torch.full_like(window, 1 / window.numel()))),
+        ),
+        (
+            "the moments are those of the whole image: local_mean takes them around each pixel",
+            _similarity(mean=lambda x, window: x.mean((2, 3), keepdim=True)),
+        ),
+        ("one number for the batch: (B,) is asked for", _similarity(join=lambda found: found.mean())),
+        ("this is the map: average over C, H and W", _similarity(join=lambda found: found)),
+        ("one number for each channel: average over C, H and W", _similarity(join=lambda found: found.mean((2, 3)))),
+        ("summed over the image: average over C, H and W", _similarity(join=lambda found: found.sum((1, 2, 3)))),
+        ("1 - SSIM is a loss: the similarity is asked for", _similarity(join=lambda found: 1 - found.mean((1, 2, 3)))),
+    ]
+)
+
+
+def _zero_padded(images: Tensor, window: Tensor) -> Tensor:
+    return F.conv2d(images.flatten(0, 1)[:, None], window[None, None], padding=len(window) // 2).view(images.shape)
+
+
+def _inside(images: Tensor, window: Tensor) -> Tensor:
+    margin = len(window) // 2
+    return local_mean(images, window)[..., margin:-margin, margin:-margin]
+
+
+def _over_deviations(below: Callable[[Tensor, Tensor], Tensor]) -> _Terms:
+    """The term of the covariance over something made of the standard deviations."""
+
+    def terms(ma: Tensor, mb: Tensor, va: Tensor, vb: Tensor, cov: Tensor, c1: float, c2: float) -> Tensor:
+        deviations = (variance.clamp(min=0).sqrt() for variance in (va, vb))
+        return _luminance(ma, mb, c1) * (2 * cov + c2) / (below(*deviations) + c2)
+
+    return terms
+
+
+_CENTRED = "local_mean(x * y) - local_mean(x) * local_mean(y)"
+SSIM_MISTAKES += (
+    ("a bracket is missing: (x + 1) / 2 is from 0 to 1, and x + 1 / 2 is not", _similarity(shift=0.5, width=1)),
+    ("the border is padded with zeros, which darkens it: take the means by local_mean", _similarity(mean=_zero_padded)),
+    ("the border is left out: local_mean gives a mean at each pixel", _similarity(mean=_inside)),
     *(
         (
-            "the constants are missing: an even patch would be 0/0; 0.01² is for the means, 0.03² for the variances",
-            _similarity(constants=constants),
+            "there are standard deviations in the denominator: var_a and var_b themselves are added",
+            _similarity(_over_deviations(below)),
         )
-        for constants in ((0.0, 0.0), (1e-8, 1e-8), (1e-12, 1e-12))
+        for below in (lambda a, b: a + b, lambda a, b: a * b, lambda a, b: 2 * a * b)
     ),
-    (
-        "the means are not subtracted from the means of squares and products: these are no variances yet",
-        _similarity(centred=False),
-    ),
-    (
-        "the 2 is missing in the product of the means: equal images would not have 1",
-        _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1, 1) * _structure(va, vb, cov, c2)),
-    ),
-    (
-        "the 2 is missing before the covariance: equal images would not have 1",
-        _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1) * _structure(va, vb, cov, c2, 1)),
-    ),
-    (
-        "the 2 is missing in both terms: equal images would not have 1",
-        _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1, 1) * _structure(va, vb, cov, c2, 1)),
-    ),
-    (
-        "this is the term of the means alone: multiply it by that of the covariance",
-        _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1)),
-    ),
-    (
-        "this is the term of the covariance alone: multiply it by that of the means",
-        _similarity(lambda ma, mb, va, vb, cov, c1, c2: _structure(va, vb, cov, c2)),
-    ),
-    (
-        "this is the term of contrast, of the standard deviations: the covariance tells whether they go together",
-        _similarity(
-            lambda ma, mb, va, vb, cov, c1, c2: (
-                _luminance(ma, mb, c1) * _structure(va, vb, (va.clamp(min=0) * vb.clamp(min=0)).sqrt(), c2)
-            )
-        ),
-    ),
-    (
-        "the two terms are added: multiply them, at each pixel",
-        _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1) + _structure(va, vb, cov, c2)),
-    ),
-    (
-        "the two terms are averaged: multiply them, at each pixel",
-        _similarity(lambda ma, mb, va, vb, cov, c1, c2: (_luminance(ma, mb, c1) + _structure(va, vb, cov, c2)) / 2),
-    ),
-    (
-        "each term is averaged over the image, then they are multiplied: multiply at each pixel, then average",
-        _similarity(
-            lambda ma, mb, va, vb, cov, c1, c2: torch.stack((_luminance(ma, mb, c1), _structure(va, vb, cov, c2))),
-            join=lambda found: found.mean((2, 3, 4)).prod(0),
-        ),
-    ),
-    (
-        "the variances are multiplied in the denominator: they are added",
-        _similarity(
-            lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1) * (2 * cov + c2) / (va * vb + c2),
-        ),
-    ),
-    (
-        "a window of equal weights: use the one that is given",
-        _similarity(mean=lambda x, window: local_mean(x, torch.full_like(window, 1 / window.numel()))),
-    ),
-    (
-        "the moments are those of the whole image: local_mean takes them around each pixel",
-        _similarity(mean=lambda x, window: x.mean((2, 3), keepdim=True)),
-    ),
-    ("one number for the batch: (B,) is asked for", _similarity(join=lambda found: found.mean())),
-    ("this is the map: average over C, H and W", _similarity(join=lambda found: found)),
-    ("one number for each channel: average over C, H and W", _similarity(join=lambda found: found.mean((2, 3)))),
-    ("summed over the image: average over C, H and W", _similarity(join=lambda found: found.sum((1, 2, 3)))),
-    ("1 - SSIM is a loss: the similarity is asked for", _similarity(join=lambda found: 1 - found.mean((1, 2, 3)))),
 )
+
+
+@SSIM_MISTAKES("only the reconstruction is shifted to [0, 1]: shift both images")
+def similarity_with_one_shifted(reconstruction: Tensor, target: Tensor, window: Tensor) -> Tensor:
+    return ssim(reconstruction, 2 * target - 1, window)
+
+
+@SSIM_MISTAKES("only the target is shifted to [0, 1]: shift both images")
+def similarity_with_the_target_shifted(reconstruction: Tensor, target: Tensor, window: Tensor) -> Tensor:
+    return ssim(2 * reconstruction - 1, target, window)
+
+
+@SSIM_MISTAKES(f"the product of the means is not subtracted from the covariance: {_CENTRED}")
+def similarity_of_products(reconstruction: Tensor, target: Tensor, window: Tensor) -> Tensor:
+    a, b = (reconstruction + 1) / 2, (target + 1) / 2
+    ma, mb, cov = local_mean(a, window), local_mean(b, window), local_mean(a * b, window)
+    va, vb = local_mean(a * a, window) - ma**2, local_mean(b * b, window) - mb**2
+    return _product(ma, mb, va, vb, cov, 0.01**2, 0.03**2).mean((1, 2, 3))
+
+
+@SSIM_MISTAKES(f"the squares of the means are not subtracted from the variances: {_CENTRED}")
+def similarity_of_squares(reconstruction: Tensor, target: Tensor, window: Tensor) -> Tensor:
+    a, b = (reconstruction + 1) / 2, (target + 1) / 2
+    ma, mb = local_mean(a, window), local_mean(b, window)
+    va, vb, cov = local_mean(a * a, window), local_mean(b * b, window), local_mean(a * b, window) - ma * mb
+    return _product(ma, mb, va, vb, cov, 0.01**2, 0.03**2).mean((1, 2, 3))
+
 
 # 09.3
 
@@ -305,12 +397,13 @@ def _between(
     covariance: Callable[[Tensor], Tensor] = lambda x: torch.cov(x.T),
     two: float = 2,
     join: Callable[[Tensor], Tensor] = lambda distance: distance,
+    trace: Callable[[Tensor], Tensor] = torch.trace,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The finished version with one part of it exchanged."""
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
         a, b = covariance(x), covariance(y)
-        return join(means(x, y) + a.trace() + b.trace() - two * overlap(a, b))
+        return join(means(x, y) + trace(a) + trace(b) - two * overlap(a, b))
 
     return distance
 
@@ -352,6 +445,16 @@ FRECHET_MISTAKES = (
     (
         "only the variances are compared: two features that go together in one set and not in the other count, too",
         lambda x, y: _squared_distance(x, y) + (x.std(0) - y.std(0)).pow(2).sum(),
+    ),
+    ("the roots of the eigenvalues are not summed: a trace is their sum", _between(lambda a, b: _roots(a @ b))),
+    ("the roots of the eigenvalues are averaged: a trace is their sum", _between(lambda a, b: _roots(a @ b).mean())),
+    (
+        "the squared differences of the means are not summed: one number is asked for",
+        _between(means=lambda x, y: (x.mean(0) - y.mean(0)).pow(2)),
+    ),
+    (
+        "all entries of the covariances are summed: a trace is the sum along the diagonal",
+        _between(trace=torch.sum),
     ),
     ("the means are missing", _between(means=lambda x, y: 0.0)),
     ("the covariances are missing: this is the distance of the means", lambda x, y: _squared_distance(x, y)),
@@ -479,6 +582,25 @@ COMPRESSION_MISTAKES = (
     ),
     ("the results are exchanged: KL comes first", lambda *arguments: compression(*arguments)[::-1]),
 )
+_COMPRESSION_PROBES = [(256, 8, 4, 16, 16384), (96, 4, 3, 9, 256), (512, 16, 10, 32, 1024)]
+_judge_ratios, _judge_of_the_text = (
+    judge_numbers(
+        compression,
+        probes,
+        COMPRESSION_MISTAKES,
+        given=lambda probe: "side {}, factor {}, {} channels of {} bits and {} codes".format(*probe),
+        asked="two numbers, KL's ratio and VQ's",
+    )
+    for probes in (_COMPRESSION_PROBES, _COMPRESSION_PROBES[:1])
+)
+
+
+def _judge_compression(attempt: Any) -> str | None:
+    complaint = _judge_ratios(attempt)
+    if complaint and complaint not in dict(COMPRESSION_MISTAKES) and _judge_of_the_text(attempt) is None:
+        return "right for the text's numbers only: is 256, 8, 4, 16 or 14 written into the code? Use the arguments"
+    return complaint
+
 
 # 09.5
 
@@ -806,13 +928,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "KL: `channels` values of `bits` bits at each place. VQ: one number from 0 to codes - 1.",
             "image = 3 · side² · 8 bits; (side // factor)² places; channels · bits, and math.log2(codes).",
         ),
-        judge=judge_numbers(
-            compression,
-            [(256, 8, 4, 16, 16384), (96, 4, 3, 9, 256), (512, 16, 10, 32, 1024)],
-            COMPRESSION_MISTAKES,
-            given=lambda probe: "side {}, factor {}, {} channels of {} bits and {} codes".format(*probe),
-            asked="two numbers, KL's ratio and VQ's",
-        ),
+        judge=_judge_compression,
     ),
     Exercise(
         id="09.5",

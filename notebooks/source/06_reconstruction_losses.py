@@ -935,7 +935,8 @@ show(
 # %%
 with torch.no_grad():
     ends = trained.features(torch.stack([crops[24], mean]))
-    crop, blurred = perceptual_distance(ends, trained_centre, trained_heads).tolist()
+    twice = [tap.expand(2, -1, -1, -1) for tap in trained_centre]
+    crop, blurred = perceptual_distance(ends, twice, trained_heads).tolist()
 print(f"{NAME} to the mean of its features: a crop {crop:.2f}, the blurred mean {blurred:.2f}")
 assert crop < 0.5 * blurred or not EXTRA
 

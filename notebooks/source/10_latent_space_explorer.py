@@ -373,7 +373,8 @@ for temperature in (0, 1, 3):
 # %% [markdown]
 # {{exercise 10.3}}
 #
-# Write it for a whole posterior, as `encode` returns it in `.latent_dist`.
+# Write it for a whole posterior, as `encode` returns it in `.latent_dist`. Gradients reach mean and log-variance, as they do in
+# `sample`, and the posterior itself stays unchanged.
 
 
 # %%

@@ -776,7 +776,7 @@ for reader in range(3):
 # {{exercise 12.4}}
 #
 # A run stops in the middle of a pass, when this reader has had `done` of its rows. Which are left to it? The order of pass
-# `epoch` comes from `torch.randperm` with the seed `seed + epoch`.
+# `epoch` comes from `torch.randperm`, by a generator of its own with the seed `seed + epoch`.
 
 
 # %%

@@ -33,66 +33,6 @@ def psnr_half(reconstruction, target):
     return (10 * torch.log10(4 / error)).mean()
 
 
-def psnr_of_the_mean_error(reconstruction, target):
-    error = F.mse_loss(reconstruction.clamp(-1, 1), target)
-    return 10 * torch.log10(2**2 / error)
-
-
-def psnr_of_everything_unclamped(reconstruction, target):
-    mse = ((reconstruction - target) ** 2).mean()
-    return 10 * math.log10(4) - 10 * torch.log10(mse)
-
-
-def psnr_unclamped(reconstruction, target):
-    error = ((reconstruction - target) ** 2).flatten(1).mean(1)
-    return torch.mean(10 * torch.log10(4 / error))
-
-
-def psnr_with_a_peak_of_one(reconstruction, target):
-    error = (reconstruction.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
-    return (10 * torch.log10(1 / error)).mean()
-
-
-def psnr_with_a_peak_not_squared(reconstruction, target):
-    error = (reconstruction.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
-    return (10 * torch.log10(2 / error)).mean()
-
-
-def psnr_of_bytes(reconstruction, target):
-    error = (reconstruction.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
-    return (20 * math.log10(255) - 10 * error.log10()).mean()
-
-
-def psnr_with_twenty(reconstruction, target):
-    error = (reconstruction.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
-    return (20 * torch.log10(4 / error)).mean()
-
-
-def psnr_by_ln(reconstruction, target):
-    error = (reconstruction.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
-    return (10 * torch.log(4 / error)).mean()
-
-
-def psnr_upside_down(reconstruction, target):
-    error = (reconstruction.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
-    return (10 * torch.log10(error / 4)).mean()
-
-
-def psnr_of_each_channel(reconstruction, target):
-    error = (reconstruction.clamp(-1, 1) - target).square().mean(dim=(2, 3))
-    return (10 * torch.log10(4 / error)).mean()
-
-
-def psnr_of_each_image(reconstruction, target):
-    error = (reconstruction.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
-    return 10 * torch.log10(4 / error)
-
-
-def psnr_summed_over_pixels(reconstruction, target):
-    error = (reconstruction.clamp(-1, 1) - target).square().sum(dim=(1, 2, 3))
-    return (10 * torch.log10(4 / error)).mean()
-
-
 def psnr_by_a_loop(reconstruction, target):
     total = 0
     for x, y in zip(reconstruction, target, strict=True):
@@ -127,18 +67,6 @@ def test_a_blank_psnr_is_not_attempted(answer):
     "09.1",
     [
         ("gap `...` is still open", psnr_half),
-        ("dB of the mean error", psnr_of_the_mean_error),
-        ("dB of the mean error, and without the clamp", psnr_of_everything_unclamped),
-        ("not clamped", psnr_unclamped),
-        ("peak is 1", psnr_with_a_peak_of_one),
-        ("peak is not squared", psnr_with_a_peak_not_squared),
-        ("as for bytes", psnr_of_bytes),
-        ("ratio of lengths", psnr_with_twenty),
-        ("natural logarithm", psnr_by_ln),
-        ("upside down", psnr_upside_down),
-        ("each channel", psnr_of_each_channel),
-        ("one number for each image", psnr_of_each_image),
-        ("summed over the image", psnr_summed_over_pixels),
     ],
 )
 def test_a_wrong_psnr_is_named(keyword, answer):
@@ -160,6 +88,8 @@ def ssim_raises(reconstruction, target, window):
 def ssim_gaps(reconstruction, target, window):
     a, b = ...  # noqa: RUF059
     mean_a, mean_b = ...  # noqa: RUF059
+    var_a, var_b, cov = ...  # noqa: RUF059
+    luminance, structure = ...  # noqa: RUF059
     return ...
 
 
@@ -170,78 +100,13 @@ def ssim_half(reconstruction, target, window):
     return ((2 * mean_a * mean_b + 1e-4) * (2 * cov + 9e-4)).mean((1, 2, 3))
 
 
-def ssim_like(a, b, window, c1=0.01**2, c2=0.03**2, centre=True):
+def ssim_like(a, b, window, c1=0.01**2, c2=0.03**2):
     mean_a, mean_b = local_mean(a, window), local_mean(b, window)
-    var_a = local_mean(a**2, window) - centre * mean_a**2
-    var_b = local_mean(b**2, window) - centre * mean_b**2
-    cov = local_mean(a * b, window) - centre * mean_a * mean_b
+    var_a = local_mean(a**2, window) - mean_a**2
+    var_b = local_mean(b**2, window) - mean_b**2
+    cov = local_mean(a * b, window) - mean_a * mean_b
     top = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
     return top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-
-
-def ssim_unshifted(reconstruction, target, window):
-    return ssim_like(reconstruction, target, window).mean((1, 2, 3))
-
-
-def ssim_unshifted_with_a_range_of_two(reconstruction, target, window):
-    return structural_similarity_index_measure(reconstruction, target, data_range=2.0, reduction="none")
-
-
-def ssim_with_the_constants_of_two(reconstruction, target, window):
-    a, b = (reconstruction + 1) / 2, (target + 1) / 2
-    return ssim_like(a, b, window, (0.01 * 2) ** 2, (0.03 * 2) ** 2).mean((1, 2, 3))
-
-
-def ssim_with_constants_not_squared(reconstruction, target, window):
-    return ssim_like((reconstruction + 1) / 2, (target + 1) / 2, window, 0.01, 0.03).mean((1, 2, 3))
-
-
-def ssim_without_constants(reconstruction, target, window):
-    return ssim_like((reconstruction + 1) / 2, (target + 1) / 2, window, 0, 0).mean((1, 2, 3))
-
-
-def ssim_not_centred(reconstruction, target, window):
-    return ssim_like((reconstruction + 1) / 2, (target + 1) / 2, window, centre=False).mean((1, 2, 3))
-
-
-def ssim_without_the_two(reconstruction, target, window):
-    a, b = (reconstruction + 1) / 2, (target + 1) / 2
-    ma, mb = local_mean(a, window), local_mean(b, window)
-    va, vb = local_mean(a * a, window) - ma**2, local_mean(b * b, window) - mb**2
-    cov = local_mean(a * b, window) - ma * mb
-    return ((2 * ma * mb + 1e-4) / (ma**2 + mb**2 + 1e-4) * (cov + 9e-4) / (va + vb + 9e-4)).mean((1, 2, 3))
-
-
-def ssim_of_the_structure_alone(reconstruction, target, window):
-    a, b = (reconstruction + 1) / 2, (target + 1) / 2
-    ma, mb = local_mean(a, window), local_mean(b, window)
-    va, vb = local_mean(a * a, window) - ma**2, local_mean(b * b, window) - mb**2
-    return ((2 * (local_mean(a * b, window) - ma * mb) + 9e-4) / (va + vb + 9e-4)).mean((1, 2, 3))
-
-
-def ssim_of_the_whole_image(reconstruction, target, window):
-    a, b = ((reconstruction + 1) / 2).flatten(2), ((target + 1) / 2).flatten(2)
-    ma, mb = a.mean(2), b.mean(2)
-    va, vb, cov = a.var(2, correction=0), b.var(2, correction=0), (a * b).mean(2) - ma * mb
-    value = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / (ma**2 + mb**2 + 1e-4) / (va + vb + 9e-4)
-    return value.mean(1)[:, None, None].mean((1, 2))
-
-
-def ssim_with_even_weights(reconstruction, target, window):
-    box = torch.ones_like(window) / window.numel()
-    return ssim_like((reconstruction + 1) / 2, (target + 1) / 2, box).mean((1, 2, 3))
-
-
-def ssim_of_the_batch(reconstruction, target, window):
-    return ssim_like((reconstruction + 1) / 2, (target + 1) / 2, window).mean()
-
-
-def ssim_map(reconstruction, target, window):
-    return ssim_like((reconstruction + 1) / 2, (target + 1) / 2, window)
-
-
-def ssim_as_a_loss(reconstruction, target, window):
-    return 1 - ssim_like((reconstruction + 1) / 2, (target + 1) / 2, window).mean((1, 2, 3))
 
 
 def ssim_from_zero_to_two(reconstruction, target, window):
@@ -300,18 +165,6 @@ def test_a_blank_ssim_is_not_attempted(answer):
     "09.2",
     [
         ("gap `...` is still open", ssim_half),
-        ("computed from -1 to 1", ssim_unshifted),
-        ("constants are those of a range 2 wide", ssim_with_the_constants_of_two),
-        ("not squared", ssim_with_constants_not_squared),
-        ("constants are missing", ssim_without_constants),
-        ("no variances yet", ssim_not_centred),
-        ("2 is missing before the covariance", ssim_without_the_two),
-        ("covariance alone", ssim_of_the_structure_alone),
-        ("whole image", ssim_of_the_whole_image),
-        ("equal weights", ssim_with_even_weights),
-        ("one number for the batch", ssim_of_the_batch),
-        ("this is the map", ssim_map),
-        ("is a loss", ssim_as_a_loss),
     ],
 )
 def test_a_wrong_ssim_is_named(keyword, answer):
@@ -344,6 +197,7 @@ def frechet_raises(features, others):
 def frechet_gaps(features, others):
     means = ...  # noqa: F841
     a, b = ...  # noqa: RUF059
+    roots = ...  # noqa: F841
     return ...
 
 
@@ -363,40 +217,8 @@ def eigenvalues(matrix):
     return torch.linalg.eigvals(matrix).real.clamp(min=0)
 
 
-def frechet_entry_by_entry(features, others):
-    return frechet_like(features, others, lambda a, b: torch.sqrt(a @ b).trace())
-
-
-def frechet_of_variances(features, others):
-    return ((features.mean(0) - others.mean(0)) ** 2 + (features.std(0) - others.std(0)) ** 2).sum()
-
-
 def frechet_without_the_two(features, others):
     return frechet_like(features, others, lambda a, b: eigenvalues(a @ b).sqrt().sum(), two=1)
-
-
-def frechet_without_a_root(features, others):
-    return frechet_like(features, others, lambda a, b: eigenvalues(a @ b).sum())
-
-
-def frechet_of_separate_roots(features, others):
-    def root(matrix):
-        values, vectors = torch.linalg.eigh(matrix)
-        return vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
-
-    return frechet_like(features, others, lambda a, b: torch.trace(root(a) @ root(b)))
-
-
-def frechet_with_a_length(features, others):
-    return frechet_like(features, others, lambda a, b: eigenvalues(a @ b).sqrt().sum(), power=1)
-
-
-def frechet_by_eigvalsh(features, others):
-    return frechet_like(features, others, lambda a, b: torch.linalg.eigvalsh(a @ b).clamp(min=0).sqrt().sum())
-
-
-def frechet_with_star(features, others):
-    return frechet_like(features, others, lambda a, b: eigenvalues(a * b).sqrt().sum())
 
 
 def frechet_of_images(features, others):
@@ -409,14 +231,6 @@ def frechet_biased(features, others):
     a, b = x.T @ x / len(x), y.T @ y / len(y)
     means = (features.mean(0) - others.mean(0)).square().sum()
     return means + a.trace() + b.trace() - 2 * eigenvalues(a @ b).sqrt().sum()
-
-
-def frechet_of_the_means(features, others):
-    return torch.sum((features.mean(dim=0) - others.mean(dim=0)) ** 2)
-
-
-def frechet_with_a_root_at_the_end(features, others):
-    return frechet_like(features, others, lambda a, b: eigenvalues(a @ b).sqrt().sum()).sqrt()
 
 
 def frechet_complex(features, others):
@@ -476,18 +290,9 @@ def test_a_blank_frechet_distance_is_not_attempted(answer):
     "09.3",
     [
         ("gap `...` is still open", frechet_half),
-        ("root is taken of each entry", frechet_entry_by_entry),
-        ("only the variances are compared", frechet_of_variances),
         ("2 before the root is missing", frechet_without_the_two),
-        ("without a root", frechet_without_a_root),
-        ("only where the matrices commute", frechet_of_separate_roots),
-        ("means is not squared", frechet_with_a_length),
-        ("not symmetric", frechet_by_eigvalsh),
-        ("entry by entry: a @ b", frechet_with_star),
         ("it takes features.T", frechet_of_images),
         ("divided by N", frechet_biased),
-        ("covariances are missing", frechet_of_the_means),
-        ("root is taken at the end", frechet_with_a_root_at_the_end),
         ("complex", frechet_complex),
         ("clamp(min=0) before the root", frechet_without_a_clamp),
         ("2 before the root is missing", frechet_without_a_clamp_or_the_two),
@@ -549,45 +354,9 @@ def ratios_half(side, factor, channels, bits, codes):
     return image / (places * channels * bits), ...
 
 
-def ratios_with_an_index_for_each_channel(side, factor, channels, bits, codes):
+def ratios_at_16_bits(side, factor, channels, bits, codes):
     image, places = 24 * side**2, (side // factor) ** 2
-    return image / (places * channels * bits), image / (places * channels * math.log2(codes))
-
-
-def ratios_with_codes_for_bits(side, factor, channels, bits, codes):
-    image, places = 24 * side**2, (side // factor) ** 2
-    return image / (places * channels * bits), image / (places * codes)
-
-
-def ratios_by_ln(side, factor, channels, bits, codes):
-    image, places = 24 * side**2, (side // factor) ** 2
-    return image / (places * channels * bits), image / (places * math.log(codes))
-
-
-def ratios_of_one_side(side, factor, channels, bits, codes):
-    latent = side / factor * side
-    return 24 * side**2 / (latent * channels * bits), 24 * side**2 / (latent * math.log2(codes))
-
-
-def ratios_of_a_grey_image(side, factor, channels, bits, codes):
-    return factor**2 * 8 / (channels * bits), factor**2 * 8 / math.log2(codes)
-
-
-def ratios_of_values(side, factor, channels, bits, codes):
-    return 3 * factor**2 / channels, 3 * factor**2
-
-
-def ratios_with_a_vector_for_vq(side, factor, channels, bits, codes):
-    ratio = 24 * factor**2 / (channels * bits)
-    return ratio, ratio
-
-
-def ratios_upside_down(side, factor, channels, bits, codes):
-    return channels * bits / (24 * factor**2), math.log2(codes) / (24 * factor**2)
-
-
-def ratios_exchanged(side, factor, channels, bits, codes):
-    return 24 * factor**2 / math.log2(codes), 24 * factor**2 / (channels * bits)
+    return image / (places * channels * 16), image / (places * math.log2(codes))
 
 
 def ratios_as_a_dict(side, factor, channels, bits, codes):
@@ -631,15 +400,7 @@ def test_blank_ratios_are_not_attempted(answer):
     "09.4",
     [
         ("gap `...` is still open", ratios_half),
-        ("once for each channel", ratios_with_an_index_for_each_channel),
-        ("codes is taken for bits", ratios_with_codes_for_bits),
-        ("natural logarithm", ratios_by_ln),
-        ("one side only", ratios_of_one_side),
-        ("three channels are forgotten", ratios_of_a_grey_image),
-        ("values are divided by values", ratios_of_values),
-        ("vector is counted, not its index", ratios_with_a_vector_for_vq),
-        ("upside down", ratios_upside_down),
-        ("exchanged", ratios_exchanged),
+        ("right for the text's numbers only", ratios_at_16_bits),
         ("expected two numbers", ratios_as_a_dict),
     ],
 )
@@ -688,79 +449,9 @@ def result(z, nearest):
     return z + (nearest - z).detach(), *losses
 
 
-def vq_cut_across_the_channels(z, codebook):
-    rows = z.reshape(-1, z.shape[1])
-    return result(z, codebook[torch.cdist(rows, codebook).argmin(1)].reshape(z.shape))
-
-
-def vq_not_permuted_back(z, codebook):
-    rows = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
-    return result(z, codebook[torch.cdist(rows, codebook).argmin(1)].reshape(z.shape))
-
-
-def vq_farthest(z, codebook):
-    rows = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
-    nearest = codebook[torch.cdist(rows, codebook).argmax(1)]
-    return result(z, nearest.reshape(*z.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2))
-
-
-def vq_by_products(z, codebook):
-    similarity = torch.einsum("bchw,kc->bkhw", z, codebook)
-    return result(z, codebook[similarity.argmax(1)].permute(0, 3, 1, 2))
-
-
-def vq_of_each_channel(z, codebook):
-    distances = (z[:, None] - codebook[None, :, :, None, None]).abs()
-    index = distances.argmin(1)
-    columns = torch.arange(z.shape[1])[None, :, None, None]
-    return result(z, codebook[index, columns])
-
-
-def vq_with_sums(z, codebook):
-    e = lookup(z, codebook)
-    return z + (e - z).detach(), ((e - z.detach()) ** 2).sum(), ((z - e.detach()) ** 2).sum()
-
-
-def vq_with_beta(z, codebook):
-    e = lookup(z, codebook)
-    return z + (e - z).detach(), F.mse_loss(e, z.detach()), 0.25 * F.mse_loss(z, e.detach())
-
-
-def vq_without_straight_through(z, codebook):
-    e = lookup(z, codebook)
-    return e, F.mse_loss(e, z.detach()), F.mse_loss(z, e.detach())
-
-
 def vq_cancelled(z, codebook):
     e = lookup(z, codebook)
     return z + e - z, F.mse_loss(e, z.detach()), F.mse_loss(z, e.detach())
-
-
-def vq_to_both(z, codebook):
-    e = lookup(z, codebook)
-    return z + e - z.detach(), F.mse_loss(e, z.detach()), F.mse_loss(z, e.detach())
-
-
-def vq_exchanged(z, codebook):
-    e = lookup(z, codebook)
-    return z + (e - z).detach(), F.mse_loss(e.detach(), z), F.mse_loss(e, z.detach())
-
-
-def vq_with_nothing_detached(z, codebook):
-    e = lookup(z, codebook)
-    loss = F.mse_loss(e, z)
-    return z + (e - z).detach(), loss, loss
-
-
-def vq_whose_losses_see_the_result(z, codebook):
-    e = lookup(z, codebook)
-    quantised = z + (e - z).detach()
-    return quantised, F.mse_loss(quantised, z.detach()), F.mse_loss(z, quantised.detach())
-
-
-def vq_whose_codebook_loss_moves_both(z, codebook):
-    e = lookup(z, codebook)
-    return z + (e - z).detach(), F.mse_loss(e, z), F.mse_loss(z, e.detach())
 
 
 def vq_under_no_grad(z, codebook):
@@ -834,20 +525,7 @@ def test_a_blank_quantiser_is_not_attempted(answer):
     "09.5",
     [
         ("gap `...` is still open", vq_half),
-        ("cut across the channels", vq_cut_across_the_channels),
-        ("permute it back", vq_not_permuted_back),
-        ("farthest", vq_farthest),
-        ("largest product", vq_by_products),
-        ("each channel is quantised by itself", vq_of_each_channel),
-        ("losses are summed", vq_with_sums),
-        ("commitment loss is weighted", vq_with_beta),
-        ("no gradient reaches z", vq_without_straight_through),
         ("no gradient reaches z", vq_cancelled),
-        ("to the codebook as well", vq_to_both),
-        ("exchanged", vq_exchanged),
-        ("nothing is detached in the losses", vq_with_nothing_detached),
-        ("taken of the straight-through result", vq_whose_losses_see_the_result),
-        ("codebook loss moves z, too", vq_whose_codebook_loss_moves_both),
         ("a loss has no gradient", vq_under_no_grad),
         ("got Tensor", vq_of_indices),
         ("changes its input z", vq_in_place),

@@ -26,6 +26,7 @@ def statistics_gaps(batches):
     count, total, squares = 0, 0, 0  # noqa: F841
     for _ in batches:
         values = ...  # noqa: F841
+        ...  # noqa: PIE790
     mean, std = ..., ...
     return mean, std, ...
 
@@ -39,177 +40,6 @@ def statistics_half(batches):
         squares += (values**2).sum(1)
     mean, std = total / count, (squares / count - (total / count) ** 2).sqrt()
     return mean, std, ...
-
-
-def statistics_of_batches_averaged(batches):
-    means, stds, all_stds = [], [], []
-    for z in batches:
-        means.append(z.mean(dim=(0, 2, 3)))
-        stds.append(z.std(dim=(0, 2, 3)))
-        all_stds.append(z.std())
-    return torch.stack(means).mean(0), torch.stack(stds).mean(0), 1 / torch.stack(all_stds).mean()
-
-
-def statistics_with_averaged_channels(batches):
-    count, total, squares = 0, 0, 0
-    for z in batches:
-        values = z.double().permute(1, 0, 2, 3).reshape(z.shape[1], -1)
-        count, total, squares = count + values.shape[1], total + values.sum(1), squares + (values * values).sum(1)
-    mean = total / count
-    std = (squares / count - mean**2).sqrt()
-    return mean, std, 1 / std.mean()
-
-
-def statistics_with_a_factor_for_each_channel(batches):
-    mean, std, _ = nb10.latent_statistics(batches)
-    return mean, std, 1 / std
-
-
-def statistics_upside_down(batches):
-    mean, std, scale = nb10.latent_statistics(batches)
-    return mean, std, 1 / scale
-
-
-def statistics_without_the_root(batches):
-    mean, std, scale = nb10.latent_statistics(batches)
-    return mean, std**2, scale**2
-
-
-def statistics_without_the_square_of_the_mean(batches):
-    count, total, squares = 0, 0, 0
-    for z in batches:
-        count += z[:, 0].numel()
-        total = total + z.double().sum((0, 2, 3))
-        squares = squares + z.double().square().sum((0, 2, 3))
-    return total / count, torch.sqrt(squares / count), 1 / torch.sqrt(squares.mean() / count)
-
-
-def statistics_by_images(batches):
-    count, total, squares = 0, 0, 0
-    for z in batches:
-        count += len(z)
-        total = total + z.double().sum((0, 2, 3))
-        squares = squares + z.double().square().sum((0, 2, 3))
-    mean = total / count
-    return mean, (squares / count - mean**2).sqrt(), 1 / (squares.mean() / count - mean.mean() ** 2).sqrt()
-
-
-def statistics_reshaped(batches):
-    count, total, squares = 0, 0, 0
-    for z in batches:
-        values = z.double().reshape(z.shape[1], -1)
-        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
-    mean = total / count
-    return mean, (squares / count - mean**2).sqrt(), 1 / (squares.mean() / count - mean.mean() ** 2).sqrt()
-
-
-def statistics_of_everything_kept(batches):
-    z = torch.cat([batch for batch in batches])  # noqa: C416
-    return z.mean((0, 2, 3)), z.std((0, 2, 3)), 1 / z.std()
-
-
-def statistics_of_copies(batches):
-    channels = []
-    for z in batches:
-        channels.append(z.double().transpose(0, 1).flatten(1))
-    values = torch.cat(channels, dim=1)
-    return values.mean(1), values.std(1), 1 / values.std()
-
-
-def statistics_of_clones(batches):
-    kept = [z.clone().permute(1, 0, 2, 3).reshape(z.shape[1], -1) for z in batches]
-    values = torch.hstack(kept)
-    return values.mean(1), values.std(1), values.std() ** -1
-
-
-def statistics_of_each_image(batches):
-    means, squares = [], []
-    for z in batches:
-        for image in z.double():
-            means.append(image.mean((1, 2)))
-            squares.append((image**2).mean((1, 2)))
-    mean, square = torch.stack(means).mean(0), torch.stack(squares).mean(0)
-    return mean, (square - mean**2).sqrt(), 1 / (square.mean() - mean.mean() ** 2).sqrt()
-
-
-def statistics_of_each_batch(batches):
-    mean, square, n = 0, 0, 0
-    for z in batches:
-        mean, square, n = mean + z.double().mean((0, 2, 3)), square + (z.double() ** 2).mean((0, 2, 3)), n + 1
-    mean, square = mean / n, square / n
-    return mean, (square - mean**2).sqrt(), 1 / (square.mean() - mean.mean() ** 2).sqrt()
-
-
-def statistics_for_four_channels(batches):
-    count, total, squares = 0, torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
-    for z in batches:
-        count += z[:, 0].numel()
-        for channel in range(4):
-            total[channel] += z[:, channel].double().sum()
-            squares[channel] += z[:, channel].double().pow(2).sum()
-    mean = total / count
-    return mean, (squares / count - mean**2).sqrt(), 1 / (squares.mean() / count - mean.mean() ** 2).sqrt()
-
-
-def statistics_viewed_as_four_channels(batches):
-    count, total, squares = 0, 0, 0
-    for z in batches:
-        values = z.double().transpose(0, 1).reshape(4, -1)
-        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
-    mean = total / count
-    return mean, (squares / count - mean**2).sqrt(), 1 / (squares.mean() / count - mean.mean() ** 2).sqrt()
-
-
-def statistics_of_rows_of_pixels(batches):
-    count, total, squares = 0, 0, 0
-    for z in batches:
-        values = z.double().reshape(-1, z.shape[1])
-        count, total, squares = count + len(values), total + values.sum(0), squares + values.square().sum(0)
-    mean = total / count
-    return mean, (squares / count - mean**2).sqrt(), 1 / (squares.mean() / count - mean.mean() ** 2).sqrt()
-
-
-def statistics_of_a_list(batches):
-    kept = list(batches)
-    whole = torch.cat(kept).double()
-    return whole.mean((0, 2, 3)), whole.std((0, 2, 3)), 1 / whole.std()
-
-
-def statistics_in_two_passes(batches):
-    count, total = 0, 0
-    for z in batches:
-        count += z[:, 0].numel()
-        total = total + z.double().sum((0, 2, 3))
-    mean = total / count
-    squares = sum(((z - mean.view(-1, 1, 1)) ** 2).sum((0, 2, 3)) for z in batches)
-    return mean, (squares / count).sqrt(), 1 / (squares.mean() / count).sqrt()
-
-
-def statistics_of_cat(batches):
-    z = torch.cat(batches)
-    return z.mean((0, 2, 3)), z.std((0, 2, 3)), 1 / z.std()
-
-
-def statistics_by_length(batches):
-    total = sum(z.mean((0, 2, 3)) for z in batches)
-    return total / len(batches), total, total
-
-
-def statistics_of_the_first(batches):
-    for z in batches:
-        mean, std, scale = z.mean((0, 2, 3)), z.std((0, 2, 3)), 1 / z.std()
-        break
-    return mean, std, scale
-
-
-def statistics_in_place(batches):
-    count, total, squares = 0, 0, 0
-    for z in batches:
-        count += z[:, 0].numel()
-        total = total + z.sum((0, 2, 3))
-        squares = squares + z.square_().sum((0, 2, 3))
-    mean = total / count
-    return mean, (squares / count - mean**2).sqrt(), 1 / (squares.mean() / count - mean.mean() ** 2).sqrt()
 
 
 def statistics_by_welford(batches):
@@ -238,6 +68,11 @@ def statistics_in_single_precision(batches):
 def statistics_by_the_package(batches):
     found = latents.statistics(batches)
     return found.mean, found.std, found.scaling_factor
+
+
+def statistics_with_a_number_of_numpy(batches):
+    mean, std, scale = nb10.latent_statistics(batches)
+    return mean, std, np.float32(scale)
 
 
 def statistics_by_einsum(batches):
@@ -271,28 +106,6 @@ def test_blank_statistics_are_not_attempted(answer):
     "10.1",
     [
         ("gap `...` is still open", statistics_half),
-        ("own deviations are averaged", statistics_of_batches_averaged),
-        ("channels' average deviation", statistics_with_averaged_channels),
-        ("one scaling factor for each channel", statistics_with_a_factor_for_each_channel),
-        ("upside down", statistics_upside_down),
-        ("take the root", statistics_without_the_root),
-        ("square of the mean is not subtracted", statistics_without_the_square_of_the_mean),
-        ("divided by the number of images", statistics_by_images),
-        ("channels and batch are mixed up", statistics_reshaped),
-        ("held at once", statistics_of_everything_kept),
-        ("held at once", statistics_of_a_list),
-        ("held at once", statistics_of_copies),
-        ("held at once", statistics_of_clones),
-        ("images count alike", statistics_of_each_image),
-        ("batches count alike", statistics_of_each_batch),
-        ("fixed at 4", statistics_for_four_channels),
-        ("fixed at 4", statistics_viewed_as_four_channels),
-        ("channels and batch are mixed up", statistics_of_rows_of_pixels),
-        ("twice", statistics_in_two_passes),
-        ("not one tensor", statistics_of_cat),
-        ("has no length", statistics_by_length),
-        ("first batch alone", statistics_of_the_first),
-        ("changed in place", statistics_in_place),
     ],
 )
 def test_wrong_statistics_are_named(keyword, answer):
@@ -305,6 +118,7 @@ def test_wrong_statistics_are_named(keyword, answer):
         statistics_by_welford,
         statistics_in_single_precision,
         statistics_by_the_package,
+        statistics_with_a_number_of_numpy,
         statistics_by_einsum,
         statistics_by_variance_and_means,
     ],
@@ -355,87 +169,6 @@ def with_ones(x):
     return torch.cat([x, torch.ones(len(x), 1)], dim=1)
 
 
-def preview_without_a_bias(latents, colours):
-    weight = torch.linalg.lstsq(rows(latents), rows(colours)).solution
-    return weight, torch.zeros(3)
-
-
-def preview_with_the_mean_for_a_bias(latents, colours):
-    weight = torch.linalg.lstsq(rows(latents), rows(colours)).solution
-    return weight, colours.mean((0, 2, 3))
-
-
-def preview_centred_and_not_put_back(latents, colours):
-    z, rgb = rows(latents), rows(colours)
-    weight = torch.linalg.lstsq(z - z.mean(0), rgb - rgb.mean(0)).solution
-    return weight, rgb.mean(0)
-
-
-def preview_reshaped(latents, colours):
-    fitted = torch.linalg.lstsq(with_ones(latents.reshape(-1, latents.shape[1])), colours.reshape(-1, 3)).solution
-    return fitted[:-1], fitted[-1]
-
-
-def preview_with_reshaped_latents(latents, colours):
-    fitted = torch.linalg.lstsq(with_ones(latents.reshape(-1, latents.shape[1])), rows(colours)).solution
-    return fitted[:-1], fitted[-1]
-
-
-def preview_of_the_first_image(latents, colours):
-    z, rgb = latents[0].flatten(1).T, colours[0].flatten(1).T
-    fitted = torch.linalg.lstsq(with_ones(z), rgb).solution
-    return fitted[:-1], fitted[-1]
-
-
-def preview_transposed(latents, colours):
-    fitted = torch.linalg.lstsq(with_ones(rows(latents)), rows(colours)).solution
-    return fitted[:-1].T, fitted[-1]
-
-
-def preview_in_one_piece(latents, colours):
-    return torch.linalg.lstsq(with_ones(rows(latents)), rows(colours)).solution
-
-
-def preview_with_the_ones_first(latents, colours):
-    z = rows(latents)
-    fitted = torch.linalg.lstsq(torch.cat([torch.ones(len(z), 1), z], dim=1), rows(colours)).solution
-    return fitted[:-1], fitted[-1]
-
-
-def preview_from_colours_to_latents(latents, colours):
-    fitted = torch.linalg.lstsq(with_ones(rows(colours)), rows(latents)).solution
-    return fitted[:-1], fitted[-1]
-
-
-def preview_without_the_solution(latents, colours):
-    weight, bias = torch.linalg.lstsq(with_ones(rows(latents)), rows(colours))
-    return weight, bias
-
-
-def preview_of_the_whole_answer(latents, colours):
-    fitted = torch.linalg.lstsq(with_ones(rows(latents)), rows(colours))
-    return fitted[:-1], fitted[-1]
-
-
-def preview_that_returns_the_answer(latents, colours):
-    return torch.linalg.lstsq(with_ones(rows(latents)), rows(colours))
-
-
-def preview_of_maps(latents, colours):
-    fitted = torch.linalg.lstsq(latents, colours).solution
-    return fitted[:-1], fitted[-1]
-
-
-def preview_of_columns(latents, colours):
-    fitted = torch.linalg.lstsq(latents.flatten(2), colours.flatten(2)).solution
-    return fitted[:-1], fitted[-1]
-
-
-def preview_by_correlation(latents, colours):
-    z, rgb = rows(latents), rows(colours)
-    return z.T @ rgb / len(z), rgb.mean(0)
-
-
 def preview_by_pinv(latents, colours):
     fitted = torch.linalg.pinv(with_ones(rows(latents))) @ rows(colours)
     return fitted[: latents.shape[1]], fitted[latents.shape[1]]
@@ -474,22 +207,6 @@ def test_a_blank_preview_is_not_attempted(answer):
     "10.2",
     [
         ("gap `...` is still open", preview_half),
-        ("no bias is fitted", preview_without_a_bias),
-        ("fitted without a bias", preview_with_the_mean_for_a_bias),
-        ("bias is the colours' mean", preview_centred_and_not_put_back),
-        ("channels and pixels are mixed up", preview_reshaped),
-        ("of the latents are mixed up", preview_with_reshaped_latents),
-        ("only the first image", preview_of_the_first_image),
-        ("weight is transposed", preview_transposed),
-        ("in one matrix", preview_in_one_piece),
-        ("ones come first", preview_with_the_ones_first),
-        ("arguments of lstsq are exchanged", preview_from_colours_to_latents),
-        ("take its `.solution`", preview_without_the_solution),
-        ("take its `.solution`", preview_of_the_whole_answer),
-        ("take its `.solution`", preview_that_returns_the_answer),
-        ("a row for each pixel", preview_of_maps),
-        ("one for each pixel", preview_of_columns),
-        ("not the fit", preview_by_correlation),
     ],
 )
 def test_a_wrong_preview_is_named(keyword, answer):
@@ -530,42 +247,6 @@ def temperature_half(posterior, temperature, noise):
     return posterior.mean + temperature * std * noise
 
 
-def temperature_of_everything(posterior, temperature, noise):
-    return temperature * (posterior.mean + posterior.std * noise)
-
-
-def temperature_of_the_variance(posterior, temperature, noise):
-    return posterior.mean + temperature * posterior.var * noise
-
-
-def temperature_of_the_log_variance(posterior, temperature, noise):
-    return posterior.mean + temperature * posterior.logvar * noise
-
-
-def temperature_under_the_root(posterior, temperature, noise):
-    return posterior.mean + (temperature * posterior.var).sqrt() * noise
-
-
-def temperature_in_the_exponent(posterior, temperature, noise):
-    return posterior.mean + torch.exp(0.5 * temperature * posterior.logvar) * noise
-
-
-def temperature_of_plain_noise(posterior, temperature, noise):
-    return posterior.mean + temperature * noise
-
-
-def temperature_without_the_mean(posterior, temperature, noise):
-    return temperature * posterior.std * noise
-
-
-def temperature_ignored(posterior, temperature, noise):
-    return posterior.mean + posterior.std * noise
-
-
-def temperature_as_a_divisor(posterior, temperature, noise):
-    return posterior.mean + posterior.std * noise / temperature
-
-
 def temperature_drawn_anew(posterior, temperature, noise):
     return posterior.mean + temperature * (posterior.sample() - posterior.mean)
 
@@ -578,21 +259,22 @@ def temperature_in_place(posterior, temperature, noise):
     return noise.mul_(posterior.std * temperature).add_(posterior.mean)
 
 
+def temperature_kept_in_place(posterior, temperature, noise):
+    posterior.std *= temperature
+    return posterior.mean + posterior.std * noise
+
+
+def temperature_by_a_hotter_posterior(posterior, temperature, noise):
+    hot = DiagonalGaussianDistribution(torch.cat([posterior.mean, posterior.logvar + 2 * math.log(temperature)], dim=1))
+    return hot.mean + hot.std * noise
+
+
 def temperature_by_the_package(posterior, temperature, noise):
     return latents.with_temperature(posterior, temperature, noise)
 
 
 def temperature_by_addcmul(posterior, temperature, noise):
     return torch.addcmul(posterior.mode(), posterior.std, noise, value=temperature)
-
-
-def temperature_by_the_log_variance(posterior, temperature, noise):
-    return posterior.mean + torch.exp(posterior.logvar / 2 + math.log(temperature)) * noise
-
-
-def temperature_by_a_distribution(posterior, temperature, noise):
-    hot = DiagonalGaussianDistribution(torch.cat([posterior.mean, posterior.logvar + 2 * math.log(temperature)], dim=1))
-    return hot.mean + hot.std * noise
 
 
 def temperature_in_double(posterior, temperature, noise):
@@ -611,18 +293,11 @@ def test_a_blank_temperature_is_not_attempted(answer):
     "10.3",
     [
         ("gap `...` is still open", temperature_half),
-        ("multiplies the mean, too", temperature_of_everything),
-        ("multiplied by the variance", temperature_of_the_variance),
-        ("by the log-variance: take", temperature_of_the_log_variance),
-        ("not the deviation, is multiplied", temperature_under_the_root),
-        ("log-variance is multiplied by the temperature", temperature_in_the_exponent),
-        ("deviation is missing", temperature_of_plain_noise),
-        ("mean is missing", temperature_without_the_mean),
-        ("temperature is not used", temperature_ignored),
-        ("divided by the temperature", temperature_as_a_divisor),
         ("use the argument `noise`", temperature_drawn_anew),
         ("gradient to posterior is cut", temperature_detached),
         ("changes its input noise", temperature_in_place),
+        ("changes the posterior", temperature_kept_in_place),
+        ("logarithm of 0", temperature_by_a_hotter_posterior),
     ],
 )
 def test_a_wrong_temperature_is_named(keyword, answer):
@@ -634,8 +309,6 @@ def test_a_wrong_temperature_is_named(keyword, answer):
     [
         temperature_by_the_package,
         temperature_by_addcmul,
-        temperature_by_the_log_variance,
-        temperature_by_a_distribution,
         temperature_in_double,
     ],
 )
@@ -669,107 +342,29 @@ def arc(angle, x, y, t):
     return torch.where(angle < 1e-3, (1 - t) * x + t * y, between)
 
 
-def slerp_straight(a, b, t):
-    return torch.lerp(a, b, t)
+def slerp_straight_up_to(limit):
+    def slerp(a, b, t):
+        x, y = a.flatten(1), b.flatten(1)
+        angle = torch.acos(F.cosine_similarity(x, y).clamp(-1, 1))[:, None]
+        between = (torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)
+        return torch.where(angle < limit, (1 - t) * x + t * y, between).view_as(a)
+
+    return slerp
 
 
-def slerp_backwards(a, b, t):
+def slerp_divided_by(sine, cosine=F.cosine_similarity):
+    def slerp(a, b, t):
+        x, y = a.flatten(1), b.flatten(1)
+        angle = torch.acos(cosine(x, y).clamp(-1, 1))[:, None]
+        return ((torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / sine(angle)).view_as(a)
+
+    return slerp
+
+
+def slerp_of_a_clamped_cosine(a, b, t):
     x, y = a.flatten(1), b.flatten(1)
-    angle = F.cosine_similarity(x, y).clamp(-1, 1).acos()[:, None]
-    return arc(angle, y, x, t).view_as(a)
-
-
-def slerp_unnormalised(a, b, t):
-    x, y = a.flatten(1), b.flatten(1)
-    angle = torch.acos((x * y).sum(1, keepdim=True))
-    return arc(angle, x, y, t).view_as(a)
-
-
-def slerp_of_the_batch(a, b, t):
-    angle = torch.acos(((a * b).sum() / (a.norm() * b.norm())).clamp(-1, 1))
-    return arc(angle, a, b, t)
-
-
-def slerp_of_each_pixel(a, b, t):
-    angle = torch.acos(F.cosine_similarity(a, b, dim=1).clamp(-1, 1)).unsqueeze(1)
-    return arc(angle, a, b, t)
-
-
-def slerp_of_each_channel(a, b, t):
-    angle = torch.acos(F.cosine_similarity(a.flatten(2), b.flatten(2), dim=2).clamp(-1, 1))[..., None, None]
-    return arc(angle, a, b, t)
-
-
-def slerp_without_acos(a, b, t):
-    x, y = a.flatten(1), b.flatten(1)
-    angle = F.cosine_similarity(x, y)[:, None]
-    return arc(angle, x, y, t).view_as(a)
-
-
-def slerp_in_degrees(a, b, t):
-    x, y = a.flatten(1), b.flatten(1)
-    angle = torch.rad2deg(torch.acos(F.cosine_similarity(x, y).clamp(-1, 1)))[:, None]
-    return arc(angle, x, y, t).view_as(a)
-
-
-def slerp_not_divided(a, b, t):
-    x, y = a.flatten(1), b.flatten(1)
-    angle = torch.acos(F.cosine_similarity(x, y).clamp(-1, 1))[:, None]
-    return (torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y).view_as(a)
-
-
-def slerp_of_directions(a, b, t):
-    x, y = F.normalize(a.flatten(1)), F.normalize(b.flatten(1))
-    angle = torch.acos((x * y).sum(1, keepdim=True).clamp(-1, 1))
-    return arc(angle, x, y, t).view_as(a)
-
-
-def slerp_brought_to_unit_length(a, b, t):
-    x, y = a.flatten(1), b.flatten(1)
-    angle = torch.acos(F.cosine_similarity(x, y).clamp(-1, 1))[:, None]
-    between = arc(angle, x, y, t)
-    return (between / between.norm(dim=1, keepdim=True)).view_as(a)
-
-
-def slerp_of_directions_without_care(a, b, t):
-    x, y = F.normalize(a.flatten(1)), F.normalize(b.flatten(1))
-    angle = torch.acos((x * y).sum(1, keepdim=True).clamp(-1, 1))
+    angle = torch.acos(F.cosine_similarity(x, y).clamp(-1 + 1e-6, 1 - 1e-6))[:, None]
     return ((torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)).view_as(a)
-
-
-def slerp_that_straightens_the_batch(a, b, t):
-    x, y = a.flatten(1), b.flatten(1)
-    angle = torch.acos(F.cosine_similarity(x, y).clamp(-1, 1))[:, None]
-    if angle.min() < 1e-3:
-        return torch.lerp(a, b, t)
-    return ((torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)).view_as(a)
-
-
-def slerp_without_care(a, b, t):
-    x, y = a.flatten(1), b.flatten(1)
-    angle = torch.acos(F.cosine_similarity(x, y).clamp(-1, 1))[:, None]
-    return ((torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)).view_as(a)
-
-
-def slerp_not_clamped(a, b, t):
-    x, y = a.flatten(1), b.flatten(1)
-    angle = torch.acos(F.cosine_similarity(x, y))[:, None]
-    return arc(angle, x, y, t).view_as(a)
-
-
-def slerp_flat(a, b, t):
-    x, y = a.flatten(1), b.flatten(1)
-    angle = torch.acos(F.cosine_similarity(x, y).clamp(-1, 1))[:, None]
-    return arc(angle, x, y, t)
-
-
-def slerp_without_keepdim(a, b, t):
-    angle = torch.acos(F.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1))
-    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
-
-
-def slerp_by_a_quarter_turn(a, b, t):
-    return math.cos(t * math.pi / 2) * a + math.sin(t * math.pi / 2) * b
 
 
 def slerp_by_the_package(a, b, t):
@@ -827,24 +422,6 @@ def test_a_blank_slerp_is_not_attempted(answer):
     "10.4",
     [
         ("gap `...` is still open", slerp_half),
-        ("this is the straight line", slerp_straight),
-        ("a and b are exchanged", slerp_backwards),
-        ("arc cosine of the plain product", slerp_unnormalised),
-        ("one angle for the whole batch", slerp_of_the_batch),
-        ("an angle for every pixel", slerp_of_each_pixel),
-        ("an angle for every channel", slerp_of_each_channel),
-        ("(torch.acos) is missing", slerp_without_acos),
-        ("in degrees", slerp_in_degrees),
-        ("not divided by sin(angle)", slerp_not_divided),
-        ("lengths are lost", slerp_of_directions),
-        ("lengths are lost", slerp_of_directions_without_care),
-        ("result has length 1", slerp_brought_to_unit_length),
-        ("decide for each", slerp_that_straightens_the_batch),
-        ("take the straight line there", slerp_without_care),
-        ("clamp it to [-1, 1]", slerp_not_clamped),
-        ("result is flat", slerp_flat),
-        ("must be (B, 1)", slerp_without_keepdim),
-        ("quarter turn", slerp_by_a_quarter_turn),
     ],
 )
 def test_a_wrong_slerp_is_named(keyword, answer):
@@ -855,6 +432,8 @@ def test_a_wrong_slerp_is_named(keyword, answer):
     "10.4",
     [
         slerp_by_the_package,
+        slerp_of_a_clamped_cosine,
+        slerp_straight_up_to(0.01),
         slerp_by_a_loop,
         slerp_with_another_threshold,
         slerp_in_double,
@@ -864,6 +443,20 @@ def test_a_wrong_slerp_is_named(keyword, answer):
 )
 def test_a_right_slerp_passes_in_any_style(answer):
     assert_passes("10.4", answer)
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.1, 0.5, 1.0])
+def test_a_straight_line_up_to_any_wide_angle_is_named(limit):
+    assert_rejected("10.4", slerp_straight_up_to(limit), "too wide an angle")
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-8, 1e-6])
+@pytest.mark.parametrize(
+    "cosine", [F.cosine_similarity, lambda x, y: torch.einsum("bi,bi->b", x, y) / x.norm(dim=1) / y.norm(dim=1)]
+)
+def test_a_division_saved_by_any_small_number_is_named(eps, cosine):
+    for sine in (lambda angle: angle.sin() + eps, lambda angle: angle.sin().clamp(min=eps)):
+        assert_rejected("10.4", slerp_divided_by(sine, cosine), "it gives 0")
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
@@ -890,89 +483,6 @@ def bits_half(z, bits, low, high):
     step = (high - low) / (2**bits - 1)
     index = ...
     return low + index * step
-
-
-def bits_with_one_level_too_many(z, bits, low, high):
-    step = (high - low) / 2**bits
-    return low + ((z - low) / step).round().clamp(0, 2**bits) * step
-
-
-def bits_without_the_upper_end(z, bits, low, high):
-    step = (high - low) / 2**bits
-    return low + ((z - low) / step).round().clamp(0, 2**bits - 1) * step
-
-
-def bits_rounded_down(z, bits, low, high):
-    step = (high - low) / (2**bits - 1)
-    return low + ((z - low) / step).floor().clamp(0, 2**bits - 1) * step
-
-
-def bits_by_integers(z, bits, low, high):
-    step = (high - low) / (2**bits - 1)
-    return low + ((z - low) / step).int().clamp(0, 2**bits - 1) * step
-
-
-def bits_in_the_middle(z, bits, low, high):
-    step = (high - low) / 2**bits
-    return low + (((z - low) / step).floor().clamp(0, 2**bits - 1) + 0.5) * step
-
-
-def bits_not_clamped(z, bits, low, high):
-    step = (high - low) / (2**bits - 1)
-    return low + ((z - low) / step).round() * step
-
-
-def bits_clamped_above_only(z, bits, low, high):
-    step = (high - low) / (2**bits - 1)
-    return low + ((z - low) / step).round().clamp(max=2**bits - 1) * step
-
-
-def bits_without_low(z, bits, low, high):
-    step = (high - low) / (2**bits - 1)
-    return ((z - low) / step).round().clamp(0, 2**bits - 1) * step
-
-
-def bits_clamped_one_too_high(z, bits, low, high):
-    step = (high - low) / (2**bits - 1)
-    return low + ((z - low) / step).round().clamp(0, 2**bits) * step
-
-
-def bits_that_forget_low(z, bits, low, high):
-    step = (high - low) / (2**bits - 1)
-    index = torch.clamp(torch.round(z / step), 0, 2**bits - 1)
-    return index * step
-
-
-def bits_index(z, bits, low, high):
-    step = (high - low) / (2**bits - 1)
-    return ((z - low) / step).round().clamp(0, 2**bits - 1)
-
-
-def bits_as_levels(z, bits, low, high):
-    step = (high - low) / (bits - 1)
-    return low + ((z - low) / step).round().clamp(0, bits - 1) * step
-
-
-def bits_squared(z, bits, low, high):
-    step = (high - low) / (bits**2 - 1)
-    return low + ((z - low) / step).round().clamp(0, bits**2 - 1) * step
-
-
-def bits_by_xor(z, bits, low, high):
-    levels = 2 ^ bits
-    step = (high - low) / (levels - 1)
-    return low + ((z - low) / step).round().clamp(0, levels - 1) * step
-
-
-def bits_of_the_values_range(z, bits, low, high):
-    low, high = z.min(), z.max()
-    step = (high - low) / (2**bits - 1)
-    return low + ((z - low) / step).round() * step
-
-
-def bits_in_multiples_of_the_step(z, bits, low, high):
-    step = (high - low) / (2**bits - 1)
-    return (z.clamp(low, high) / step).round() * step
 
 
 def bits_in_place(z, bits, low, high):
@@ -1022,22 +532,6 @@ def test_blank_bits_are_not_attempted(answer):
     "10.5",
     [
         ("gap `...` is still open", bits_half),
-        ("one level too many", bits_with_one_level_too_many),
-        ("`high` is no level", bits_without_the_upper_end),
-        ("rounded down", bits_rounded_down),
-        ("rounded down", bits_by_integers),
-        ("the middle of each", bits_in_the_middle),
-        ("[low, high] are not clamped", bits_not_clamped),
-        ("below `low` are not clamped", bits_clamped_above_only),
-        ("low is not added", bits_without_low),
-        ("low is forgotten", bits_that_forget_low),
-        ("not 2**bits: counted from 0", bits_clamped_one_too_high),
-        ("this is the index", bits_index),
-        ("as many levels as bits", bits_as_levels),
-        ("bits**2 levels", bits_squared),
-        ("is no power in Python", bits_by_xor),
-        ("range is that of the values", bits_of_the_values_range),
-        ("multiples of the step", bits_in_multiples_of_the_step),
         ("changes its input z", bits_in_place),
     ],
 )

@@ -18,6 +18,7 @@ from torch import Tensor
 from klvae_edu.exercises.exercise import Blank, Judge, OpenGap, call, explain, one_line
 
 Probe = tuple[Any, ...]  # the arguments of one call
+_SHAPES_NAMED = 3  # in a message
 Mistake = tuple[str, Callable[..., Any]]  # message, and code that makes the mistake
 
 
@@ -41,6 +42,8 @@ def judge_function(
         gradients: names of the inputs with respect to which the gradient is checked, too.
     """
 
+    of_mistakes: dict[Callable[..., Any], list[Any]] = {}  # their results, computed when they are first needed
+
     def judge(attempt: Any) -> str | None:
         if not callable(attempt):
             return f"expected the function itself, got its result or another object ({type(attempt).__name__})"
@@ -55,9 +58,15 @@ def judge_function(
             )
         if all(map(same, results, expected)):
             positions = {name: inputs.index(name) for name in gradients}
-            return _judge_inputs(attempt, probes, inputs) or _judge_gradients(attempt, reference, probes[0], positions)
+            return (
+                _judge_inputs(attempt, probes, inputs)
+                or _judge_other_memory(attempt, reference, probes[0])
+                or next(filter(None, (_judge_gradients(attempt, reference, p, positions) for p in probes)), None)
+            )
         for message, code in mistakes:
-            if _agree(results, [_outcome(code, probe) for probe in probes]):
+            if code not in of_mistakes:
+                of_mistakes[code] = [_outcome(code, probe) for probe in probes]
+            if _agree(results, of_mistakes[code], expected):
                 return message
         ratio = _common_ratio(results, expected)
         if ratio is not None:
@@ -132,7 +141,7 @@ def same(a: Any, b: Any) -> bool:
 
 def _outcome(function: Callable[..., Any], probe: Probe, seed: int = 0) -> Any:
     """Return the result of the function on a copy of the probe, or the exception that it raised."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed also looks for other devices
     try:
         return call(function, *copy.deepcopy(probe))
     except (Blank, OpenGap):
@@ -141,10 +150,16 @@ def _outcome(function: Callable[..., Any], probe: Probe, seed: int = 0) -> Any:
         return error
 
 
-def _agree(results: Sequence[Any], wrong: Sequence[Any]) -> bool:
-    """Compare results with a mistake's: on the first probe, and on every other where the attempt raises nothing."""
-    pairs = zip(results, wrong, strict=True)
-    return same(results[0], wrong[0]) and all(same(a, b) for a, b in pairs if not isinstance(a, Exception))
+def _agree(results: Sequence[Any], wrong: Sequence[Any], expected: Sequence[Any]) -> bool:
+    """Compare results with a mistake's: on the first probe, and on every other where the attempt raises nothing.
+
+    A mistake that is right on the first probe has to raise the same type where the attempt raises.
+    """
+    raises_too = same(wrong[0], expected[0])
+    return same(results[0], wrong[0]) and all(
+        not raises_too or type(a) is type(b) if isinstance(a, Exception) else same(a, b)
+        for a, b in zip(results, wrong, strict=True)
+    )
 
 
 def _judge_inputs(attempt: Callable[..., Any], probes: Sequence[Probe], names: Sequence[str]) -> str | None:
@@ -157,20 +172,64 @@ def _judge_inputs(attempt: Callable[..., Any], probes: Sequence[Probe], names: S
                     f"the values are right, but it changes its input {name}: "
                     "work on a copy, without operations in place such as add_ or +="
                 )
+            if isinstance(before, Tensor) and before.requires_grad != after.requires_grad:
+                return f"the values are right, but it changes requires_grad of its input {name}"
     return None
+
+
+def _judge_other_memory(attempt: Callable[..., Any], reference: Callable[..., Any], probe: Probe) -> str | None:
+    """Try the probe as a crop of a larger tensor, and in float64, as far as the reference takes them."""
+    for kind, convert, advice in _OTHER_MEMORY:
+        arguments = tuple(convert(value) if isinstance(value, Tensor) else value for value in probe)
+        right = _outcome(reference, arguments)
+        if isinstance(right, Exception):
+            continue
+        found = _outcome(attempt, arguments)
+        if isinstance(found, Exception):
+            return f"the values are right, but with an input {kind} {explain(found)}: {advice}"
+        if not same(found, right):
+            return f"the values are right, but not those for an input {kind}: {advice}"
+    return None
+
+
+def _crop_of_a_larger_one(x: Tensor) -> Tensor:
+    """Copy values into the left half of a larger tensor: its rows do not follow each other in memory."""
+    return torch.cat([x, x], dim=-1)[..., : x.shape[-1]] if x.ndim else x
+
+
+_OTHER_MEMORY: tuple[tuple[str, Callable[[Tensor], Tensor], str], ...] = (
+    ("that is a crop of a larger one", _crop_of_a_larger_one, "use reshape or flatten, not view"),
+    (
+        "of float64",
+        lambda x: x.double() if x.is_floating_point() else x,
+        "make new tensors with the dtype of the input, as torch.zeros_like does",
+    ),
+)
 
 
 _CUT = "look for detach, no_grad, .data, .item or a new torch.tensor"
 
 
 def _judge_gradients(
-    attempt: Callable[..., Any], reference: Callable[..., Any], probe: Probe, wrt: Mapping[str, int]
+    attempt: Callable[..., Any],
+    reference: Callable[..., Any],
+    probe: Probe,
+    wrt: Mapping[str, int],
 ) -> str | None:
+    if not wrt:
+        return None
     try:
         gradients = _gradients(attempt, probe, wrt)
     except Exception as error:
         return f"the values are right, but with a gradient to follow {explain(error)}"
     expected = _gradients(reference, probe, wrt)
+    for name, gradient, right in zip(wrt, gradients, expected, strict=True):
+        if right.isfinite().all() and not gradient.isfinite().all():
+            at = float(probe[wrt[name]][~gradient.isfinite()].flatten()[0])
+            return (
+                f"the values are right, but the gradient to {name} is not finite, for example where it is {at:.4g}: "
+                "look for an overflow, or a division by zero"
+            )
     cut = [name for name, g, right in zip(wrt, gradients, expected, strict=True) if not g.any() and right.any()]
     if cut:
         return f"the values are right, but no gradient reaches {' and '.join(cut)}: {_CUT}"
@@ -241,9 +300,9 @@ def _describe(result: Any, expected: Any, outputs: Sequence[str]) -> str:
 
 def _given(probe: Probe, names: Sequence[str]) -> str:
     """Describe the input of a wrong result: the shapes of tensors, or the names and values of numbers."""
-    shapes = dict.fromkeys(str(tuple(value.shape)) for value in probe if isinstance(value, Tensor))
+    shapes = [*dict.fromkeys(str(tuple(value.shape)) for value in probe if isinstance(value, Tensor))]
     if shapes:
-        return f", for inputs of shape {', '.join(shapes)}"
+        return f", for inputs of shape {', '.join(shapes[:_SHAPES_NAMED])}{', …' * (len(shapes) > _SHAPES_NAMED)}"
     named = zip(names, probe, strict=False)
     numbers = [f"{name} = {value:g}" for name, value in named if isinstance(value, (int, float))]
     return f", for {', '.join(numbers)}" if numbers else ""

@@ -31,7 +31,9 @@ def judge_numbers(
         given: describes a probe in words, for an answer that no mistake explains.
         asked: the result of the function, in words.
     """
-    expected = [_numbers(reference(*copy.deepcopy(arguments))) for arguments in probes]
+    right_results = [reference(*copy.deepcopy(arguments)) for arguments in probes]
+    several = any(isinstance(result, (list, tuple)) for result in right_results)
+    expected = [_numbers(result, several) for result in right_results]
 
     def judge(attempt: Any) -> str | None:
         if not callable(attempt):
@@ -42,14 +44,14 @@ def judge_numbers(
             result = call(attempt, *own)
             if own != arguments:
                 return "it changes its input: work on a copy, such as values[::-1]"
-            found = _numbers(result)
+            found = _numbers(result, several)
             if found is None or right is None or len(found) != len(right):
                 return f"expected {asked}, got {type(result).__name__}"
             results.append(found)
         if _agree(results, expected):
             return None
         for message, code in mistakes:
-            if _agree(results, [_numbers(code(*copy.deepcopy(arguments))) for arguments in probes]):
+            if _agree(results, [_numbers(code(*copy.deepcopy(arguments)), several) for arguments in probes]):
                 return message
         wrong = next(i for i, found in enumerate(results) if not _agree([found], [expected[i]]))
         wanted, yours = _in_words(expected[wrong]), _in_words(results[wrong])
@@ -58,10 +60,14 @@ def judge_numbers(
     return judge
 
 
-def _numbers(result: Any) -> Numbers | None:
-    """Convert a number or a sequence of numbers to a tuple; None for anything else."""
+def _numbers(result: Any, several: bool) -> Numbers | None:
+    """Convert a number, or with `several` a sequence of numbers, to a tuple; None for anything else, such as text."""
     try:
-        values = result if isinstance(result, (list, tuple)) else np.asarray(result).reshape(-1)
+        values = [*result] if isinstance(result, (list, tuple)) else [*np.asarray(result).reshape(-1)]
+        if not several and (isinstance(result, (list, tuple)) or np.ndim(result) > 0):
+            return None
+        if any(isinstance(value, (str, bytes)) for value in values):
+            return None
         return tuple(float(value) for value in values)
     except (TypeError, ValueError, RuntimeError):
         return None
