@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from klvae_edu.exercises.exercise import Exercise, Judge, call
+from klvae_edu.exercises.exercise import Exercise, Judge, Mistakes, call
 from klvae_edu.exercises.judges.functions import Mistake, Probe, judge_function, judge_parts, probe, same
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 
@@ -38,6 +39,33 @@ def nll(mean: torch.Tensor, logvar: torch.Tensor, sample: torch.Tensor) -> torch
     return 0.5 * each.flatten(1).sum(1)
 
 
+class DiagonalGaussian:
+    """A Gaussian for every latent value: parameters (B, 2C, …), the mean in the first half of the channels."""
+
+    def __init__(self, parameters: torch.Tensor, deterministic: bool = False) -> None:
+        self.deterministic = deterministic
+        self.mean, self.logvar = split_parameters(parameters)
+        self.std = torch.zeros_like(self.mean) if deterministic else torch.exp(0.5 * self.logvar)
+        self.var = self.std**2
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """A sample of the mean's shape, device and data type."""
+        mean = self.mean
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + self.std * noise
+
+    def mode(self) -> torch.Tensor:
+        """The likeliest value."""
+        return self.mean
+
+    def nll(self, sample: torch.Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> torch.Tensor:
+        """-log q(sample), summed over `dims`; 0 if deterministic."""
+        if self.deterministic:
+            return torch.zeros(self.mean.shape[0], dtype=self.mean.dtype, device=self.mean.device)
+        each = math.log(2.0 * math.pi) + self.logvar + (sample - self.mean) ** 2 / self.var
+        return 0.5 * each.sum(dim=dims)
+
+
 # 01.1
 
 
@@ -52,82 +80,220 @@ def _split(
 
 
 _FREE = math.inf
+_OTHER_LIMITS = (
+    *((-20, 30), (-30, 30), (-20, 20), (20, -30), (-30, _FREE), (-_FREE, 20)),
+    *((-10, 10), (-20, 10), (-10, 20), (-30, 10), (-20, 2), (-5, 5), (-5, 2), (-4, 4), (-1, 1), (0, 20), (0, 1)),
+)
 _LIMITS = "the log-variance is clamped, but not to [-30, 20]: look at the limits"
 _ORDER = "the halves are swapped: the mean is the first half of the channels, the log-variance the second"
 _AXIS = "it is split along the wrong axis: the channels are dim=1 (of B, 2C, H, W)"
-SPLIT_MISTAKES = (
-    ("no clamp: the log-variance must stay in [-30, 20], or exp overflows", _split(low=-_FREE, high=_FREE)),
-    (
-        "the clamp is on the mean: only the log-variance needs it",
-        lambda p: (p.chunk(2, dim=1)[0].clamp(-30, 20), p.chunk(2, dim=1)[1]),
-    ),
-    (_ORDER, _split(swap=True)),
-    (_ORDER, _split(swap=True, low=-_FREE, high=_FREE)),
-    ("the order of the results is swapped: return the mean first", lambda p: _split()(p)[::-1]),
-    *((_AXIS, _split(dim=dim)) for dim in (-1, -2, 0, 2)),
-    *((_AXIS, _split(dim=dim, low=-_FREE, high=_FREE)) for dim in (-1, -2, 0, 2)),
-    (
-        "the channels are taken alternately (interleaved): the mean is the first half in one piece",
-        lambda p: (p[:, ::2], p[:, 1::2].clamp(-30, 20)),
-    ),
-    ("the mean is clamped too: only the log-variance needs it", lambda p: _split()(p.clamp(-30, 20))),
-    *(
-        (_LIMITS, _split(low=low, high=high))
-        for low, high in [(-20, 30), (-30, 30), (-20, 20), (20, -30), (-30, _FREE), (-_FREE, 20)]
-    ),
-    (
-        "the second result is the variance, exp(logvar): return the log-variance itself",
-        lambda p: (_split()(p)[0], _split()(p)[1].exp()),
-    ),
-    (
-        "the second result is the standard deviation, exp(logvar / 2): return the log-variance itself",
-        lambda p: (_split()(p)[0], (_split()(p)[1] / 2).exp()),
-    ),
-    (
-        "the clamp is on exp(logvar): clamp the log-variance, and leave exp for later",
-        lambda p: (_split()(p)[0], p.chunk(2, dim=1)[1].exp().clamp(-30, 20)),
-    ),
+SPLIT_MISTAKES = Mistakes(
+    [
+        ("no clamp: the log-variance must stay in [-30, 20], or exp overflows", _split(low=-_FREE, high=_FREE)),
+        (
+            "the clamp is on the mean: only the log-variance needs it",
+            lambda p: (p.chunk(2, dim=1)[0].clamp(-30, 20), p.chunk(2, dim=1)[1]),
+        ),
+        (_ORDER, _split(swap=True)),
+        (_ORDER, _split(swap=True, low=-_FREE, high=_FREE)),
+        ("the order of the results is swapped: return the mean first", lambda p: _split()(p)[::-1]),
+        *((_AXIS, _split(dim=dim)) for dim in (-1, -2, 0, 2)),
+        *((_AXIS, _split(dim=dim, low=-_FREE, high=_FREE)) for dim in (-1, -2, 0, 2)),
+        (
+            "the channels are taken alternately (interleaved): the mean is the first half in one piece",
+            lambda p: (p[:, ::2], p[:, 1::2].clamp(-30, 20)),
+        ),
+        ("the mean is clamped too: only the log-variance needs it", lambda p: _split()(p.clamp(-30, 20))),
+        *((_LIMITS, _split(low=low, high=high)) for low, high in _OTHER_LIMITS),
+        (
+            "the second result is the variance, exp(logvar): return the log-variance itself",
+            lambda p: (_split()(p)[0], _split()(p)[1].exp()),
+        ),
+        (
+            "the second result is the standard deviation, exp(logvar / 2): return the log-variance itself",
+            lambda p: (_split()(p)[0], (_split()(p)[1] / 2).exp()),
+        ),
+        (
+            "the clamp is on exp(logvar): clamp the log-variance, and leave exp for later",
+            lambda p: (_split()(p)[0], p.chunk(2, dim=1)[1].exp().clamp(-30, 20)),
+        ),
+    ]
 )
+
+_FOUR = (
+    "4 channels are fixed, Stable Diffusion's number: half of them, whatever their number, is parameters.shape[1] // 2"
+)
+_PIECES = "it unpacks more than two pieces: chunk(2, dim=1) makes two halves, split(2, dim=1) pieces of two channels"
+
+
+@SPLIT_MISTAKES(_FOUR)
+def split_after_four_channels(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    return parameters[:, :4], parameters[:, 4:].clamp(-30, 20)
+
+
+@SPLIT_MISTAKES(_FOUR)
+def split_after_four_channels_unclamped(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    return parameters[:, :4], parameters[:, 4:]
+
+
+@SPLIT_MISTAKES(_FOUR)
+def split_two_times_four_channels(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    return parameters[:, :4], parameters[:, 4:8].clamp(-30, 20)
+
+
+@SPLIT_MISTAKES(_PIECES)
+def split_into_pieces_of_two(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    mean, logvar = torch.split(parameters, 2, dim=1)
+    return mean, logvar.clamp(-30, 20)
+
+
+@SPLIT_MISTAKES(_PIECES)
+def split_the_batch_into_images(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    mean, logvar = parameters
+    return mean, logvar.clamp(-30, 20)
+
 
 # 01.2
 
-SAMPLE_MISTAKES = (
-    (
-        "the noise is multiplied by the variance: take the standard deviation, exp(logvar / 2)",
-        lambda m, v, n: m + v.exp() * n,
-    ),
-    ("the noise is multiplied by logvar itself: the deviation is exp(logvar / 2)", lambda m, v, n: m + v * n),
-    (
-        "exp is missing: logvar / 2 is the logarithm of the deviation, the deviation is exp(logvar / 2)",
-        lambda m, v, n: m + v / 2 * n,
-    ),
-    (
-        "the root is taken twice: exp(logvar / 2) is the deviation, its root is no more",
-        lambda m, v, n: m + (v / 4).exp() * n,
-    ),
-    (
-        "the sign in the exponent, or a division by the deviation: the noise is multiplied by exp(+logvar / 2)",
-        lambda m, v, n: m + (-v / 2).exp() * n,
-    ),
-    ("the ½ stands outside of exp: the deviation is exp(logvar / 2)", lambda m, v, n: m + v.exp() / 2 * n),
-    ("sqrt of logvar: the root is of the variance, exp(logvar)", lambda m, v, n: m + v.sqrt() * n),
-    ("the mean is missing: the noise must be moved to it", lambda m, v, n: (v / 2).exp() * n),
-    ("the noise is missing: this is the mean", lambda m, v, n: m),
-    (
-        "mean and standard deviation are swapped: the noise multiplies the deviation",
-        lambda m, v, n: (v / 2).exp() + m * n,
-    ),
-    (
-        "mean and noise are exchanged: the deviation multiplies the noise, and the mean is added",
-        lambda m, v, n: n + (v / 2).exp() * m,
-    ),
-    ("the deviation is added: it multiplies the noise", lambda m, v, n: m + (v / 2).exp() + n),
-    ("the noise is not scaled: multiply it by the standard deviation before the mean is added", lambda m, v, n: m + n),
-    ("the deviation multiplies the mean as well: look at the brackets", lambda m, v, n: (m + n) * (v / 2).exp()),
-    ("the sign of the noise: it is added to the mean", lambda m, v, n: m - (v / 2).exp() * n),
+SAMPLE_MISTAKES = Mistakes(
+    [
+        (
+            "the noise is multiplied by the variance: take the standard deviation, exp(logvar / 2)",
+            lambda m, v, n: m + v.exp() * n,
+        ),
+        ("the noise is multiplied by logvar itself: the deviation is exp(logvar / 2)", lambda m, v, n: m + v * n),
+        (
+            "exp is missing: logvar / 2 is the logarithm of the deviation, the deviation is exp(logvar / 2)",
+            lambda m, v, n: m + v / 2 * n,
+        ),
+        (
+            "the root is taken twice: exp(logvar / 2) is the deviation, its root is no more",
+            lambda m, v, n: m + (v / 4).exp() * n,
+        ),
+        (
+            "the sign in the exponent, or a division by the deviation: the noise is multiplied by exp(+logvar / 2)",
+            lambda m, v, n: m + (-v / 2).exp() * n,
+        ),
+        ("the ½ stands outside of exp: the deviation is exp(logvar / 2)", lambda m, v, n: m + v.exp() / 2 * n),
+        ("sqrt of logvar: the root is of the variance, exp(logvar)", lambda m, v, n: m + v.sqrt() * n),
+        ("the mean is missing: the noise must be moved to it", lambda m, v, n: (v / 2).exp() * n),
+        ("the noise is missing: this is the mean", lambda m, v, n: m),
+        (
+            "mean and standard deviation are swapped: the noise multiplies the deviation",
+            lambda m, v, n: (v / 2).exp() + m * n,
+        ),
+        (
+            "mean and noise are exchanged: the deviation multiplies the noise, and the mean is added",
+            lambda m, v, n: n + (v / 2).exp() * m,
+        ),
+        ("the deviation is added: it multiplies the noise", lambda m, v, n: m + (v / 2).exp() + n),
+        (
+            "the noise is not scaled: multiply it by the standard deviation before the mean is added",
+            lambda m, v, n: m + n,
+        ),
+        ("the deviation multiplies the mean as well: look at the brackets", lambda m, v, n: (m + n) * (v / 2).exp()),
+        ("the sign of the noise: it is added to the mean", lambda m, v, n: m - (v / 2).exp() * n),
+    ]
 )
 
+_ONE_SIGMA = "one deviation for many values: every value has its own, exp(logvar / 2), without a mean or a sum"
+
+
+@SAMPLE_MISTAKES(_ONE_SIGMA)
+def sample_with_the_mean_deviation(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + torch.exp(logvar / 2).mean() * noise
+
+
+@SAMPLE_MISTAKES(_ONE_SIGMA)
+def sample_with_the_mean_logvar(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + torch.exp(logvar.mean() / 2) * noise
+
+
+@SAMPLE_MISTAKES(_ONE_SIGMA)
+def sample_with_a_deviation_for_each_image(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + torch.exp(logvar / 2).mean(dim=tuple(range(1, logvar.ndim)), keepdim=True) * noise
+
+
+@SAMPLE_MISTAKES(_ONE_SIGMA)
+def sample_with_a_deviation_for_each_channel(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + torch.exp(logvar / 2).mean(dim=tuple(range(2, logvar.ndim)), keepdim=True) * noise
+
+
+@SAMPLE_MISTAKES("softplus makes another deviation: logvar is a logarithm, so take exp(logvar / 2)")
+def sample_with_softplus(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + F.softplus(logvar) * noise
+
+
+@SAMPLE_MISTAKES("softplus makes another deviation: logvar is a logarithm, so take exp(logvar / 2)")
+def sample_with_softplus_of_half(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + F.softplus(logvar / 2) * noise
+
+
+@SAMPLE_MISTAKES("2 is the base of the power: logvar is a natural logarithm, so take exp(logvar / 2)")
+def sample_with_powers_of_two(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + 2 ** (logvar / 2) * noise
+
+
+@SAMPLE_MISTAKES("logvar is doubled in the exponent: the root halves it, exp(logvar / 2)")
+def sample_with_squared_variance(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + torch.exp(2 * logvar) * noise
+
+
+@SAMPLE_MISTAKES("the sign in the exponent, and the ½ is missing: the noise is multiplied by exp(+logvar / 2)")
+def sample_with_inverse_variance(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + torch.exp(-logvar) * noise
+
+
+@SAMPLE_MISTAKES("exp is taken of ½ only: logvar belongs into it, exp(logvar / 2)")
+def sample_with_exp_of_a_half(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + math.exp(0.5) * logvar * noise
+
+
+@SAMPLE_MISTAKES("the noise is missing: the deviation multiplies it before the mean is added")
+def sample_without_noise(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + torch.exp(logvar / 2)
+
+
+@SAMPLE_MISTAKES("the deviation alone: multiply the noise by it, and add the mean")
+def sample_of_the_deviation(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return torch.exp(logvar / 2)
+
+
+@SAMPLE_MISTAKES(
+    "the variance is taken of logvar's values: logvar is the logarithm of σ² already, σ is exp(logvar / 2)"
+)
+def sample_with_the_spread_of_logvar(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mean + logvar.std() * noise
+
+
 # 01.3
+
+
+def wrong_sums(each: Callable[..., Tensor]) -> list[Mistake]:
+    """Sums over other dimensions than all but the batch. `each` computes the summands, (B, C, …)."""
+    every = "sum over every dimension but the batch, flatten(1).sum(1)"
+    return [
+        (f"summed over dimension 1 only, the channels: {every}", lambda *inputs: each(*inputs).sum(1)),
+        (f"summed over the last dimension only: {every}", lambda *inputs: each(*inputs).sum(-1)),
+        (
+            f"summed over height and width only, not over the channels: {every}",
+            lambda *inputs: each(*inputs).sum((2, 3)),
+        ),
+        (f"summed over the batch, and over it only: {every}", lambda *inputs: each(*inputs).sum(0)),
+        (f"averaged over the batch only: {every}", lambda *inputs: each(*inputs).mean(0)),
+        (
+            f"summed over dimension 1 only, and averaged over the batch: {every}, which gives (B,)",
+            lambda *inputs: each(*inputs).sum(1).mean(0),
+        ),
+        (
+            f"summed over dimension 1 only, and averaged over all others: {every}, which gives (B,)",
+            lambda *inputs: each(*inputs).sum(1).mean(),
+        ),
+        (
+            "keepdim, or a slice, leaves the shape (B, 1): one number for each image is asked for, (B,)",
+            lambda *inputs: each(*inputs).flatten(1).sum(1, keepdim=True),
+        ),
+    ]
 
 
 def _terms(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
@@ -142,87 +308,191 @@ def _weighted(constant: float, log: float, square: float) -> Callable[[Tensor, T
 
 
 _BRACKET = "it belongs to all three terms, so put a bracket around them"
-NLL_MISTAKES = (
-    ("the factor ½ is missing", lambda m, v, s: _terms(m, v, s).sum(1)),
-    (f"the factor ½ is on the square only: {_BRACKET}", _weighted(1, 1, 0.5)),
-    (f"the factor ½ is on logvar only: {_BRACKET}", _weighted(1, 0.5, 1)),
-    (f"the factor ½ is on log 2π only: {_BRACKET}", _weighted(0.5, 1, 1)),
-    (f"the factor ½ is missing on the square: {_BRACKET}", _weighted(0.5, 0.5, 1)),
-    (f"the factor ½ is missing on logvar: {_BRACKET}", _weighted(0.5, 1, 0.5)),
-    (f"the factor ½ is missing on log 2π: {_BRACKET}", _weighted(1, 0.5, 0.5)),
-    ("the square is halved twice: one ½ in front of the bracket is enough", _weighted(0.5, 0.5, 0.25)),
-    ("logvar is halved twice: one ½ in front of the bracket is enough", _weighted(0.5, 0.25, 0.5)),
-    ("log 2π is halved twice: one ½ in front of the bracket is enough", _weighted(0.25, 0.5, 0.5)),
-    (
-        "log π stands where log 2π belongs",
-        lambda m, v, s: (_terms(m, v, s) - math.log(2)).sum(1) / 2,
-    ),
-    (
-        "2π stands where log 2π belongs",
-        lambda m, v, s: (_terms(m, v, s) - math.log(2 * math.pi) + 2 * math.pi).sum(1) / 2,
-    ),
-    (
-        "log 2π is missing, the constant of each value",
-        lambda m, v, s: (_terms(m, v, s) - math.log(2 * math.pi)).sum(1) / 2,
-    ),
-    (
-        "log 2π is counted once for an image: every value has its own",
-        lambda m, v, s: (math.log(2 * math.pi) + (_terms(m, v, s) - math.log(2 * math.pi)).sum(1)) / 2,
-    ),
-    ("the term logvar is missing", lambda m, v, s: (_terms(m, v, s) - v.flatten(1)).sum(1) / 2),
-    (
-        "the sign of logvar: a wide Gaussian is less dense, so that it adds to the -log",
-        lambda m, v, s: (_terms(m, v, s) - 2 * v.flatten(1)).sum(1) / 2,
-    ),
-    (
-        "the square is divided by the standard deviation: divide by the variance, exp(logvar)",
-        lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 / (v / 2).exp()).flatten(1).sum(1) / 2,
-    ),
-    (
-        "the square is divided by the squared variance: square (sample - mean) only, or divide by std before squaring",
-        lambda m, v, s: (math.log(2 * math.pi) + v + ((s - m) / v.exp()) ** 2).flatten(1).sum(1) / 2,
-    ),
-    (
-        "the square is multiplied by the variance: divide by it",
-        lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 * v.exp()).flatten(1).sum(1) / 2,
-    ),
-    (
-        "the square is divided by logvar: the variance is exp(logvar)",
-        lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 / v).flatten(1).sum(1) / 2,
-    ),
-    *(
+NLL_MISTAKES = Mistakes(
+    [
+        ("the factor ½ is missing", lambda m, v, s: _terms(m, v, s).sum(1)),
+        (f"the factor ½ is on the square only: {_BRACKET}", _weighted(1, 1, 0.5)),
+        (f"the factor ½ is on logvar only: {_BRACKET}", _weighted(1, 0.5, 1)),
+        (f"the factor ½ is on log 2π only: {_BRACKET}", _weighted(0.5, 1, 1)),
+        (f"the factor ½ is missing on the square: {_BRACKET}", _weighted(0.5, 0.5, 1)),
+        (f"the factor ½ is missing on logvar: {_BRACKET}", _weighted(0.5, 1, 0.5)),
+        (f"the factor ½ is missing on log 2π: {_BRACKET}", _weighted(1, 0.5, 0.5)),
+        ("the square is halved twice: one ½ in front of the bracket is enough", _weighted(0.5, 0.5, 0.25)),
+        ("logvar is halved twice: one ½ in front of the bracket is enough", _weighted(0.5, 0.25, 0.5)),
+        ("log 2π is halved twice: one ½ in front of the bracket is enough", _weighted(0.25, 0.5, 0.5)),
         (
-            "the square of (sample - mean) is forgotten",
-            lambda m, v, s, root=root: (math.log(2 * math.pi) + v + (s - m) / (v / root).exp()).flatten(1).sum(1) / 2,
-        )
-        for root in (1, 2)
-    ),
-    (
-        "the square is not divided by the variance, exp(logvar)",
-        lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2).flatten(1).sum(1) / 2,
-    ),
-    (
-        "a mean over the values: independent values' -log densities are summed",
-        lambda m, v, s: _terms(m, v, s).mean(1) / 2,
-    ),
-    (
-        "summed over the batch as well: one number for each image is asked for, (B,)",
-        lambda m, v, s: _terms(m, v, s).sum() / 2,
-    ),
-    (
-        "averaged over the batch as well: one number for each image is asked for, (B,)",
-        lambda m, v, s: _terms(m, v, s).sum(1).mean() / 2,
-    ),
-    ("not summed: one number for each image is asked for, (B,)", lambda m, v, s: _terms(m, v, s).view_as(m) / 2),
-    (
-        "the sign: this is the log-likelihood, the negative one is asked for",
-        lambda m, v, s: -_terms(m, v, s).sum(1) / 2,
-    ),
-    (
-        "dims 1, 2, 3 are fixed, which fails for inputs (B, C): sum over all but the batch, flatten(1).sum(1)",
-        lambda m, v, s: _terms(m, v, s).view_as(m).sum((1, 2, 3)) / 2,
-    ),
+            "log π stands where log 2π belongs",
+            lambda m, v, s: (_terms(m, v, s) - math.log(2)).sum(1) / 2,
+        ),
+        (
+            "2π stands where log 2π belongs",
+            lambda m, v, s: (_terms(m, v, s) - math.log(2 * math.pi) + 2 * math.pi).sum(1) / 2,
+        ),
+        (
+            "log 2π is missing, the constant of each value",
+            lambda m, v, s: (_terms(m, v, s) - math.log(2 * math.pi)).sum(1) / 2,
+        ),
+        (
+            "log 2π is counted once for an image: every value has its own",
+            lambda m, v, s: (math.log(2 * math.pi) + (_terms(m, v, s) - math.log(2 * math.pi)).sum(1)) / 2,
+        ),
+        ("the term logvar is missing", lambda m, v, s: (_terms(m, v, s) - v.flatten(1)).sum(1) / 2),
+        (
+            "the sign of logvar: a wide Gaussian is less dense, so that it adds to the -log",
+            lambda m, v, s: (_terms(m, v, s) - 2 * v.flatten(1)).sum(1) / 2,
+        ),
+        (
+            "the square is divided by the standard deviation: divide by the variance, exp(logvar)",
+            lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 / (v / 2).exp()).flatten(1).sum(1) / 2,
+        ),
+        (
+            "the square is divided by the squared variance: square (sample - mean) only, or divide by std first",
+            lambda m, v, s: (math.log(2 * math.pi) + v + ((s - m) / v.exp()) ** 2).flatten(1).sum(1) / 2,
+        ),
+        (
+            "the square is multiplied by the variance: divide by it",
+            lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 * v.exp()).flatten(1).sum(1) / 2,
+        ),
+        (
+            "the square is divided by logvar: the variance is exp(logvar)",
+            lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2 / v).flatten(1).sum(1) / 2,
+        ),
+        *(
+            (
+                "the square of (sample - mean) is forgotten",
+                lambda m, v, s, root=root: (
+                    (math.log(2 * math.pi) + v + (s - m) / (v / root).exp()).flatten(1).sum(1) / 2
+                ),
+            )
+            for root in (1, 2)
+        ),
+        (
+            "the square is not divided by the variance, exp(logvar)",
+            lambda m, v, s: (math.log(2 * math.pi) + v + (s - m) ** 2).flatten(1).sum(1) / 2,
+        ),
+        (
+            "a mean over the values: independent values' -log densities are summed",
+            lambda m, v, s: _terms(m, v, s).mean(1) / 2,
+        ),
+        (
+            "summed over the batch as well: one number for each image is asked for, (B,)",
+            lambda m, v, s: _terms(m, v, s).sum() / 2,
+        ),
+        (
+            "averaged over the batch as well: one number for each image is asked for, (B,)",
+            lambda m, v, s: _terms(m, v, s).sum(1).mean() / 2,
+        ),
+        ("not summed: one number for each image is asked for, (B,)", lambda m, v, s: _terms(m, v, s).view_as(m) / 2),
+        (
+            "the sign: this is the log-likelihood, the negative one is asked for",
+            lambda m, v, s: -_terms(m, v, s).sum(1) / 2,
+        ),
+        (
+            "dims 1, 2, 3 are fixed, which fails for inputs (B, C): sum over all but the batch, flatten(1).sum(1)",
+            lambda m, v, s: _terms(m, v, s).view_as(m).sum((1, 2, 3)) / 2,
+        ),
+    ]
 )
+
+NLL_MISTAKES += wrong_sums(lambda m, v, s: _terms(m, v, s).view_as(m) / 2)
+_LOGARITHMS = "the density itself: take its logarithm, value by value, before the sum"
+
+
+@NLL_MISTAKES("averaged over everything: one number for each image is asked for, (B,), summed over its values")
+def nll_averaged_over_everything(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return 0.5 * torch.mean(math.log(2 * math.pi) + logvar + (sample - mean) ** 2 / logvar.exp())
+
+
+@NLL_MISTAKES("the mean is not subtracted from the sample")
+def nll_around_zero(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return 0.5 * (math.log(2 * math.pi) + logvar + sample**2 / logvar.exp()).flatten(1).sum(1)
+
+
+@NLL_MISTAKES("the mean is added to the sample: the square is of the difference, sample - mean")
+def nll_of_the_sum(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return 0.5 * (math.log(2 * math.pi) + logvar + (sample + mean) ** 2 / logvar.exp()).flatten(1).sum(1)
+
+
+@NLL_MISTAKES("the squares are subtracted, mean² from sample²: the square is of the difference, (sample - mean)²")
+def nll_of_the_difference_of_squares(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return 0.5 * (math.log(2 * math.pi) + logvar + (sample**2 - mean**2) / logvar.exp()).flatten(1).sum(1)
+
+
+@NLL_MISTAKES("exp(logvar) stands where logvar belongs: the logarithm of the variance is added")
+def nll_with_the_variance_added(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    var = torch.exp(logvar)
+    return 0.5 * (math.log(2 * math.pi) + var + (sample - mean) ** 2 / var).flatten(1).sum(1)
+
+
+@NLL_MISTAKES("exp(logvar / 2) stands where logvar belongs: the logarithm of the variance is added")
+def nll_with_the_deviation_added(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    std = torch.exp(logvar / 2)
+    return 0.5 * (math.log(2 * math.pi) + std + (sample - mean) ** 2 / std**2).flatten(1).sum(1)
+
+
+@NLL_MISTAKES("log10 stands where the natural logarithm belongs, math.log")
+def nll_with_log10(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return 0.5 * (math.log10(2 * math.pi) + logvar + (sample - mean) ** 2 / logvar.exp()).flatten(1).sum(1)
+
+
+@NLL_MISTAKES("exp(logvar) is taken for the standard deviation: that is exp(logvar / 2)")
+def nll_with_the_variance_as_deviation(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    std = torch.exp(logvar)
+    return (math.log(2 * math.pi) / 2 + std.log() + ((sample - mean) / std) ** 2 / 2).flatten(1).sum(1)
+
+
+@NLL_MISTAKES("logvar is taken for the variance itself: the variance is exp(logvar)")
+def nll_with_logvar_as_variance(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return 0.5 * (math.log(2 * math.pi) + torch.log(logvar) + (sample - mean) ** 2 / logvar).flatten(1).sum(1)
+
+
+@NLL_MISTAKES("the sign of the square: far from the mean the density is small, so that the square adds to the -log")
+def nll_with_the_square_subtracted(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return 0.5 * (math.log(2 * math.pi) + logvar - (sample - mean) ** 2 / logvar.exp()).flatten(1).sum(1)
+
+
+@NLL_MISTAKES("the square is missing: this is only the part that does not depend on the sample")
+def nll_without_square(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return 0.5 * (math.log(2 * math.pi) + logvar).flatten(1).sum(1)
+
+
+@NLL_MISTAKES("only the square: log 2π and logvar belong to the density, too")
+def nll_of_the_square_alone(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return 0.5 * ((sample - mean) ** 2 / logvar.exp()).flatten(1).sum(1)
+
+
+def _density(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return torch.exp(-0.5 * _terms(mean, logvar, sample))
+
+
+@NLL_MISTAKES(
+    "the logarithm of a product, which is 0 in floating point for a whole latent: sum the logarithms of the densities"
+)
+def nll_of_the_product(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return -torch.log(_density(mean, logvar, sample).prod(1))
+
+
+@NLL_MISTAKES("the logarithm of the summed densities: sum their logarithms instead")
+def nll_of_the_sum_of_densities(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return -torch.log(_density(mean, logvar, sample).sum(1))
+
+
+@NLL_MISTAKES(_LOGARITHMS)
+def nll_without_logarithm(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return _density(mean, logvar, sample).sum(1)
+
+
+@NLL_MISTAKES(_LOGARITHMS)
+def nll_of_negative_densities(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return -_density(mean, logvar, sample).sum(1)
+
+
+@NLL_MISTAKES(_LOGARITHMS)
+def nll_of_the_product_of_densities(mean: Tensor, logvar: Tensor, sample: Tensor) -> Tensor:
+    return _density(mean, logvar, sample).prod(1)
+
+
+_LATENT = (1, 4, 32, 32)  # so large that a product of densities is 0
 
 # 01.4
 
@@ -374,7 +644,7 @@ _CLASS = {
     "sample()": _judge_sample,
     "nll()": _part(
         lambda d, sample: d.nll(sample),
-        [(*probe((3, 8, 5, 2)), *probe((3, 4, 5, 2)))],
+        [(*probe((3, 8, 5, 2)), *probe((3, 4, 5, 2))), (*probe((1, 8, 32, 32)), *probe(_LATENT))],
         NLL_MISTAKES,
     ),
     "nll() with other dims": _part(
@@ -451,7 +721,7 @@ EXERCISES = (
         ),
         judge=judge_function(
             nll,
-            [probe(*[shape] * 3) for shape in ((3, 4, 5, 2), (5, 7), (1, 1))],
+            [probe(*[shape] * 3) for shape in ((3, 4, 5, 2), (5, 7), (1, 1), _LATENT)],
             NLL_MISTAKES,
             inputs=("mean", "logvar", "sample"),
         ),
@@ -462,7 +732,7 @@ EXERCISES = (
         notebook=NOTEBOOK,
         minutes=15,
         difficulty=3,
-        reference=DiagonalGaussianDistribution,
+        reference=DiagonalGaussian,
         in_package=(DiagonalGaussianDistribution,),
         hints=(
             "Compute mean, logvar, std and var once, in __init__, from the clamped log-variance; the methods use them.",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from klvae_edu.blocks import Attention, Downsample2D, Upsample2D, eager_attention
-from klvae_edu.exercises.exercise import Exercise
+from klvae_edu.exercises.exercise import Exercise, Mistakes
 from klvae_edu.exercises.judges.functions import judge_function, probe
 from klvae_edu.exercises.judges.modules import judge_module
 from klvae_edu.exercises.judges.numbers import judge_numbers
@@ -84,56 +84,79 @@ def _padded(*sides: int, mode: str = "constant", stride: int = 2, padding: int =
 
 _CONSTANT = "the padding is zeros, on the right and at the bottom"
 _ONE_EACH = "pad one column on the right and one row at the bottom; F.pad counts (left, right, top, bottom)"
-DOWNSAMPLE_MISTAKES = (
-    (
-        "padded on all four sides (padding=1), which sees other pixels: zeros go on the right and at the bottom only",
-        _padded(1, 1, 1, 1),
-    ),
-    (f"padded on the left and at the top: {_ONE_EACH}", _padded(1, 0, 1, 0)),
-    (f"padded on the right and at the top: {_ONE_EACH}", _padded(0, 1, 1, 0)),
-    (f"padded on the left and at the bottom: {_ONE_EACH}", _padded(1, 0, 0, 1)),
-    (f"padded on the right only: {_ONE_EACH}", _padded(0, 1, 0, 0)),
-    (f"padded at the bottom only: {_ONE_EACH}", _padded(0, 0, 0, 1)),
-    (f"padded on the left and on the right only: {_ONE_EACH}", _padded(1, 1, 0, 0)),
-    (f"padded at the top and at the bottom only: {_ONE_EACH}", _padded(0, 0, 1, 1)),
-    ("no padding: the last row and column have no window, and the map comes out too small", _padded(0, 0, 0, 0)),
-    ("two columns and rows of zeros are padded: one of each is enough", _padded(0, 2, 0, 2)),
-    ("padded twice: after F.pad the convolution takes padding=0", _padded(0, 1, 0, 1, padding=1)),
-    ("the stride is missing: the map keeps its size", _padded(0, 1, 0, 1, stride=1)),
-    ("the stride is missing: the map keeps its size", _padded(1, 1, 1, 1, stride=1)),
-    (f"padded by reflection: {_CONSTANT}", _padded(0, 1, 0, 1, mode="reflect")),
-    (f"padded by repeating the border: {_CONSTANT}", _padded(0, 1, 0, 1, mode="replicate")),
-    (f"padded from the opposite side (circular): {_CONSTANT}", _padded(0, 1, 0, 1, mode="circular")),
-    (
-        "every other pixel is dropped before the convolution: let the convolution take the steps, stride=2",
-        lambda x, w, b: F.conv2d(x[..., ::2, ::2], w, b, padding=1),
-    ),
-    (
-        "the map is pooled before the convolution: there is no pooling, the convolution takes steps of two",
-        lambda x, w, b: F.conv2d(F.avg_pool2d(x, 2), w, b, padding=1),
-    ),
-    (
-        "the map is pooled after the convolution: there is no pooling, the convolution takes steps of two",
-        lambda x, w, b: F.avg_pool2d(F.conv2d(x, w, b, padding=1), 2),
-    ),
-    (
-        "the largest of four is taken after the convolution: there is no pooling, the convolution takes steps of two",
-        lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b, padding=1), 2),
-    ),
-    (
-        "this is average pooling: weight and bias are not used",
-        lambda x, w, b: F.avg_pool2d(x, 2),
-    ),
-    ("the bias is missing", lambda x, w, b: downsample(x, w, 0 * b)),
-    (
-        "the weight is transposed: it is (out, in, 3, 3), as F.conv2d takes it",
-        lambda x, w, b: downsample(x, w.transpose(0, 1), b),
-    ),
-    (
-        "the kernel is turned by 180°: F.conv2d takes the weight as it is",
-        lambda x, w, b: downsample(x, w.flip(2, 3), b),
-    ),
+DOWNSAMPLE_MISTAKES = Mistakes(
+    [
+        (
+            "padded on all four sides (padding=1), which sees other pixels: zeros go on the right and at the bottom",
+            _padded(1, 1, 1, 1),
+        ),
+        (f"padded on the left and at the top: {_ONE_EACH}", _padded(1, 0, 1, 0)),
+        (f"padded on the right and at the top: {_ONE_EACH}", _padded(0, 1, 1, 0)),
+        (f"padded on the left and at the bottom: {_ONE_EACH}", _padded(1, 0, 0, 1)),
+        (f"padded on the right only: {_ONE_EACH}", _padded(0, 1, 0, 0)),
+        (f"padded at the bottom only: {_ONE_EACH}", _padded(0, 0, 0, 1)),
+        (f"padded on the left and on the right only: {_ONE_EACH}", _padded(1, 1, 0, 0)),
+        (f"padded at the top and at the bottom only: {_ONE_EACH}", _padded(0, 0, 1, 1)),
+        ("no padding: the last row and column have no window, and the map comes out too small", _padded(0, 0, 0, 0)),
+        ("two columns and rows of zeros are padded: one of each is enough", _padded(0, 2, 0, 2)),
+        ("padded twice: after F.pad the convolution takes padding=0", _padded(0, 1, 0, 1, padding=1)),
+        ("the stride is missing: the map keeps its size", _padded(0, 1, 0, 1, stride=1)),
+        ("the stride is missing: the map keeps its size", _padded(1, 1, 1, 1, stride=1)),
+        (f"padded by reflection: {_CONSTANT}", _padded(0, 1, 0, 1, mode="reflect")),
+        (f"padded by repeating the border: {_CONSTANT}", _padded(0, 1, 0, 1, mode="replicate")),
+        (f"padded from the opposite side (circular): {_CONSTANT}", _padded(0, 1, 0, 1, mode="circular")),
+        (
+            "every other pixel is dropped before the convolution: let the convolution take the steps, stride=2",
+            lambda x, w, b: F.conv2d(x[..., ::2, ::2], w, b, padding=1),
+        ),
+        (
+            "the map is pooled before the convolution: there is no pooling, the convolution takes steps of two",
+            lambda x, w, b: F.conv2d(F.avg_pool2d(x, 2), w, b, padding=1),
+        ),
+        (
+            "the map is pooled after the convolution: there is no pooling, the convolution takes steps of two",
+            lambda x, w, b: F.avg_pool2d(F.conv2d(x, w, b, padding=1), 2),
+        ),
+        (
+            "the largest of four is taken after the convolution: there is no pooling, it takes steps of two",
+            lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b, padding=1), 2),
+        ),
+        (
+            "this is average pooling: weight and bias are not used",
+            lambda x, w, b: F.avg_pool2d(x, 2),
+        ),
+        ("the bias is missing", lambda x, w, b: downsample(x, w, 0 * b)),
+        (
+            "the weight is transposed: it is (out, in, 3, 3), as F.conv2d takes it",
+            lambda x, w, b: downsample(x, w.transpose(0, 1), b),
+        ),
+        (
+            "the kernel is turned by 180°: F.conv2d takes the weight as it is",
+            lambda x, w, b: downsample(x, w.flip(2, 3), b),
+        ),
+    ]
 )
+
+
+@DOWNSAMPLE_MISTAKES(f"padded with ones: {_CONSTANT}")
+def downsample_with_ones(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(F.pad(x, (0, 1, 0, 1), value=1.0), weight, bias, stride=2)
+
+
+@DOWNSAMPLE_MISTAKES("the map is interpolated before the convolution: let the convolution take the steps, stride=2")
+def downsample_after_interpolation(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(F.interpolate(x, scale_factor=0.5), weight, bias, padding=1)
+
+
+@DOWNSAMPLE_MISTAKES("this is max pooling: weight and bias are not used")
+def downsample_by_max_pooling(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2)
+
+
+@DOWNSAMPLE_MISTAKES("the largest of four is taken before the convolution: there is no pooling, it takes steps of two")
+def downsample_after_max_pooling(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(F.max_pool2d(x, 2), weight, bias, padding=1)
+
 
 # 04.2
 
@@ -168,64 +191,75 @@ _REPEAT = "nearest neighbour repeats each pixel, with no values in between"
 _BESIDE = "each pixel is to be repeated beside itself, as repeat_interleave does"
 _FLATTENED = "repeat_interleave without dim makes one long row of all numbers: repeat along dim=2, then along dim=3"
 _PADDING = "the convolution pads one row and column of zeros on every side, padding=1"
-UPSAMPLE_MISTAKES = (
-    *((f"interpolated (bilinear): {_REPEAT}", _smooth("bilinear", align)) for align in (False, True)),
-    *((f"interpolated (bicubic): {_REPEAT}", _smooth("bicubic", align)) for align in (False, True)),
-    (f"the whole map is repeated, like a tile: {_BESIDE}", _convolved(lambda x: x.repeat(1, 1, 2, 2))),
-    (
-        f"the rows are repeated like a tile: {_BESIDE}",
-        _convolved(lambda x: x.repeat(1, 1, 2, 1).repeat_interleave(2, dim=3)),
-    ),
-    (
-        f"the columns are repeated like a tile: {_BESIDE}",
-        _convolved(lambda x: x.repeat(1, 1, 1, 2).repeat_interleave(2, dim=2)),
-    ),
-    ("only the height is doubled: repeat along dimension 3 as well", _convolved(lambda x: x.repeat_interleave(2, 2))),
-    ("only the width is doubled: repeat along dimension 2 as well", _convolved(lambda x: x.repeat_interleave(2, 3))),
-    (
-        "the convolution comes before the doubling: repeat the pixels, then convolve",
-        lambda x, w, b: _doubled(F.conv2d(x, w, b, padding=1)),
-    ),
-    ("the pixels are not repeated: the map keeps its size", lambda x, w, b: F.conv2d(x, w, b, padding=1)),
-    ("repeated four times along each axis: twice is enough", _convolved(lambda x: _doubled(_doubled(x)))),
-    ("the convolution is missing: weight and bias are not used", lambda x, w, b: _doubled(x)),
-    (f"the padding is missing, and the map comes out too small: {_PADDING}", _convolved(_doubled, 0, 0, 0, 0)),
-    *(
-        (f"padded on the right and at the bottom only, as for the downsampling: here {_PADDING}", code)
-        for code in (_convolved(_doubled, 0, 1, 0, 1), _convolved(_doubled, 0, 2, 0, 2))
-    ),
-    (  # in a doubled map, the border's mirror image is the border
-        f"padded by repeating or reflecting the border: {_PADDING}",
-        _convolved(_doubled, mode="replicate"),
-    ),
-    ("the convolution has a stride of 2, which halves the map again: leave it at 1", _convolved(_doubled, stride=2)),
-    *(
+UPSAMPLE_MISTAKES = Mistakes(
+    [
+        *((f"interpolated (bilinear): {_REPEAT}", _smooth("bilinear", align)) for align in (False, True)),
+        *((f"interpolated (bicubic): {_REPEAT}", _smooth("bicubic", align)) for align in (False, True)),
+        (f"the whole map is repeated, like a tile: {_BESIDE}", _convolved(lambda x: x.repeat(1, 1, 2, 2))),
         (
-            "this is a transposed convolution, whose kernels overlap unevenly: repeat the pixels, then convolve",
-            _transposed(padding, output_padding, swap),
-        )
-        for padding in (0, 1)
-        for output_padding in (0, 1)
-        for swap in (False, True)
-    ),
-    (
-        "there are zeros between the pixels, as in a transposed convolution: repeat the pixels instead",
-        _convolved(_spread),
-    ),
-    ("the bias is missing", lambda x, w, b: upsample(x, w, 0 * b)),
-    (
-        "the weight is transposed: it is (out, in, 3, 3), as F.conv2d takes it",
-        lambda x, w, b: upsample(x, w.transpose(0, 1), b),
-    ),
-    (
-        "the kernel is turned by 180°: F.conv2d takes the weight as it is",
-        lambda x, w, b: upsample(x, w.flip(2, 3), b),
-    ),
-    # by their exceptions
-    (_FLATTENED, _convolved(lambda x: x.repeat_interleave(2))),
-    (_FLATTENED, lambda x, w, b: F.conv2d(x.repeat_interleave(2), w, b, padding=1)),
-    (_FLATTENED, lambda x, w, b: F.conv2d(x.repeat_interleave(2).repeat_interleave(2), w, b, padding=1)),
-    (_FLATTENED, lambda x, w, b: F.conv2d(x.repeat_interleave(4), w, b, padding=1)),
+            f"the rows are repeated like a tile: {_BESIDE}",
+            _convolved(lambda x: x.repeat(1, 1, 2, 1).repeat_interleave(2, dim=3)),
+        ),
+        (
+            f"the columns are repeated like a tile: {_BESIDE}",
+            _convolved(lambda x: x.repeat(1, 1, 1, 2).repeat_interleave(2, dim=2)),
+        ),
+        (
+            "only the height is doubled: repeat along dimension 3 as well",
+            _convolved(lambda x: x.repeat_interleave(2, 2)),
+        ),
+        (
+            "only the width is doubled: repeat along dimension 2 as well",
+            _convolved(lambda x: x.repeat_interleave(2, 3)),
+        ),
+        (
+            "the convolution comes before the doubling: repeat the pixels, then convolve",
+            lambda x, w, b: _doubled(F.conv2d(x, w, b, padding=1)),
+        ),
+        ("the pixels are not repeated: the map keeps its size", lambda x, w, b: F.conv2d(x, w, b, padding=1)),
+        ("repeated four times along each axis: twice is enough", _convolved(lambda x: _doubled(_doubled(x)))),
+        ("the convolution is missing: weight and bias are not used", lambda x, w, b: _doubled(x)),
+        (f"the padding is missing, and the map comes out too small: {_PADDING}", _convolved(_doubled, 0, 0, 0, 0)),
+        *(
+            (f"padded on the right and at the bottom only, as for the downsampling: here {_PADDING}", code)
+            for code in (_convolved(_doubled, 0, 1, 0, 1), _convolved(_doubled, 0, 2, 0, 2))
+        ),
+        (  # in a doubled map, the border's mirror image is the border
+            f"padded by repeating or reflecting the border: {_PADDING}",
+            _convolved(_doubled, mode="replicate"),
+        ),
+        (
+            "the convolution has a stride of 2, which halves the map again: leave it at 1",
+            _convolved(_doubled, stride=2),
+        ),
+        *(
+            (
+                "this is a transposed convolution, whose kernels overlap unevenly: repeat the pixels, then convolve",
+                _transposed(padding, output_padding, swap),
+            )
+            for padding in (0, 1)
+            for output_padding in (0, 1)
+            for swap in (False, True)
+        ),
+        (
+            "there are zeros between the pixels, as in a transposed convolution: repeat the pixels instead",
+            _convolved(_spread),
+        ),
+        ("the bias is missing", lambda x, w, b: upsample(x, w, 0 * b)),
+        (
+            "the weight is transposed: it is (out, in, 3, 3), as F.conv2d takes it",
+            lambda x, w, b: upsample(x, w.transpose(0, 1), b),
+        ),
+        (
+            "the kernel is turned by 180°: F.conv2d takes the weight as it is",
+            lambda x, w, b: upsample(x, w.flip(2, 3), b),
+        ),
+        # by their exceptions
+        (_FLATTENED, _convolved(lambda x: x.repeat_interleave(2))),
+        (_FLATTENED, lambda x, w, b: F.conv2d(x.repeat_interleave(2), w, b, padding=1)),
+        (_FLATTENED, lambda x, w, b: F.conv2d(x.repeat_interleave(2).repeat_interleave(2), w, b, padding=1)),
+        (_FLATTENED, lambda x, w, b: F.conv2d(x.repeat_interleave(4), w, b, padding=1)),
+    ]
 )
 
 # 04.3
@@ -259,76 +293,116 @@ def _by_whole_strides(layers: Layers) -> float:
 
 
 _STRIDES = "the strides of all layers before a layer multiply to the distance between its input pixels"
-FIELD_MISTAKES: tuple[tuple[str, _Count], ...] = (
-    (
-        "each layer adds its whole kernel: one of its pixels is there already, so it reaches k - 1 further",
-        _counted(lambda kernel, jump: kernel * jump),
-    ),
-    (
-        "each layer adds its whole kernel: begin with 1 pixel, and a kernel of k reaches k - 1 further",
-        _counted(lambda kernel, jump: kernel * jump, start=0),
-    ),
-    ("the pixel itself is missing: without any layer the field is 1", _counted(start=0)),
-    (
-        "a layer's own stride is counted for its own kernel: it counts only for the layers after it",
-        _counted(early=True),
-    ),
-    (
-        f"each layer is multiplied by its own stride alone: {_STRIDES}",
-        lambda layers: 1 + sum((kernel - 1) * stride for kernel, stride in layers),
-    ),
-    (
-        "the distance is doubled by every layer: it grows by the layer's stride, whatever that is",
-        _counted(step=lambda jump, stride: 2 * jump),
-    ),
-    (
-        "only the first layer is counted: does the return stand inside the loop?",
-        lambda layers: receptive_field(list(layers[:1])),
-    ),
-    (f"the strides are ignored: {_STRIDES}", _counted(lambda kernel, jump: kernel - 1)),
-    (f"the strides are added: {_STRIDES}", _counted(step=lambda jump, stride: jump + stride)),
-    (f"the strides are added: {_STRIDES}", _counted(step=lambda jump, stride: jump + stride - 1)),
-    (f"only the last stride counts: {_STRIDES}", _counted(step=lambda jump, stride: stride)),
-    (f"the strides divide: {_STRIDES}", _counted(step=lambda jump, stride: jump / stride)),
-    (
-        "the layers are walked in the wrong direction: with a jump that grows, begin at the input; with "
-        "field = (field - 1) * stride + kernel, begin at the output",
-        lambda layers: receptive_field(list(layers[::-1])),
-    ),
-    (
-        "the kernels reach one pixel less: a kernel of k reaches k - 1 further",
-        _counted(lambda kernel, jump: (kernel - 2) * jump),
-    ),
-    (
-        "one side only: a kernel of k reaches (k - 1) / 2 further to either side",
-        _counted(lambda kernel, jump: kernel // 2 * jump),
-    ),
-    (
-        "one side only: the field is asked for, from its first to its last pixel",
-        lambda layers: (receptive_field(list(layers)) - 1) // 2,
-    ),
-    ("this is the area: the pixels in a row are asked for", lambda layers: receptive_field(list(layers)) ** 2),
-    ("this is the product of the strides: the kernels count, too", lambda layers: math.prod(s for _, s in layers)),
-    ("the kernels are multiplied: each layer adds (k - 1) steps", lambda layers: math.prod(k for k, _ in layers)),
-    (
-        "the kernels are summed: each adds only k - 1, in steps as large as its map's",
-        lambda layers: sum(k for k, _ in layers),
-    ),
-    (
-        "what a layer adds takes the place of the field: add it to the field, with +=",
-        lambda layers: receptive_field(list(layers)) - receptive_field(list(layers[:-1])),
-    ),
-    *(
+FIELD_MISTAKES = Mistakes(
+    [
         (
-            "field * stride + kernel - 1 is too long: n pixels are n - 1 strides apart, so that it is "
-            "(field - 1) * stride + kernel, from output to input",
-            code,
-        )
-        for code in (_by_whole_strides, lambda layers: _by_whole_strides(layers[::-1]))
-    ),
-    ("the last layer is left out", lambda layers: receptive_field(list(layers[:-1]))),
-    ("the first layer is left out", lambda layers: receptive_field(list(layers[1:]))),
+            "each layer adds its whole kernel: one of its pixels is there already, so it reaches k - 1 further",
+            _counted(lambda kernel, jump: kernel * jump),
+        ),
+        (
+            "each layer adds its whole kernel: begin with 1 pixel, and a kernel of k reaches k - 1 further",
+            _counted(lambda kernel, jump: kernel * jump, start=0),
+        ),
+        ("the pixel itself is missing: without any layer the field is 1", _counted(start=0)),
+        (
+            "a layer's own stride is counted for its own kernel: it counts only for the layers after it",
+            _counted(early=True),
+        ),
+        (
+            f"each layer is multiplied by its own stride alone: {_STRIDES}",
+            lambda layers: 1 + sum((kernel - 1) * stride for kernel, stride in layers),
+        ),
+        (
+            "the distance is doubled by every layer: it grows by the layer's stride, whatever that is",
+            _counted(step=lambda jump, stride: 2 * jump),
+        ),
+        (
+            "only the first layer is counted: does the return stand inside the loop?",
+            lambda layers: receptive_field(list(layers[:1])),
+        ),
+        (f"the strides are ignored: {_STRIDES}", _counted(lambda kernel, jump: kernel - 1)),
+        (f"the strides are added: {_STRIDES}", _counted(step=lambda jump, stride: jump + stride)),
+        (f"the strides are added: {_STRIDES}", _counted(step=lambda jump, stride: jump + stride - 1)),
+        (f"only the last stride counts: {_STRIDES}", _counted(step=lambda jump, stride: stride)),
+        (f"the strides divide: {_STRIDES}", _counted(step=lambda jump, stride: jump / stride)),
+        (
+            "the layers are walked in the wrong direction: with a jump that grows, begin at the input; with "
+            "field = (field - 1) * stride + kernel, begin at the output",
+            lambda layers: receptive_field(list(layers[::-1])),
+        ),
+        (
+            "the kernels reach one pixel less: a kernel of k reaches k - 1 further",
+            _counted(lambda kernel, jump: (kernel - 2) * jump),
+        ),
+        (
+            "one side only: a kernel of k reaches (k - 1) / 2 further to either side",
+            _counted(lambda kernel, jump: kernel // 2 * jump),
+        ),
+        (
+            "one side only: the field is asked for, from its first to its last pixel",
+            lambda layers: (receptive_field(list(layers)) - 1) // 2,
+        ),
+        ("this is the area: the pixels in a row are asked for", lambda layers: receptive_field(list(layers)) ** 2),
+        ("this is the product of the strides: the kernels count, too", lambda layers: math.prod(s for _, s in layers)),
+        ("the kernels are multiplied: each layer adds (k - 1) steps", lambda layers: math.prod(k for k, _ in layers)),
+        (
+            "the kernels are summed: each adds only k - 1, in steps as large as its map's",
+            lambda layers: sum(k for k, _ in layers),
+        ),
+        (
+            "what a layer adds takes the place of the field: add it to the field, with +=",
+            lambda layers: receptive_field(list(layers)) - receptive_field(list(layers[:-1])),
+        ),
+        *(
+            (
+                "field * stride + kernel - 1 is too long: n pixels are n - 1 strides apart, so that it is "
+                "(field - 1) * stride + kernel, from output to input",
+                code,
+            )
+            for code in (_by_whole_strides, lambda layers: _by_whole_strides(layers[::-1]))
+        ),
+        ("the last layer is left out", lambda layers: receptive_field(list(layers[:-1]))),
+        ("the first layer is left out", lambda layers: receptive_field(list(layers[1:]))),
+    ]
 )
+
+
+@FIELD_MISTAKES("kernel and stride are exchanged: each layer is a pair (kernel, stride)")
+def field_of_exchanged_pairs(layers: Layers) -> int:
+    field, jump = 1, 1
+    for stride, kernel in layers:
+        field += (kernel - 1) * jump
+        jump *= stride
+    return field
+
+
+@FIELD_MISTAKES("the field begins anew with each layer: add what a layer reaches to the field, with +=")
+def field_of_the_last_layer(layers: Layers) -> int:
+    field, jump = 1, 1
+    for kernel, stride in layers:
+        field = 1 + (kernel - 1) * jump
+        jump *= stride
+    return field
+
+
+@FIELD_MISTAKES("the jump begins at 0, which leaves nothing of any layer: pixels of the input are 1 apart")
+def field_with_a_jump_of_zero(layers: Layers) -> int:
+    return 1
+
+
+@FIELD_MISTAKES("the field is multiplied by the strides: a stride counts for the kernels after it only")
+def field_times_strides(layers: Layers) -> int:
+    field = 1
+    for kernel, stride in layers:
+        field = (field + kernel - 1) * stride
+    return field
+
+
+@FIELD_MISTAKES("the field is multiplied by the strides: a stride counts for the kernels after it only")
+def field_times_strides_at_the_end(layers: Layers) -> int:
+    return math.prod(stride for _, stride in layers) * (1 + sum(kernel - 1 for kernel, _ in layers))
+
+
 _FIELD_PROBES: tuple[Layers, ...] = (
     [(3, 1), (5, 1)],
     [(3, 2), (5, 3), (3, 1)],
@@ -380,7 +454,8 @@ _ALONE = "here nothing is added, the block will do that"
 _UNFIT = "two factors do not fit: the scores are q @ k.transpose(1, 2), the result is weights @ v, in this order"
 _QUERIES = f"softmax over the queries: {_KEYS}"
 _BATCH = f"softmax over the batch, which F.softmax without dim takes, too: {_KEYS}"
-ATTENTION_MISTAKES = (
+# of scores and weights, in the block as well
+_WEIGHT_MISTAKES: tuple[tuple[str, _Attend], ...] = (
     *((_QUERIES, _attending(_over(1), scale)) for scale in (_root, _one)),
     *((_BATCH, _attending(_over(0), scale)) for scale in (_root, _one)),
     (f"softmax over all N² scores: {_KEYS}", _attending(lambda s: s.flatten(1).softmax(1).view_as(s))),
@@ -400,7 +475,6 @@ ATTENTION_MISTAKES = (
         f"divided by √512, whatever the length of a query: {_SCALE}, q.shape[-1]",
         _attending(scale=lambda channels: 512**-0.5),
     ),
-    ("8 heads: there is one, as wide as a query is long", _in_heads),
     (
         "the scale comes after the softmax: divide the scores, before the exponential",
         lambda q, k, v: _attending(scale=_one)(q, k, v) * q.shape[-1] ** -0.5,
@@ -417,40 +491,95 @@ ATTENTION_MISTAKES = (
     ("a sigmoid weighs each key by itself: softmax weighs them against each other", _attending(torch.sigmoid)),
     ("log_softmax gives the logarithms of the weights: take softmax", _attending(lambda s: s.log_softmax(-1))),
     (
-        "queries and keys are exchanged: row i of the scores is query i against all keys, q @ k.transpose(1, 2)",
-        lambda q, k, v: attention(k, q, v),
-    ),
-    ("the weights are transposed: row i belongs to query i", _attending(lambda s: s.softmax(-1).mT)),
-    ("the keys are averaged: the weights are for the values", lambda q, k, v: attention(q, k, k)),
-    ("the queries are averaged: the weights are for the values", lambda q, k, v: attention(q, k, q)),
-    (
-        "keys and values are exchanged: queries are compared with keys, and the values averaged",
-        lambda q, k, v: attention(q, v, k),
+        f"divided by √64, whatever the length of a query: {_SCALE}, q.shape[-1]",
+        _attending(scale=lambda channels: 64**-0.5),
     ),
     (
-        "these are the weights: with them, average the values, weights @ v",
-        lambda q, k, v: _attention_weights(q, k),
+        f"divided by √B, the number of images: {_SCALE}, q.shape[-1]",
+        lambda q, k, v: (q @ k.mT * q.shape[0] ** -0.5).softmax(-1) @ v,
     ),
-    ("every key has the same weight: compare it with the query", lambda q, k, v: v.mean(1, keepdim=True).expand_as(v)),
-    (f"the values are added: {_ALONE}", lambda q, k, v: v + attention(q, k, v)),
-    (f"the queries are added: {_ALONE}", lambda q, k, v: q + attention(q, k, v)),
+    (f"divided by 2 · √C: {_SCALE}", _attending(scale=lambda channels: channels**-0.5 / 2)),
+    ("softmin gives the largest weight to the smallest score: take softmax", _attending(lambda s: (-s).softmax(-1))),
     (
-        "a token sees only those before it (a causal mask): every token sees every other",
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        "only the key of the largest score counts (arg max): softmax weighs all keys",
+        _attending(lambda s: F.one_hot(s.argmax(-1), s.shape[-1]).to(s.dtype)),
     ),
-    ("tokens of different images are compared: each image by itself, dimension 0 is the batch", _of_all_images),
-    (
-        "channels are compared with channels: compare tokens, which are dimension 1",
-        lambda q, k, v: attention(q.mT, k.mT, v.mT).mT,
-    ),
-    # by their exceptions
-    (
-        "k.T turns the batch around, too: exchange the last two axes only, q @ k.transpose(1, 2)",
-        lambda q, k, v: q @ k.T,
-    ),
-    (_UNFIT, lambda q, k, v: q @ k),
-    (_UNFIT, lambda q, k, v: v @ _attention_weights(q, k)),
+    ("ReLU stands where softmax belongs: the weights of a query must sum to 1", _attending(torch.relu)),
+    ("tanh stands where softmax belongs: the weights of a query must sum to 1", _attending(torch.tanh)),
 )
+ATTENTION_MISTAKES = Mistakes(
+    [
+        *_WEIGHT_MISTAKES,
+        ("8 heads: there is one, as wide as a query is long", _in_heads),
+        (
+            "queries and keys are exchanged: row i of the scores is query i against all keys, q @ k.transpose(1, 2)",
+            lambda q, k, v: attention(k, q, v),
+        ),
+        ("the weights are transposed: row i belongs to query i", _attending(lambda s: s.softmax(-1).mT)),
+        ("the keys are averaged: the weights are for the values", lambda q, k, v: attention(q, k, k)),
+        ("the queries are averaged: the weights are for the values", lambda q, k, v: attention(q, k, q)),
+        (
+            "keys and values are exchanged: queries are compared with keys, and the values averaged",
+            lambda q, k, v: attention(q, v, k),
+        ),
+        (
+            "these are the weights: with them, average the values, weights @ v",
+            lambda q, k, v: _attention_weights(q, k),
+        ),
+        (
+            "every key has the same weight: compare it with the query",
+            lambda q, k, v: v.mean(1, keepdim=True).expand_as(v),
+        ),
+        (f"the values are added: {_ALONE}", lambda q, k, v: v + attention(q, k, v)),
+        (f"the queries are added: {_ALONE}", lambda q, k, v: q + attention(q, k, v)),
+        (
+            "a token sees only those before it (a causal mask): every token sees every other",
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        ),
+        ("tokens of different images are compared: each image by itself, dimension 0 is the batch", _of_all_images),
+        (
+            "channels are compared with channels: compare tokens, which are dimension 1",
+            lambda q, k, v: attention(q.mT, k.mT, v.mT).mT,
+        ),
+        # by their exceptions
+        (
+            "k.T turns the batch around, too: exchange the last two axes only, q @ k.transpose(1, 2)",
+            lambda q, k, v: q @ k.T,
+        ),
+        (_UNFIT, lambda q, k, v: q @ k),
+        (_UNFIT, lambda q, k, v: v @ _attention_weights(q, k)),
+    ]
+)
+
+_PRODUCT = (
+    "q * k multiplies a query with the key at the same place only: q @ k.transpose(1, 2) takes each with every key"
+)
+
+
+@ATTENTION_MISTAKES(_PRODUCT)
+def attention_by_channels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q * k / q.shape[-1] ** 0.5, dim=-1) * v
+
+
+@ATTENTION_MISTAKES(_PRODUCT)
+def attention_by_channels_without_scale(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q * k, dim=-1) * v
+
+
+@ATTENTION_MISTAKES(_PRODUCT)
+def attention_to_the_own_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax((q * k).sum(-1, keepdim=True) / q.shape[-1] ** 0.5, dim=1) * v
+
+
+@ATTENTION_MISTAKES("these are the scores: softmax makes weights of them, and weights @ v the averages")
+def scores_alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q @ k.mT * q.shape[-1] ** -0.5
+
+
+@ATTENTION_MISTAKES("the values come back as they are: average them over the keys, weights @ v")
+def values_alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return v
+
 
 # 04.5
 
@@ -516,121 +645,126 @@ def _wrongly_cut(x: Tensor) -> Tensor:
 
 _CONVOLUTION = "diffusers' names come with Linear layers, whose weights are (C, C)"
 _TRANSPOSE = "a pixel's channels lie far apart in memory, so that flatten(2) must be followed by transpose(1, 2)"
-BLOCK_MISTAKES: tuple[tuple[str, Callable[..., nn.Module]], ...] = (
-    *(
-        (f"1×1 convolutions, as in CompVis' code: {_CONVOLUTION}", _with_layers(**layers))
-        for layers in (
-            {"to_q": _convolution, "to_k": _convolution, "to_v": _convolution},
-            {"to_q": _convolution, "to_k": _convolution, "to_v": _convolution, "to_out": _listed},
-        )
-    ),
-    (
-        "to_out is a Linear itself: put it into an nn.ModuleList, so that its key becomes to_out.0",
-        _with_layers(to_out=lambda channels: nn.Linear(channels, channels)),
-    ),
-    ("the input is not added to the result", _block(total=lambda block, x, gathered: gathered)),
-    (
-        "the normalised input is added: add the input itself, so that it passes unchanged",
-        _block(total=lambda block, x, gathered: block.group_norm(x) + gathered),
-    ),
-    ("group_norm is not used: normalise before to_q, to_k and to_v", _block(norm=_as_it_is)),
-    (
-        "the norm comes after the sum: normalise before to_q, to_k and to_v, and add at the end",
-        _block(norm=_as_it_is, total=lambda block, x, gathered: block.group_norm(x + gathered)),
-    ),
-    (
-        "the norm comes after the attention: normalise before to_q, to_k and to_v",
-        _block(norm=_as_it_is, total=lambda block, x, gathered: x + block.group_norm(gathered)),
-    ),
-    (
-        "an activation after the norm: there is none in this block",
-        _block(norm=lambda block, x: F.silu(block.group_norm(x))),
-    ),
-    ("the values are made of the input without its norm: one norm serves all three", _ValuesWithoutNorm),
-    (f"the map is cut into tokens by a reshape alone: {_TRANSPOSE}", _block(tokens=_wrongly_cut)),
-    (
-        f"the map is cut into tokens, and put together, by a reshape alone: {_TRANSPOSE}",
-        _block(tokens=_wrongly_cut, image=lambda gathered, x: gathered.reshape(x.shape)),
-    ),
-    (
-        "the tokens are put together by a reshape alone: transpose(1, 2) comes first, for channels come before space",
-        _block(image=lambda gathered, x: gathered.reshape(x.shape)),
-    ),
-    *(
-        ("height and width are exchanged between cutting the map into tokens and putting it together", code)
-        for code in (
-            _block(tokens=lambda x: x.mT.flatten(2).mT),
-            _block(image=lambda gathered, x: gathered.mT.reshape(x.mT.shape).mT),
-        )
-    ),
-    ("to_out is not used: it comes after the attention", _block(out=_as_it_is)),
-    (
-        "to_out is applied to the sum with the input: apply it to the attention's result alone",
-        _block(out=_as_it_is, total=lambda block, x, gathered: _to_out(block, x + gathered)),
-    ),
-    *(
+BLOCK_MISTAKES = Mistakes(
+    [
+        *(
+            (f"1×1 convolutions, as in CompVis' code: {_CONVOLUTION}", _with_layers(**layers))
+            for layers in (
+                {"to_q": _convolution, "to_k": _convolution, "to_v": _convolution},
+                {"to_q": _convolution, "to_k": _convolution, "to_v": _convolution, "to_out": _listed},
+            )
+        ),
         (
-            "the tokens are added before to_out: apply it to the attention's result alone, then add the input",
-            _block(out=_as_it_is, total=total),
-        )
-        for total in (
-            lambda block, x, gathered: x + _to_out(block, block.group_norm(x) + gathered),
-            lambda block, x, gathered: _to_out(block, block.group_norm(x) + gathered),
-            lambda block, x, gathered: x + _to_out(block, x + gathered),
-        )
-    ),
-    (
-        "the sum is divided by √2: it is taken as it is",
-        _block(total=lambda block, x, gathered: (x + gathered) / 2**0.5),
-    ),
-    (f"the scale is missing: {_SCALE}", _block(attend=_attending(scale=_one))),
-    (_QUERIES, _block(attend=_attending(_over(1)))),
-    (_BATCH, _block(attend=_attending(_over(0)))),
-    ("8 heads: there is one, as wide as the map is deep", _block(attend=_in_heads)),
-    ("to_q and to_k are exchanged", _block(attend=lambda q, k, v: attention(k, q, v))),
-    ("to_q makes the keys, too: they are made by to_k", _block(attend=lambda q, k, v: attention(q, q, v))),
-    ("to_k makes the values, too: they are made by to_v", _block(attend=lambda q, k, v: attention(q, k, k))),
-    ("to_q makes the values, too: they are made by to_v", _block(attend=lambda q, k, v: attention(q, k, q))),
-    ("to_k makes the queries, too: they are made by to_q", _block(attend=lambda q, k, v: attention(k, k, v))),
-    *(
-        ("one layer makes queries, keys and values: to_q, to_k and to_v are three, each with its own weights", code)
-        for code in (
-            _block(attend=lambda q, k, v: attention(q, q, q)),
-            _block(attend=lambda q, k, v: attention(k, k, k)),
-            _block(attend=lambda q, k, v: attention(v, v, v)),  # also one Linear by three names, which is loaded last
-        )
-    ),
-    ("to_k and to_v are exchanged", _block(attend=lambda q, k, v: attention(q, v, k))),
-    ("pixels of different images are compared: each image by itself", _block(attend=_of_all_images)),
-    # by their exceptions
-    (
-        "to_out is a list, which cannot be called: its layer is self.to_out[0]",
-        _block(out=lambda block, x: block.to_out(x)),
-    ),
-    (
-        "nn.ModuleList takes a list of layers: write brackets, nn.ModuleList([nn.Linear(…)])",
-        _with_layers(to_out=lambda channels: nn.ModuleList(nn.Linear(channels, channels))),  # type: ignore[arg-type]
-    ),
-    *(
-        ("nn.GroupNorm(groups, channels, eps=1e-6): the argument groups stands first", _with_layers(group_norm=norm))
-        for norm in (
-            lambda channels: nn.GroupNorm(channels, channels // 4, eps=1e-6),
-            lambda channels: nn.GroupNorm(32, channels, eps=1e-6),
-        )
-    ),
-    (
-        "group_norm is applied to the tokens, where it takes the pixels for channels: normalise the map, then cut it",
-        _block(norm=lambda block, x: block.group_norm(x.flatten(2).mT), tokens=lambda x: x),
-    ),
-    (
-        "the tokens are (B, C, H·W): flatten(2) must be followed by transpose(1, 2), so that each has its C channels",
-        _block(tokens=lambda x: x.flatten(2)),
-    ),
+            "to_out is a Linear itself: put it into an nn.ModuleList, so that its key becomes to_out.0",
+            _with_layers(to_out=lambda channels: nn.Linear(channels, channels)),
+        ),
+        ("the input is not added to the result", _block(total=lambda block, x, gathered: gathered)),
+        (
+            "the normalised input is added: add the input itself, so that it passes unchanged",
+            _block(total=lambda block, x, gathered: block.group_norm(x) + gathered),
+        ),
+        ("group_norm is not used: normalise before to_q, to_k and to_v", _block(norm=_as_it_is)),
+        (
+            "the norm comes after the sum: normalise before to_q, to_k and to_v, and add at the end",
+            _block(norm=_as_it_is, total=lambda block, x, gathered: block.group_norm(x + gathered)),
+        ),
+        (
+            "the norm comes after the attention: normalise before to_q, to_k and to_v",
+            _block(norm=_as_it_is, total=lambda block, x, gathered: x + block.group_norm(gathered)),
+        ),
+        (
+            "an activation after the norm: there is none in this block",
+            _block(norm=lambda block, x: F.silu(block.group_norm(x))),
+        ),
+        ("the values are made of the input without its norm: one norm serves all three", _ValuesWithoutNorm),
+        (f"the map is cut into tokens by a reshape alone: {_TRANSPOSE}", _block(tokens=_wrongly_cut)),
+        (
+            f"the map is cut into tokens, and put together, by a reshape alone: {_TRANSPOSE}",
+            _block(tokens=_wrongly_cut, image=lambda gathered, x: gathered.reshape(x.shape)),
+        ),
+        (
+            "the tokens are put together by a reshape alone: transpose(1, 2) comes first, channels stand before space",
+            _block(image=lambda gathered, x: gathered.reshape(x.shape)),
+        ),
+        *(
+            ("height and width are exchanged between cutting the map into tokens and putting it together", code)
+            for code in (
+                _block(tokens=lambda x: x.mT.flatten(2).mT),
+                _block(image=lambda gathered, x: gathered.mT.reshape(x.mT.shape).mT),
+            )
+        ),
+        ("to_out is not used: it comes after the attention", _block(out=_as_it_is)),
+        (
+            "to_out is applied to the sum with the input: apply it to the attention's result alone",
+            _block(out=_as_it_is, total=lambda block, x, gathered: _to_out(block, x + gathered)),
+        ),
+        *(
+            (
+                "the tokens are added before to_out: apply it to the attention's result alone, then add the input",
+                _block(out=_as_it_is, total=total),
+            )
+            for total in (
+                lambda block, x, gathered: x + _to_out(block, block.group_norm(x) + gathered),
+                lambda block, x, gathered: _to_out(block, block.group_norm(x) + gathered),
+                lambda block, x, gathered: x + _to_out(block, x + gathered),
+            )
+        ),
+        (
+            "the sum is divided by √2: it is taken as it is",
+            _block(total=lambda block, x, gathered: (x + gathered) / 2**0.5),
+        ),
+        *((message, _block(attend=attend)) for message, attend in _WEIGHT_MISTAKES),
+        ("8 heads: there is one, as wide as the map is deep", _block(attend=_in_heads)),
+        ("to_q and to_k are exchanged", _block(attend=lambda q, k, v: attention(k, q, v))),
+        ("to_q makes the keys, too: they are made by to_k", _block(attend=lambda q, k, v: attention(q, q, v))),
+        ("to_k makes the values, too: they are made by to_v", _block(attend=lambda q, k, v: attention(q, k, k))),
+        ("to_q makes the values, too: they are made by to_v", _block(attend=lambda q, k, v: attention(q, k, q))),
+        ("to_k makes the queries, too: they are made by to_q", _block(attend=lambda q, k, v: attention(k, k, v))),
+        *(
+            ("one layer makes queries, keys and values: to_q, to_k and to_v are three, each with its own weights", code)
+            for code in (
+                _block(attend=lambda q, k, v: attention(q, q, q)),
+                _block(attend=lambda q, k, v: attention(k, k, k)),
+                _block(
+                    attend=lambda q, k, v: attention(v, v, v)
+                ),  # also one Linear by three names, which is loaded last
+            )
+        ),
+        ("to_k and to_v are exchanged", _block(attend=lambda q, k, v: attention(q, v, k))),
+        ("pixels of different images are compared: each image by itself", _block(attend=_of_all_images)),
+        # by their exceptions
+        (
+            "to_out is a list, which cannot be called: its layer is self.to_out[0]",
+            _block(out=lambda block, x: block.to_out(x)),
+        ),
+        (
+            "nn.ModuleList takes a list of layers: write brackets, nn.ModuleList([nn.Linear(…)])",
+            _with_layers(to_out=lambda channels: nn.ModuleList(nn.Linear(channels, channels))),  # type: ignore[arg-type]
+        ),
+        *(
+            (
+                "nn.GroupNorm(groups, channels, eps=1e-6): the argument groups stands first",
+                _with_layers(group_norm=norm),
+            )
+            for norm in (
+                lambda channels: nn.GroupNorm(channels, channels // 4, eps=1e-6),
+                lambda channels: nn.GroupNorm(32, channels, eps=1e-6),
+            )
+        ),
+        (
+            "group_norm is applied to the tokens, where it takes pixels for channels: normalise the map, then cut it",
+            _block(norm=lambda block, x: block.group_norm(x.flatten(2).mT), tokens=lambda x: x),
+        ),
+        (
+            "the tokens are (B, C, H·W): flatten(2) must be followed by transpose(1, 2), so that each has C values",
+            _block(tokens=lambda x: x.flatten(2)),
+        ),
+    ]
 )
 
 _MAPS = ((2, 4, 6, 8), (3, 2, 7, 5), (1, 1, 4, 9))  # even, odd, and mixed
 _CONVOLUTIONS = [probe((b, c, h, w), (c, c, 3, 3), (c,)) for b, c, h, w in _MAPS]
-_TOKENS = [probe(*[shape] * 3) for shape in ((3, 7, 16), (2, 4, 8))]
+_TOKENS = [probe(*[shape] * 3) for shape in ((3, 7, 16), (2, 4, 8), (1, 5, 3))]
 EXERCISES = (
     Exercise(
         id="04.1",
@@ -731,8 +865,8 @@ EXERCISES = (
         ),
         judge=judge_module(
             AttentionBlock,
-            builds=[(8, 2), (16, 4)],
-            inputs=lambda channels, groups: probe((2, channels, 3, 5)),
+            builds=[(24, 2), (16, 4)],
+            inputs=[probe((2, 24, 3, 5)), probe((1, 16, 4, 3))],
             mistakes=BLOCK_MISTAKES,
             parts=("group_norm", "to_q", "to_k", "to_v", "to_out"),
         ),

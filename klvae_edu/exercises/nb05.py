@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from klvae_edu import autoencoder, network
 from klvae_edu.blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
 from klvae_edu.config import AutoencoderKLConfig
-from klvae_edu.exercises.exercise import Blank, Exercise, Judge, OpenGap, call, explain
+from klvae_edu.exercises.exercise import Blank, Exercise, Judge, Mistakes, OpenGap, call, explain, one_line
 from klvae_edu.exercises.judges.functions import Probe, judge_parts, probe
 from klvae_edu.exercises.judges.modules import ModuleMistake, judge_module
 from klvae_edu.gaussian import DiagonalGaussianDistribution
@@ -175,9 +176,10 @@ def _judge_plain(
 
 @dataclass(frozen=True)
 class _Raised:
-    """In the place of a result: what is said of an exception."""
+    """In the place of a result: the exception, by which two outcomes are compared, and what is said of it."""
 
-    message: str
+    exception: str
+    message: str = field(compare=False)
 
 
 def _outcome(function: Callable[..., Any], arguments: Probe) -> Any:
@@ -186,7 +188,7 @@ def _outcome(function: Callable[..., Any], arguments: Probe) -> Any:
     except (Blank, OpenGap):
         raise
     except Exception as error:
-        return _Raised(explain(error))
+        return _Raised(one_line(error), explain(error))
 
 
 def _plain(value: Any) -> Any:
@@ -247,79 +249,122 @@ def _of_widths(change: Callable[[Widths], Widths]) -> Callable[..., Walk]:
 
 
 _FOUR_LEVELS = "the rule fits four levels only: the last level is len(block_out_channels) - 1, whatever their number"
-WALK_MISTAKES: tuple[PlainMistake, ...] = (
-    (_FOUR_LEVELS, _halving(lambda level, last: level < 3)),
-    (
-        "every level halves the side: the last one keeps it, n levels halve n - 1 times",
-        _halving(lambda level, last: True),
-    ),
-    (
-        "the first level keeps the side and the last one halves it: it is the other way round",
-        _halving(lambda level, last: level > 0),
-    ),
-    ("no level halves the side: all but the last do", _halving(lambda level, last: False)),
-    ("only one level halves the side: all but the last do", _halving(lambda level, last: level == 0)),
-    ("the last two levels keep the side: only the last one does", _halving(lambda level, last: level < last - 1)),
-    ("the side is divided by 4: half the side is already a quarter of the pixels", _dividing(lambda side: side // 4)),
-    (
-        "odd sides are rounded up: the strided convolution drops the last pixel, so that 125 becomes 62",
-        _dividing(lambda side: (side + 1) // 2),
-    ),
-    (
-        "a side has a fraction: it is a whole number of pixels, divide with //",
-        _dividing(lambda side: side / 2),
-    ),
-    (
-        "the end has latent_channels: the encoder puts out a mean and a log-variance for each, twice as many",
-        _changed(lambda walk: [*walk[:-1], (walk[-1][0] // 2, walk[-1][1])]),
-    ),
-    (
-        "the end has 8 channels whatever latent_channels is: it has twice as many as the latent",
-        _changed(lambda walk: [*walk[:-1], (8, walk[-1][1])]),
-    ),
-    ("the end is missing: conv_out turns the last width into 2 · latent_channels", _changed(lambda walk: walk[:-1])),
-    ("the start is missing: conv_in changes the channels and keeps the side", _changed(lambda walk: walk[1:])),
-    (
-        "the image itself is listed: the list starts after conv_in",
-        _changed(lambda walk: [(3, walk[0][1]), *walk]),
-    ),
-    (
-        "it starts with the image's 3 channels: after conv_in there are block_out_channels[0]",
-        _changed(lambda walk: [(3, walk[0][1]), *walk[1:]]),
-    ),
-    (
-        "the mid block is listed: it keeps the shape; conv_in, the levels and conv_out are asked for",
-        _changed(lambda walk: [*walk[:-1], walk[-2], walk[-1]]),
-    ),
-    (
-        "conv_out halves the side: it only changes the channels",
-        _changed(lambda walk: [*walk[:-1], (walk[-1][0], walk[-1][1] // 2)]),
-    ),
-    (
-        "conv_in halves the side: the first halving is the first level's",
-        lambda widths, latent, side: shape_walk(widths, latent, side // 2),
-    ),
-    (
-        "the widths come one level early: a level puts out its own, block_out_channels[level]",
-        _of_widths(lambda widths: (*widths[1:], widths[-1])),
-    ),
-    (
-        "the widths come one level late: a level puts out its own, block_out_channels[level]",
-        _of_widths(lambda widths: (widths[0], *widths[:-1])),
-    ),
-    ("all levels have the first width: each has its own", _of_widths(lambda widths: widths[:1] * len(widths))),
-    ("the widths are reversed: that is the decoder", _of_widths(lambda widths: widths[::-1])),
-    ("it runs from the smallest map to the largest: that is the decoder", _changed(lambda walk: walk[::-1])),
-    (
-        "channels and side are swapped: each entry is (channels, side)",
-        _changed(lambda walk: [entry[::-1] for entry in walk]),
-    ),
-    ("only the sides are listed: each entry is (channels, side)", _changed(lambda walk: [side for _, side in walk])),
-    (
-        "only the channels are listed: each entry is (channels, side)",
-        _changed(lambda walk: [width for width, _ in walk]),
-    ),
+WALK_MISTAKES = Mistakes(
+    [
+        (_FOUR_LEVELS, _halving(lambda level, last: level < 3)),
+        (
+            "every level halves the side: the last one keeps it, n levels halve n - 1 times",
+            _halving(lambda level, last: True),
+        ),
+        (
+            "the first level keeps the side and the last one halves it: it is the other way round",
+            _halving(lambda level, last: level > 0),
+        ),
+        ("no level halves the side: all but the last do", _halving(lambda level, last: False)),
+        ("only one level halves the side: all but the last do", _halving(lambda level, last: level == 0)),
+        ("the last two levels keep the side: only the last one does", _halving(lambda level, last: level < last - 1)),
+        (
+            "the side is divided by 4: half the side is already a quarter of the pixels",
+            _dividing(lambda side: side // 4),
+        ),
+        (
+            "round() takes .5 to the even neighbour, 3.5 to 4: odd sides are halved downwards, side // 2",
+            _dividing(lambda side: round(side / 2)),
+        ),
+        (
+            "odd sides are rounded up: the strided convolution drops the last pixel, so that 125 becomes 62",
+            _dividing(lambda side: (side + 1) // 2),
+        ),
+        (
+            "a side has a fraction: it is a whole number of pixels, divide with //",
+            _dividing(lambda side: side / 2),
+        ),
+        (
+            "the end has latent_channels: the encoder puts out a mean and a log-variance for each, twice as many",
+            _changed(lambda walk: [*walk[:-1], (walk[-1][0] // 2, walk[-1][1])]),
+        ),
+        (
+            "the end has 8 channels whatever latent_channels is: it has twice as many as the latent",
+            _changed(lambda walk: [*walk[:-1], (8, walk[-1][1])]),
+        ),
+        (
+            "the end is missing: conv_out turns the last width into 2 · latent_channels",
+            _changed(lambda walk: walk[:-1]),
+        ),
+        ("the start is missing: conv_in changes the channels and keeps the side", _changed(lambda walk: walk[1:])),
+        (
+            "the image itself is listed: the list starts after conv_in",
+            _changed(lambda walk: [(3, walk[0][1]), *walk]),
+        ),
+        (
+            "it starts with the image's 3 channels: after conv_in there are block_out_channels[0]",
+            _changed(lambda walk: [(3, walk[0][1]), *walk[1:]]),
+        ),
+        (
+            "the mid block is listed: it keeps the shape; conv_in, the levels and conv_out are asked for",
+            _changed(lambda walk: [*walk[:-1], walk[-2], walk[-1]]),
+        ),
+        (
+            "conv_out halves the side: it only changes the channels",
+            _changed(lambda walk: [*walk[:-1], (walk[-1][0], walk[-1][1] // 2)]),
+        ),
+        (
+            "conv_in halves the side: the first halving is the first level's",
+            lambda widths, latent, side: shape_walk(widths, latent, side // 2),
+        ),
+        (
+            "the widths come one level early: a level puts out its own, block_out_channels[level]",
+            _of_widths(lambda widths: (*widths[1:], widths[-1])),
+        ),
+        (
+            "the widths come one level late: a level puts out its own, block_out_channels[level]",
+            _of_widths(lambda widths: (widths[0], *widths[:-1])),
+        ),
+        ("all levels have the first width: each has its own", _of_widths(lambda widths: widths[:1] * len(widths))),
+        ("the widths are reversed: that is the decoder", _of_widths(lambda widths: widths[::-1])),
+        ("it runs from the smallest map to the largest: that is the decoder", _changed(lambda walk: walk[::-1])),
+        (
+            "channels and side are swapped: each entry is (channels, side)",
+            _changed(lambda walk: [entry[::-1] for entry in walk]),
+        ),
+        (
+            "only the sides are listed: each entry is (channels, side)",
+            _changed(lambda walk: [side for _, side in walk]),
+        ),
+        (
+            "only the channels are listed: each entry is (channels, side)",
+            _changed(lambda walk: [width for width, _ in walk]),
+        ),
+    ]
 )
+
+
+@WALK_MISTAKES(
+    "the side is halved after it is listed: a level halves the map before it puts it out, so halve, then append"
+)
+def walk_halving_after_the_list(widths: Widths, latent_channels: int, side: int) -> Walk:
+    walk = [(widths[0], side)]
+    for width in widths:
+        walk.append((width, side))
+        side //= 2
+    return [*walk, (2 * latent_channels, side)]
+
+
+@WALK_MISTAKES("height and width are listed both: each entry is (channels, side)")
+def walk_of_triples(widths: Widths, latent_channels: int, side: int) -> list[tuple[int, int, int]]:
+    return [(width, side, side) for width, side in shape_walk(widths, latent_channels, side)]
+
+
+@WALK_MISTAKES("the start is listed, but not what the first level puts out: list every level, the first one as well")
+def walk_without_the_first_level(widths: Widths, latent_channels: int, side: int) -> Walk:
+    walk = shape_walk(widths, latent_channels, side)
+    return [walk[0], *walk[2:]]
+
+
+@WALK_MISTAKES("the last level is missing: it keeps the side, and is listed like the others")
+def walk_without_the_last_level(widths: Widths, latent_channels: int, side: int) -> Walk:
+    walk = shape_walk(widths, latent_channels, side)
+    return [*walk[:-2], walk[-1]]
 
 
 def _describe_walk(result: Any, expected: Any, arguments: Probe) -> str:
@@ -346,13 +391,13 @@ _BUILDS = tuple((config,) for config in _CONFIGS)
 
 
 def _image(config: AutoencoderKLConfig) -> Probe:
-    """Not square, and at the mid block of any config it has another number of pixels than of channels."""
-    return probe((2, 3, 24, 40))
+    """Two images or one, not square, with another number of pixels than of channels at the mid block of any config."""
+    return probe((len(config.block_out_channels) // 2, 3, 24, 40))
 
 
 def _latent(config: AutoencoderKLConfig) -> Probe:
     """Likewise: 15 pixels at the mid block."""
-    return probe((2, config.latent_channels, 3, 5))
+    return probe((len(config.block_out_channels) // 2, config.latent_channels, 3, 5))
 
 
 def _with(of: type[nn.Module], **methods: Callable[..., Any]) -> type[nn.Module]:
@@ -471,7 +516,50 @@ def _common_mistakes(of: type[nn.Module]) -> tuple[ModuleMistake, ...]:
             _ran(of, lambda m, x: m.conv_out(_through(m, x, act=F.relu))),
         ),
         ("a SiLU after conv_out: nothing comes after it", _ran(of, lambda m, x: F.silu(of.forward(m, x)))),
+        (
+            "every level gets what conv_in or the mid block puts out: each gets what the one before it returned, "
+            "x = level(x)",
+            _staged(of, lambda levels, mid: (levels[-1], mid) if of is Encoder else (mid, levels[-1])),
+        ),
+        (
+            "the list of levels cannot be called: loop over it, x = level(x)",
+            _ran(of, lambda m, x: m.down_blocks(x) if of is Encoder else m.up_blocks(x)),
+        ),
+        (
+            "the norms have 32 groups whatever the config says: config.norm_num_groups",
+            _with(of, __init__=lambda m, config: of.__init__(m, replace(config, norm_num_groups=32))),
+        ),
     )
+
+
+def _judge_half(name: str, judge: Judge, mistakes: Sequence[ModuleMistake]) -> Judge:
+    """Add to the judge of encoder or decoder what it cannot see: the kind of the list `name`, and a fixed config."""
+
+    def judge_half(attempt: Any) -> str | None:
+        complaint = judge(attempt)
+        if complaint is None:
+            kind = type(getattr(attempt(_CONFIGS[-1]), name))
+            if issubclass(kind, nn.ModuleList):
+                return None
+            return f"self.{name} is an nn.{kind.__name__}: make it an nn.ModuleList, which later cells look into"
+        if complaint not in dict(mistakes):
+            with contextlib.suppress(Exception):
+                return _ignored_config(attempt, name) or complaint
+        return complaint
+
+    return judge_half
+
+
+def _ignored_config(attempt: Callable[[AutoencoderKLConfig], nn.Module], name: str) -> str | None:
+    """Name the part of the config that makes no difference to the levels; None if all do."""
+    with torch.device("meta"):
+        levels = [getattr(attempt(config), name) for config in _CONFIGS]
+    first, second = ({key: value.shape for key, value in list_.state_dict().items()} for list_ in levels[:2])
+    if first == second:
+        return "the levels are the same whatever the config says: take the widths from config.block_out_channels"
+    if len(levels[1][0].resnets) == len(levels[2][0].resnets):
+        return "the levels have the same number of ResNet blocks whatever the config says: config.layers_per_block"
+    return None
 
 
 def _turned_round(of: type[nn.Module]) -> type[nn.Module]:
@@ -687,6 +775,17 @@ AUTOENCODER_MISTAKES: dict[str, tuple[ModuleMistake, ...]] = {
             "quant_conv works on the mean only: apply it to all channels, before they are split",
             _encodes(_mean_only),
         ),
+        (
+            "the posterior is deterministic: leave that argument out, so that it has a spread",
+            _with(
+                Autoencoder,
+                encode=lambda m, x: DiagonalGaussianDistribution(m.quant_conv(m.encoder(x)), deterministic=True),
+            ),
+        ),
+        (
+            "the halves are swapped: the mean is the first half of what quant_conv puts out",
+            _encodes(lambda m, x: torch.cat(m.quant_conv(m.encoder(x)).chunk(2, dim=1)[::-1], dim=1)),
+        ),
         ("quant_conv is applied twice", _encodes(lambda m, x: m.quant_conv(m.quant_conv(m.encoder(x))))),
         (_NOT_SCALED, _encodes(lambda m, x: _SCALE * m.quant_conv(m.encoder(x)))),
     ),
@@ -694,6 +793,10 @@ AUTOENCODER_MISTAKES: dict[str, tuple[ModuleMistake, ...]] = {
         (
             "post_quant_conv is made and not used: it comes before the decoder",
             _with(Autoencoder, decode=lambda m, z: m.decoder(z)),
+        ),
+        (
+            "post_quant_conv is applied twice",
+            _with(Autoencoder, decode=lambda m, z: m.decoder(m.post_quant_conv(m.post_quant_conv(z)))),
         ),
         *(
             (_NOT_SCALED, _with(Autoencoder, decode=lambda m, z, scale=scale: Autoencoder.decode(m, scale * z)))
@@ -712,6 +815,10 @@ AUTOENCODER_MISTAKES: dict[str, tuple[ModuleMistake, ...]] = {
             "post_quant_conv is left out: go through self.decode, which has it",
             _ran(Autoencoder, lambda m, x: m.decoder(m.encode(x).mode())),
         ),
+        (
+            "post_quant_conv is applied twice: self.decode has it already",
+            _ran(Autoencoder, lambda m, x: m.decode(m.post_quant_conv(m.encode(x).mode()))),
+        ),
     ),
 }
 
@@ -729,17 +836,26 @@ def _method(name: str, inputs: Callable[[AutoencoderKLConfig], Probe], look: Cal
     return lambda cls: judge(viewed(cls))
 
 
+_READ = ("mean", "logvar", "std", "parameters")  # of the posterior, by the judge and by later cells
+
+
 def _moments(posterior: Any) -> Any:
-    """Mean and log-variance in one tensor; `...` and None as they are."""
-    return torch.cat([posterior.mean, posterior.logvar], dim=1) if hasattr(posterior, "logvar") else posterior
+    """Mean, log-variance and deviation in one tensor; `...`, None and what is no posterior as they are."""
+    if not all(hasattr(posterior, name) for name in _READ):
+        return posterior
+    return torch.cat([posterior.mean, posterior.logvar, posterior.std], dim=1)
 
 
 def _judge_encode(cls: Any) -> str | None:
     complaint = _ENCODE(cls)
     if complaint and not complaint.startswith("expected"):
         return complaint
-    if isinstance(cls(_CONFIGS[0]).encode(*_image(_CONFIGS[0])), Tensor):
+    posterior = cls(_CONFIGS[0]).encode(*_image(_CONFIGS[0]))
+    if isinstance(posterior, Tensor):
         return "it returns a tensor: return the posterior, a DiagonalGaussianDistribution of all channels"
+    missing = [name for name in _READ if not hasattr(posterior, name)]
+    if 0 < len(missing) < len(_READ):
+        return f"the posterior has no {missing[0]}, which later cells read: return a DiagonalGaussianDistribution"
     return complaint and complaint.replace("expected a Tensor", "expected a DiagonalGaussianDistribution")
 
 
@@ -763,13 +879,13 @@ _FORWARD = judge_module(Autoencoder, _BUILDS, _image, AUTOENCODER_MISTAKES["forw
 
 
 def _by_parts(
-    level: Callable[[int, int], int] = lambda level, levels: levels - 1 - level, down: bool = False, **new: str
+    level: Callable[[int, int], int] = lambda level, levels: levels - 1 - level, encoder_too: bool = False, **new: str
 ) -> Callable[[str, int], str]:
     """The right name, but with some parts translated otherwise, or the level counted otherwise."""
 
     def rename(name: str, levels: int) -> str:
         parts = name.split(".")
-        if parts[:2] == ["decoder", "up"] or (down and parts[:2] == ["encoder", "down"]):
+        if parts[:2] == ["decoder", "up"] or (encoder_too and parts[:2] == ["encoder", "down"]):
             parts[2] = str(level(int(parts[2]), levels))
         return ".".join(new.get(part, diffusers_name(part, levels)) for part in parts)
 
@@ -787,68 +903,116 @@ def _looking_for_up_anywhere(name: str, levels: int) -> str:
     return ".".join(diffusers_name(part, levels) for part in parts)
 
 
-NAME_MISTAKES: tuple[PlainMistake, ...] = (
-    (
-        "the decoder's levels are counted from the wrong end: CompVis' decoder.up.0 is the largest map, "
-        "decoder.up_blocks.0 the smallest",
-        _by_parts(level=lambda level, levels: level),
-    ),
-    (
-        "the decoder's levels are one off: level i of n is n - 1 - i from the other end",
-        _by_parts(level=lambda level, levels: levels - level),
-    ),
-    ("the encoder's levels are reversed too: both schemes count them from the largest map", _by_parts(down=True)),
-    (
-        "a current name's level is reversed: only CompVis' decoder.up counts from the largest map",
-        _reversing_up_blocks,
-    ),
-    (
-        "'up' is looked for in the whole name, and found in group_norm: ask whether the second part is 'up'",
-        _looking_for_up_anywhere,
-    ),
-    (
-        "it works for four levels only: count from the end with the argument levels",
-        _by_parts(level=lambda level, levels: 3 - level),
-    ),
-    (
-        "the mid block's ResNet blocks are one off: CompVis counts block_1, block_2, diffusers resnets.0, resnets.1",
-        _by_parts(block_1="resnets.1", block_2="resnets.2"),
-    ),
-    ("the attention block is one off: CompVis' attn_1 is attentions.0", _by_parts(attn_1="attentions.1")),
-    ("nin_shortcut is left as it is: it becomes conv_shortcut", _by_parts(nin_shortcut="nin_shortcut")),
-    ("norm_out is left as it is: it becomes conv_norm_out", _by_parts(norm_out="norm_out")),
-    ("the attention's norm is left as it is: it becomes group_norm", _by_parts(norm="norm")),
-    ("the attention's q, k, v are left as they are: they become to_q, to_k, to_v", _by_parts(q="q", k="k", v="v")),
-    ("proj_out is left as it is: it becomes to_out.0", _by_parts(proj_out="proj_out")),
-    (
-        "to_out lacks its .0: diffusers keeps the layer in a list of one",
-        _by_parts(proj_out="to_out", proj_attn="to_out"),
-    ),
-    (
-        "downsamplers and upsamplers lack their .0: diffusers keeps the layer in a list of one",
-        _by_parts(downsample="downsamplers", upsample="upsamplers"),
-    ),
-    (
-        "downsample and upsample are left as they are: they become downsamplers.0 and upsamplers.0",
-        _by_parts(downsample="downsample", upsample="upsample"),
-    ),
-    (
-        "old names of diffusers come back as they are: query, key, value and proj_attn are to_q, to_k, to_v, to_out.0",
-        _by_parts(query="query", key="key", value="value", proj_attn="proj_attn"),
-    ),
+NAME_MISTAKES = Mistakes(
+    [
+        (
+            "the decoder's levels are counted from the wrong end: CompVis' decoder.up.0 is the largest map, "
+            "decoder.up_blocks.0 the smallest",
+            _by_parts(level=lambda level, levels: level),
+        ),
+        (
+            "the decoder's levels are one off: level i of n is n - 1 - i from the other end",
+            _by_parts(level=lambda level, levels: levels - level),
+        ),
+        (
+            "the encoder's levels are reversed too: both schemes count them from the largest map",
+            _by_parts(encoder_too=True),
+        ),
+        (
+            "a current name's level is reversed: only CompVis' decoder.up counts from the largest map",
+            _reversing_up_blocks,
+        ),
+        (
+            "'up' is looked for in the whole name, and found in group_norm: ask whether the second part is 'up'",
+            _looking_for_up_anywhere,
+        ),
+        (
+            "it works for four levels only: count from the end with the argument levels",
+            _by_parts(level=lambda level, levels: 3 - level),
+        ),
+        (
+            "the mid block's ResNet blocks are one off: CompVis has block_1, block_2, diffusers resnets.0, resnets.1",
+            _by_parts(block_1="resnets.1", block_2="resnets.2"),
+        ),
+        ("the attention block is one off: CompVis' attn_1 is attentions.0", _by_parts(attn_1="attentions.1")),
+        *(
+            (f"{old} is left as it is: it becomes {diffusers_name(old, 0)}", _by_parts(**{old: old}))  # type: ignore[arg-type]
+            for old in ("down", "up", "mid", "block", "attn_1", "nin_shortcut", "norm_out")
+        ),
+        ("the attention's norm is left as it is: it becomes group_norm", _by_parts(norm="norm")),
+        ("the attention's q, k, v are left as they are: they become to_q, to_k, to_v", _by_parts(q="q", k="k", v="v")),
+        ("proj_out is left as it is: it becomes to_out.0", _by_parts(proj_out="proj_out")),
+        (
+            "to_out lacks its .0: diffusers keeps the layer in a list of one",
+            _by_parts(proj_out="to_out", proj_attn="to_out"),
+        ),
+        (
+            "downsamplers and upsamplers lack their .0: diffusers keeps the layer in a list of one",
+            _by_parts(downsample="downsamplers", upsample="upsamplers"),
+        ),
+        (
+            "downsample and upsample are left as they are: they become downsamplers.0 and upsamplers.0",
+            _by_parts(downsample="downsample", upsample="upsample"),
+        ),
+        (
+            "old names of diffusers come back as they are: query, key, value, proj_attn are to_q, to_k, to_v, to_out.0",
+            _by_parts(query="query", key="key", value="value", proj_attn="proj_attn"),
+        ),
+    ]
 )
+
+
+@NAME_MISTAKES("the parts are joined without dots: put them between, '.'.join(parts)")
+def name_without_dots(name: str, levels: int) -> str:
+    return diffusers_name(name, levels).replace(".", "")
+
+
+@NAME_MISTAKES("the parts are joined by another sign: put dots between them, '.'.join(parts)")
+def name_with_underscores(name: str, levels: int) -> str:
+    return diffusers_name(name, levels).replace(".", "_")
+
+
+@NAME_MISTAKES("the last part, weight or bias, is left out: it comes back as it is")
+def name_without_its_end(name: str, levels: int) -> str:
+    return diffusers_name(name, levels).rpartition(".")[0]
+
+
+@NAME_MISTAKES("conv_in and other parts without an entry are left out: new.get(part, part) keeps them")
+def name_of_new_parts_only(name: str, levels: int) -> str:
+    return ".".join(diffusers_name(part, levels) for part in name.split(".") if diffusers_name(part, levels) != part)
+
+
+_OLD = (
+    *("down", "up", "mid", "block", "block_1", "block_2", "attn_1", "nin_shortcut", "downsample", "upsample"),
+    *("norm_out", "norm", "q", "k", "v", "proj_out", "query", "key", "value", "proj_attn"),
+)
+
+
+def _replaced_inside(name: str, result: str) -> bool:
+    """Tell whether a part of the result is a part of the name in which one or more old names were replaced."""
+    for part in name.split("."):
+        for order in (_OLD, _OLD[::-1]):
+            changed = {part}
+            for old in order:
+                changed |= {text.replace(old, diffusers_name(old, 0)) for text in changed if text != old}
+            wrong = changed - {part, diffusers_name(part, 0)}
+            if any(f".{text}." in f".{result}." for text in wrong):
+                return True
+    return False
 
 
 def _describe_name(result: Any, expected: Any, arguments: Probe) -> str:
     if not isinstance(result, str):
         return f"expected the name as one text, got {type(result).__name__}"
     parts, right = result.split("."), expected.split(".")
-    if any(part != whole and whole in part for part in parts if part not in right for whole in right if len(whole) > 1):
+    inside = any(len(whole) > 1 and whole in part for part in parts if part not in right for whole in right)
+    if inside or _replaced_inside(arguments[0], result):
         return (
             f"{arguments[0]} becomes {result}: a name was replaced inside of another one; "
             "compare whole parts, as split('.') gives them"
         )
-    return f"{arguments[0]} becomes {result}, expected {expected} (levels={arguments[1]})"
+    verb = "comes back unchanged" if result == arguments[0] else f"becomes {result}"
+    return f"{arguments[0]} {verb}, expected {expected} (levels={arguments[1]})"
 
 
 _NAMES = (
@@ -898,7 +1062,7 @@ EXERCISES = (
         ),
         judge=_judge_plain(
             shape_walk,
-            [((16, 32, 48, 96), 3, 256), ((128, 256, 512, 512), 4, 250), ((8, 24), 5, 64), ((32,), 1, 16)],
+            [((16, 32, 48, 96), 3, 256), ((128, 256, 512, 512), 4, 250), ((8, 24), 5, 31), ((32,), 1, 16)],
             WALK_MISTAKES,
             _describe_walk,
         ),
@@ -917,13 +1081,17 @@ EXERCISES = (
             "conv_out takes the last width to 2 * config.latent_channels, 3x3 with padding 1; the norm's eps is 1e-6.",
             "forward: conv_in, every level in a loop, mid_block, conv_norm_out, conv_act, conv_out.",
         ),
-        judge=judge_module(
-            Encoder,
-            _BUILDS,
-            _image,
+        judge=_judge_half(
+            "down_blocks",
+            judge_module(
+                Encoder,
+                _BUILDS,
+                _image,
+                ENCODER_MISTAKES,
+                ("conv_in", "down_blocks", "mid_block", "conv_norm_out", "conv_act", "conv_out"),
+                given=("down_blocks",),
+            ),
             ENCODER_MISTAKES,
-            ("conv_in", "down_blocks", "mid_block", "conv_norm_out", "conv_act", "conv_out"),
-            given=("down_blocks",),
         ),
     ),
     Exercise(
@@ -940,13 +1108,17 @@ EXERCISES = (
             "layers_per_block + 1 ResNet blocks in a level; all levels but the last have add_upsample=True.",
             "forward: conv_in, mid_block, every level in a loop, conv_norm_out, conv_act, conv_out; no tanh.",
         ),
-        judge=judge_module(
-            Decoder,
-            _BUILDS,
-            _latent,
+        judge=_judge_half(
+            "up_blocks",
+            judge_module(
+                Decoder,
+                _BUILDS,
+                _latent,
+                DECODER_MISTAKES,
+                ("conv_in", "mid_block", "up_blocks", "conv_norm_out", "conv_act", "conv_out"),
+                given=("up_blocks",),
+            ),
             DECODER_MISTAKES,
-            ("conv_in", "mid_block", "up_blocks", "conv_norm_out", "conv_act", "conv_out"),
-            given=("up_blocks",),
         ),
     ),
     Exercise(

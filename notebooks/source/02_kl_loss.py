@@ -67,8 +67,8 @@ for row in zip(mean.tolist(), logvar.tolist(), cost.tolist(), strict=True):
 # %% [markdown]
 # {{exercise 02.1}}
 #
-# Write it for a whole latent. Its values are independent, so their divergences add up: one number per image. As always,
-# `hint("02.1")` helps you on, and `solution("02.1")` shows the finished code.
+# Write it for a whole latent. Its values are independent, so their divergences add up: one number per image. It is a loss, so
+# the gradient must reach both inputs. As always, `hint("02.1")` helps you on, and `solution("02.1")` shows the finished code.
 
 
 # %%
@@ -145,7 +145,8 @@ print(f"KL(wide ‖ narrow) = {torch.distributions.kl_divergence(wide, narrow):.
 # %% [markdown]
 # {{exercise 02.2}}
 #
-# Write it for means and log-variances. With a mean of 0 and a log-variance of 0 for p, it must give what you have already.
+# Write it for means and log-variances. With a mean of 0 and a log-variance of 0 for p, it must give what you have already. The
+# gradient must reach all four inputs.
 
 
 # %%

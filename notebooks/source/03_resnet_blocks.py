@@ -248,7 +248,7 @@ for name, values_ in {"ordinary": ordinary, "nearly flat": flat}.items():
 # {{exercise 03.1}}
 #
 # Write group norm. A group is a run of neighbouring channels. Mean and variance belong to a group of one image; weight and
-# bias belong to a channel.
+# bias belong to a channel. The gradient must reach x, weight and bias.
 
 
 # %%
@@ -382,7 +382,7 @@ for bend, start in [(F.relu, -1.2), (F.silu, -1.2), (F.silu, -3.0)]:
 # %% [markdown]
 # {{exercise 03.2}}
 #
-# Write SiLU. It should also cope with x = 200 and x = -200.
+# Write SiLU. It should also cope with x = 200 and x = -200, and so should its gradient.
 
 
 # %%
@@ -588,7 +588,8 @@ print("one pixel: ", pixel.tolist(), "->", (matrix @ pixel).tolist())
 # %% [markdown]
 # {{exercise 03.3}}
 #
-# Try it without a convolution: with `einsum`, or with `@` or `F.linear` after moving the channels to the end (and back).
+# Try it without a convolution: with `einsum`, or with `@` or `F.linear` after moving the channels to the end (and back). The
+# gradient must reach all three inputs.
 
 
 # %%

@@ -99,8 +99,8 @@ show(
 # %% [markdown]
 # {{exercise 04.1}}
 #
-# Halve a map: zeros on the right and at the bottom, then the convolution with stride 2. As always, `hint("04.1")` helps you on,
-# `solution("04.1")` shows the finished code.
+# Halve a map: zeros on the right and at the bottom, then the convolution with stride 2. The gradient must reach all three inputs.
+# As always, `hint("04.1")` helps you on, `solution("04.1")` shows the finished code.
 
 
 # %%
@@ -237,7 +237,7 @@ assert counts["transposed convolution"].unique().tolist() == [1, 2, 4]
 # %% [markdown]
 # {{exercise 04.2}}
 #
-# Double a map: repeat every pixel 2 × 2, then a 3×3 convolution that keeps the size.
+# Double a map: repeat every pixel 2 × 2, then a 3×3 convolution that keeps the size. The gradient must reach all inputs here, too.
 
 
 # %%
@@ -556,7 +556,7 @@ assert scaled[-1][0] < 0.1 and scaled[-1][1] > 0.5 * scaled[0][1]
 # {{exercise 04.4}}
 #
 # Write attention for a batch; there, `k.T` becomes `k.transpose(1, 2)`. Whose weights must sum to one: those of a query over all
-# keys, or those of a key over all queries?
+# keys, or those of a key over all queries? The gradient must reach q, k and v.
 
 
 # %%

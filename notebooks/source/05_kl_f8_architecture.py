@@ -438,8 +438,8 @@ print("with the arrow, another picture's latent is better than the own one witho
 # %% [markdown]
 # {{exercise 05.3}}
 #
-# Build the decoder: `conv_in`, `mid_block`, `up_blocks`, `conv_norm_out`, `conv_act`, `conv_out`. The levels run from the smallest map,
-# which is the last of `block_out_channels`, to the largest. There is nothing after `conv_out`, no tanh either.
+# Build the decoder: `conv_in`, `mid_block`, `up_blocks` (a ModuleList), `conv_norm_out`, `conv_act`, `conv_out`. The levels run from
+# the smallest map, which is the last of `block_out_channels`, to the largest. There is nothing after `conv_out`, no tanh either.
 
 
 # %%
