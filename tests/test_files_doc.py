@@ -10,6 +10,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import chdir
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 from klvae_edu.cli import main
 from klvae_edu.data import image_dataset
 from klvae_edu.data.all_images import AllImages
+from klvae_edu.data.crops import hold_out
 from klvae_edu.data.files import UnreadableImage, load_image
 from klvae_edu.weights.keys import to_compvis
 
@@ -414,11 +416,19 @@ def _(n: Pictures) -> None:
         assert np.array_equal(pixels(read(n.saved(f"x.{suffix}", image))), np.asarray(image.convert("RGB")))
 
 
-@row("rotated by its EXIF data", of="Pictures")
+@row("CMYK, for a model with 4 channels", of="Pictures")
+def _(n: Pictures) -> None:
+    assert "got CMYK" in refused(n.saved("x.tif", n.image.convert("CMYK")), channels=4)
+
+
+@row("rotated by its EXIF data, also a TIFF of n bands", of="Pictures")
 def _(n: Pictures) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert np.array_equal(pixels(read(n.saved("x.png", exif=exif))), np.rot90(n.rgb, -1))
+    five = n.rgb[..., [0, 1, 2, 0, 1]]
+    path = n.tiff(five, photometric="minisblack", planarconfig="contig", extratags=[(0x0112, "H", 1, 6, True)])
+    assert np.array_equal(pixels(read(path, channels=5)), np.rot90(five, -1))
 
 
 @row("transparent", of="Pictures")
@@ -442,6 +452,18 @@ def _(n: Pictures) -> None:
     image = read(n.saved("x.png", Image.fromarray(values)))
     assert np.allclose(image[0].numpy(), values / 65535 * 2 - 1, atol=1e-6)
     read(n.saved("dark.png", Image.fromarray(values // 32)), said="look nearly black")
+
+
+@row("a TIFF whose zero is white, of 8 or 16 bits or floating point", of="Pictures")
+def _(n: Pictures) -> None:
+    for values in (n.rgb[..., 0], n.rgb[..., 0] * np.uint16(257), n.rgb[..., 0] / np.float32(255)):
+        image = read(n.tiff(values, photometric="miniswhite"))
+        assert np.array_equal(pixels(image)[..., 0], 255 - n.rgb[..., 0])
+
+
+@row("integers from -128 to 127", of="Pictures")
+def _(n: Pictures) -> None:
+    assert "signed" in refused(n.tiff(np.full((8, 8), -5, np.int8)))
 
 
 @row("16-bit RGB", of="Pictures")
@@ -496,6 +518,13 @@ def _(n: Pictures) -> None:
     pytest.importorskip("pillow_heif").register_heif_opener()
     smooth = n.image.resize((6, 5)).resize(n.image.size, Image.Resampling.BICUBIC)  # its colours have half the sides
     assert np.abs(pixels(read(n.saved("x.heic", smooth, quality=100))).astype(int) - np.asarray(smooth)).mean() < 4
+
+
+@row("smaller than the `--size` of `encode` and `evaluate --split all`", of="Pictures")
+def _(n: Pictures) -> None:
+    n.saved("x.png")
+    with pytest.warns(UserWarning, match="smaller than 64 pixels are enlarged"):
+        assert AllImages(str(n.folder), 64).load(0).shape == (3, 64, 64)
 
 
 @row("a file name that is no text", of="Pictures")
@@ -590,25 +619,54 @@ def members(n: Pictures) -> dict[str, bytes]:
     return {"1.jpg": n.saved("y.jpg").read_bytes(), "1.mask.png": picture, "1.txt": b"a cat", "2.png": picture}
 
 
-@row("tar files, WebDataset's or others", of="Data sets")
-def _(n: Pictures) -> None:
-    (n.folder / "shards").mkdir()
-    with tarfile.open(n.folder / "shards" / "0.tar", "w") as tar:
-        for name, content in members(n).items():
+def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    assert count(n.folder / "shards") == 2
-    assert count(f"hf:{n.folder / 'shards'}#mask.png") == 1
+            archive.addfile(info, io.BytesIO(content))
+    return path
 
 
-@row("zip files", of="Data sets")
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@row("tar files, `.tar.gz`, `.tar.bz2` and `.tar.xz` too; zip files", of="Data sets")
 def _(n: Pictures) -> None:
-    (n.folder / "zips").mkdir()
-    with zipfile.ZipFile(n.folder / "zips" / "0.zip", "w") as archive:
-        for name in ("a/1.png", "b.png", "captions.csv"):
-            archive.writestr(name, encoded(n))
-    assert count(n.folder / "zips") == 2
+    plain = {name: encoded(n) for name in ("a/1.png", "b.png", "b.edit.png")}
+    for kind in ("", "gz", "bz2", "xz"):
+        shards = tar(n.folder / f"tars{kind}" / ".".join(filter(None, ("0.tar", kind))), plain, f"w:{kind}").parent
+        assert count(shards) == 3
+    assert count(zipped(n.folder / "zips" / "0.zip", plain | {"captions.csv": b"a,b"}).parent) == 3
+
+
+@row("a WebDataset: tar or zip files with captions or the like of the pictures' names", of="Data sets")
+def _(n: Pictures) -> None:
+    for shards in (tar(n.folder / "tars" / "0.tar", members(n)), zipped(n.folder / "zips" / "0.zip", members(n))):
+        with pytest.warns(UserWarning, match=r"1 × mask\.png are not read"):
+            assert count(shards.parent) == 2
+        assert count(f"hf:{shards.parent}#mask.png") == 1
+
+
+@row("an archive or a Parquet file by its own name, such as `./a+b [1].zip`", of="Data sets")
+def _(n: Pictures) -> None:
+    with chdir(n.folder):
+        zipped(Path("a+b [1].zip"), {"1.png": encoded(n)})
+        assert count("./a+b [1].zip") == count("a+b [1].zip") == 1
+        n.parquet("table", image=[encoded(n)] * 4)
+        assert count("table/train.parquet") == 4
+
+
+@row("an archive in an archive", of="Data sets")
+def _(n: Pictures) -> None:
+    with pytest.raises(ValueError, match=r"no image files in it; it has 1 \.zip"):
+        count(zipped(n.folder / "outer.zip", {"inner.zip": b""}))
 
 
 @row("a folder of `save_to_disk`", of="Data sets")
@@ -623,6 +681,22 @@ def _(n: Pictures) -> None:
 def _(n: Pictures) -> None:
     with pytest.raises(ValueError, match=r"label.*int64"):
         count(n.parquet("labels", label=[0] * 4))
+
+
+@row("a data set without rows", of="Data sets")
+def _(n: Pictures) -> None:
+    with pytest.raises(ValueError, match="got an empty data set"):
+        count(n.parquet("none", image=pa.array([], pa.binary())))
+
+
+@row("held-out pictures that cannot be read, all of them", of="Data sets")
+def _(n: Pictures) -> None:
+    names = [f"{number}.png" for number in range(20)]
+    for name in names:
+        n.saved(name)
+    (n.folder / names[hold_out(names)[1][0]]).write_bytes(b"")
+    with pytest.warns(UserWarning, match="none of the 1 held-out images can be read; image .* takes their place"):
+        assert len([*image_dataset(str(n.folder), 16, split="held-out", length=4)]) == 4
 
 
 @pytest.mark.parametrize(("heading", "cell"), [(h, cell) for h in ROWS for cell in ROWS[h]], ids=lambda text: text[:50])

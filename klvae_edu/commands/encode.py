@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
+from klvae_edu.commands.arguments import HomePath, ModelName, memory_for
 from klvae_edu.commands.models import ModelFields, load_model
 
 
@@ -20,8 +20,8 @@ class EncodeOptions(ModelFields):
     """
 
     data: Positional[str]  # images: a folder, photos, sprites, dead-leaves, or hf:NAME[:CONFIG][#COLUMN]
-    out: Positional[Path]  # folder for the latents: a new one, or the folder of an interrupted run
-    model: str = "kl-f8-mini"  # a bundled model, a folder such as run/model, a file, or a Hub id
+    out: Positional[HomePath]  # folder for the latents: a new one, or the folder of an interrupted run
+    model: ModelName = "kl-f8-mini"  # a bundled model, a folder such as run/model, a file, or a Hub id
     size: int = 256  # side of the images in pixels; the largest centred square of each is resized to it
     count: int | None = None  # number of images; None: all (sprites and dead-leaves are endless and need a number)
     # device to compute on; None: the first available of cuda, mps and cpu
@@ -39,7 +39,8 @@ def run_encode(options: EncodeOptions) -> int:
     check_outside(options.out, options.data)
     vae = load_model(options.model, options.device, options.given())
     images = AllImages(options.data, options.size, options.count, vae.config.in_channels)
-    result = encode_images(vae, images, options.out, {"model": options.model, "source": options.data})
+    with memory_for(options.size):
+        result = encode_images(vae, images, options.out, {"model": options.model, "source": options.data})
     shape = "x".join(map(str, result["latent_shape"]))
     print(f"{result['encoded']:,} latents of {shape} values -> {printable(str(options.out))}")
     print(f"scaling factor of these latents: {result['statistics']['scaling_factor']:.3g}")

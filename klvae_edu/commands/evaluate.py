@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from klvae_edu.commands.arguments import HomePath, ModelName, memory_for
 from klvae_edu.commands.models import ModelFields, load_model
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ class EvaluateOptions(ModelFields):
     The images have as many channels as the models take.
     """
 
-    models: Positional[tuple[str, ...]]  # bundled models (kl-f8-mini), folders such as run/model, files, or Hub ids
+    models: Positional[tuple[ModelName, ...]]  # bundled models (kl-f8-mini), folders (run/model), files, or Hub ids
     data: str = "photos"  # images to evaluate on: photos, dead-leaves, sprites, a folder, or a Hugging Face data set
     split: Literal["held-out", "all"] = "held-out"  # held-out images, or all images of a folder not trained on
     size: int = 256  # side of the images in pixels
     crops: int | None = None  # number of images; None: 256 with --split held-out, every image with --split all
     fit: str = "photos"  # data set for patch-PCA, which is fitted to its training crops: as --data
-    out: Path | None = None  # new JSON file for the results
+    out: HomePath | None = None  # new JSON file for the results
     # device to compute on; None: the first available of cuda, mps and cpu
     device: Literal["cuda", "mps", "cpu"] | None = None
 
@@ -50,7 +50,7 @@ def run_evaluate(options: EvaluateOptions) -> int:
     """Run `klvae evaluate` and return the exit code: 1 when some images could not be read. The others are used."""
     from klvae_edu.baselines import JpegWithin
     from klvae_edu.evaluation.compare import evaluate, image_channels
-    from klvae_edu.evaluation.images import evaluation_data
+    from klvae_edu.evaluation.images import WholeImages, evaluation_data
 
     _check(options)
     vaes = {name: load_model(name, options.device, options.given()) for name in options.models}
@@ -62,7 +62,8 @@ def run_evaluate(options: EvaluateOptions) -> int:
     data = evaluation_data(options.data, options.size, options.split, options.crops, channels=channels)
     distances, judge, left_out = trained_networks(next(iter(vaes.values())).device)
     baselines = _baselines(vaes, options.size, options.fit)
-    result = evaluate({**vaes, **baselines}, data, distances=distances, classifier=judge)
+    with memory_for(options.size):
+        result = evaluate({**vaes, **baselines}, data, distances=distances, classifier=judge)
     result.notes += left_out
     if _has_channels(options.fit, channels):
         fitted = f"is fitted to training crops of {options.fit}"
@@ -82,6 +83,9 @@ def run_evaluate(options: EvaluateOptions) -> int:
             json.dump(_as_json(result, vaes, differences), file, indent=1, ensure_ascii=False)
             file.write("\n")
         print(f"\nwritten: {options.out}")
+    remarks = data.remarks.summary() if isinstance(data, WholeImages) else None
+    if remarks:
+        print(f"klvae: {remarks}", file=sys.stderr)
     unreadable = data.report()
     if unreadable:
         print(f"klvae: {unreadable}", file=sys.stderr)
@@ -148,7 +152,10 @@ def fitted_pca(vae: AutoencoderKL, source: str = "photos") -> PatchPCA | None:
     if not _has_channels(source, channels):
         return None
     side = max(factor, min(16 * factor, 128))  # large patches need no more memory than 8x8 pixels
-    crops = torch.stack([*image_dataset(source, side, length=PCA_CROPS, channels=channels)])
+    data = image_dataset(source, side, length=PCA_CROPS, channels=channels)
+    crops = torch.stack([*data])
+    if unreadable := data.report():
+        warnings.warn(f"patch-PCA, which is fitted to {source}: {unreadable}", stacklevel=2)
     return PatchPCA(factor, vae.config.latent_channels).fit(crops)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from klvae_edu.commands.arguments import HomePath, ModelName, memory_for
 from klvae_edu.commands.evaluate import fitted_pca
 from klvae_edu.commands.models import ModelFields, load_model
 
@@ -26,9 +27,9 @@ class ReconstructOptions(ModelFields):
     A photograph is read with as many channels as the model takes. Other than 3 are drawn as grey pictures, one a band.
     """
 
-    photos: Positional[tuple[Path, ...]]  # image files of any format that Pillow reads
-    model: str = "kl-f8-mini"  # a bundled model, a folder such as run/model, a file, or a Hub id
-    out: Path = Path("reconstructions")  # folder for the pictures, one PNG file per photograph
+    photos: Positional[tuple[HomePath, ...]]  # image files of any format that Pillow reads
+    model: ModelName = "kl-f8-mini"  # a bundled model, a folder such as run/model, a file, or a Hub id
+    out: HomePath = Path("reconstructions")  # folder for the pictures, one PNG file per photograph
     size: int = 512  # maximum side in pixels; larger photographs are reduced, which limits time and memory
     # device to compute on; None: the first available of cuda, mps and cpu
     device: Literal["cuda", "mps", "cpu"] | None = None
@@ -57,7 +58,8 @@ def run_reconstruct(options: ReconstructOptions) -> int:
         try:
             path = unused(options.out / f"{photo.stem}_reconstruction.png")
             image = load_image(photo, name=str(photo), channels=channels)
-            values = reconstruct(options.model, vae, pca, image, options.size, path)
+            with memory_for(options.size):
+                values = reconstruct(options.model, vae, pca, image, options.size, path)
             print(f"{photo}: {values} -> {path}")
         except ValueError as error:
             failed += 1
@@ -88,6 +90,10 @@ def reconstruct(name: str, vae: AutoencoderKL, pca: PatchPCA | None, photo: Tens
     scale = size / max(height, width)
     if scale < 1:
         photo = resize(photo, max(1, round(height * scale)), max(1, round(width * scale)))
+    if min(photo.shape[-2:]) < vae.downsample_factor:
+        reduced = f", reduced from {width}x{height} by --size {size}" if scale < 1 else ""
+        got = f"{photo.shape[-1]}x{photo.shape[-2]}{reduced}"
+        raise ValueError(f"expected at least {vae.downsample_factor} pixels on each side, got {got}")
     original = photo[None]  # (1, C, H, W)
     with torch.no_grad():
         images = {"model": vae(original.to(vae.device)).sample.cpu()}

@@ -7,16 +7,19 @@ same in every process, so an interrupted run can resume at any image.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
+from klvae_edu.data.archives import file_version
 from klvae_edu.data.files import center_square, printable, to_channels
 from klvae_edu.data.folders import image_names, read_file
-from klvae_edu.data.hub import HubRows, open_splits
-from klvae_edu.data.remarks import RemarkCount
+from klvae_edu.data.hub import HubRows, open_splits, parse_source
+from klvae_edu.data.remarks import RemarkCount, on_enlarged
 from klvae_edu.data.sources import PROCEDURAL, check_colour, is_data_set, joined_sources, photographs
 
 Numbered = tuple[list[str], Callable[[int], Tensor]]  # names of the images; function that reads image i, (C, H, W)
@@ -58,9 +61,17 @@ class AllImages:
 
     def load(self, number: int) -> Tensor:
         """Return image `number`, (channels, size, size) in [-1, 1]. Raises `UnreadableImage`."""
-        return center_square(self._read(number), self.size)
+        image = self._read(number)
+        self.remarks.add(self.names[number], on_enlarged(image, self.size))
+        return center_square(image, self.size)
+
+    def versions_sha256(self) -> str | None:
+        """Return a hash of the sizes and times of the files that the images are in. None: there are none here."""
+        found = [file_version(path) for path in self._paths(len(self))]
+        return hashlib.sha256(repr(found).encode()).hexdigest() if found else None
 
     def _numbered(self, source: str, count: int | None) -> Numbered:
+        self._paths: Callable[[int], list[str]] = lambda count: []  # files of the first images
         if source in PROCEDURAL:
             draw, channels = PROCEDURAL[source], check_colour(self.channels)
             names = [f"{source} {number}" for number in range(count or 0)]
@@ -68,11 +79,12 @@ class AllImages:
         if source == "photos":
             images = photographs("train", self.channels) | photographs("held-out", self.channels)
             return [*images], [*images.values()].__getitem__
-        return self._rows(source) if is_data_set(source) else self._files(Path(source).expanduser())
+        return self._rows(source) if is_data_set(source) else self._files(Path(os.path.expanduser(source)))
 
     def _files(self, root: Path) -> Numbered:
         """List the images of a folder, training and held-out ones together, in the order of their names."""
         files = image_names(root)
+        self._paths = lambda count: [str(root / file) for file in files[:count]]
         return [printable(file) for file in files], lambda number: read_file(
             root, files[number], self.channels, self.remarks
         )
@@ -81,6 +93,8 @@ class AllImages:
         """List the rows of all splits of a data set, one split after the other."""
         splits = {name: HubRows(data, source, self.channels) for name, data in open_splits(source).items()}
         parts = [*splits.values()]
+        if (path := parse_source(source).folder).is_file():
+            self._paths = lambda count: [str(path)]
         for part in parts:
             part.remarks = self.remarks
         starts = [0, *itertools.accumulate(map(len, parts))]

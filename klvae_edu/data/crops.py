@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from klvae_edu.data.files import UnreadableImage, resize
+from klvae_edu.data.files import UnreadableImage, printable, resize
+from klvae_edu.data.remarks import warn_once
 
 HELD_OUT_SHARE = 0.05
 MAX_CROP_SIDE = 0.5  # times the shorter side of the image
@@ -76,18 +78,47 @@ def random_crop(levels: Sequence[Tensor], size: int, rng: np.random.Generator) -
     return crop.clone() if side == size else resize(crop, size, size)
 
 
-def hold_out(keys: Sequence[str]) -> tuple[list[int], list[int]]:
+def hold_out(
+    keys: Sequence[str], read: Callable[[int], object] | None = None, source: str = ""
+) -> tuple[list[int], list[int]]:
     """Split images by the hashes of their names: (positions of training images, positions of held-out images).
 
     The 5 % of the images whose names have the smallest hashes are held out, at least one image. The split depends only
     on the names, so adding an image moves almost no other image between the parts. A single image is in both parts.
     Each part is in the order of the hashes.
+
+    If none of a part can be read, the next image of the other part that can be joins it, which is said. `read` tries
+    an image by its position; it raises `UnreadableImage`. `source` names the images in the warning.
     """
     if len(keys) == 1:
         return [0], [0]
     by_hash = sorted(range(len(keys)), key=lambda position: stable_hash(name_bytes(keys[position])))
     count = max(1, round(HELD_OUT_SHARE * len(keys)))
-    return by_hash[count:], by_hash[:count]  # not sorted by name: neighbouring names often belong to similar images
+    train, held_out = by_hash[count:], by_hash[:count]  # not sorted by name: neighbours are often similar images
+    if read is not None:
+        for part, other, use in ((held_out, train, "held-out"), (train, held_out, "training")):
+            found = [] if any(True for _ in _readable(part, read)) else [*islice(_readable(other, read), 2)]
+            if not found:
+                continue
+            if len(found) > 1:
+                other.remove(found[0])
+            both = "" if len(found) > 1 else ", and is in both parts"
+            name = printable(keys[found[0]])
+            warn_once(
+                f"{source}: none of the {len(part)} {use} images can be read; image {name} takes their place{both}"
+            )
+            part.append(found[0])
+    return train, held_out
+
+
+def _readable(positions: Sequence[int], read: Callable[[int], object]) -> Iterator[int]:
+    """Yield the positions of the images that can be read."""
+    for position in positions:
+        try:
+            read(position)
+        except UnreadableImage:
+            continue
+        yield position
 
 
 def name_bytes(name: str) -> bytes:

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from klvae_edu.data.formats import (
     PILLOW_BANDS,
+    as_brightness,
+    is_signed_byte,
     is_tiff,
     open_image,
     pillow_misreads,
@@ -88,16 +90,19 @@ def from_pil(image: Image.Image, channels: int = 3) -> Tensor:
     ignored, as is common in training. An animation gives its first frame.
 
     Raises:
-        UnreadableImage: another number of bands, floating-point values outside [0, 1], or integers of more than 16
-            bits: their white level is unknown.
+        UnreadableImage: another number of bands, CMYK with other `channels` than 1 and 3, floating-point values outside
+            [0, 1], or integers of more than 16 bits: their white level is unknown.
     """
+    tags = _tiff_tags(image)  # a copy that is turned has none
     image = _upright(image)
     if _is_deep(image):
-        return to_channels(_unit_range(np.asarray(image))[None] * 2 - 1, channels)
+        return to_channels(_unit_range(_deep_values(image, tags))[None] * 2 - 1, channels)
     transparent = image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info
     if channels in (1, 3):
         flat = (_over_white(image) if transparent else image).convert("L" if channels == 1 else "RGB")
     else:
+        if image.mode == "CMYK":
+            raise UnreadableImage(f"expected {channels} channels, got CMYK, which is read as RGB only")
         flat = image.convert("RGBA" if transparent else "RGB") if image.mode in ("P", "PA") else image
     pixels = torch.from_numpy(np.array(flat))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
@@ -182,7 +187,9 @@ def _read(file: BinaryIO, channels: int) -> tuple[Tensor, Remarks]:
             raise UnidentifiedImageError(why_unidentified(file)) from error
         return _from_tiff(file, channels)
     with image:
-        tags = vars(image).get("tag_v2", {}) if image.format == "TIFF" else {}
+        tags = _tiff_tags(image)
+        if tags and is_signed_byte(tags):
+            raise UnreadableImage("signed 8-bit values, whose white level is unknown: store them as uint8")
         bands, bits = tiff_layout(tags)[:2] if tags else (len(image.getbands()), 8)
         stored = len(image.getbands())  # Pillow leaves out bands whose meaning a TIFF does not give
         has_more = channels not in (1, 3) and bands == channels and (bands > stored or bits > 8)
@@ -198,8 +205,20 @@ def _read(file: BinaryIO, channels: int) -> tuple[Tensor, Remarks]:
         if keeps_8_of_16_bits:
             remarks |= on_dark_values(np.asarray(image.convert("RGB"), np.uint16) * 257)
         elif _is_deep(image) and image.mode != "F":
-            remarks |= on_dark_values(np.asarray(image))
+            remarks |= on_dark_values(_deep_values(image, tags))
         return tensor, remarks
+
+
+def _tiff_tags(image: Image.Image) -> Any:
+    """Return the tags of a TIFF's page; other images and copies have none."""
+    return vars(image).get("tag_v2", {}) if image.format == "TIFF" else {}
+
+
+def _deep_values(image: Image.Image, tags: Any) -> NDArray[Any]:
+    """Return the values (H, W) of grey of more than 8 bits as brightness; a colour declared transparent is white."""
+    values = as_brightness(np.asarray(image), tags)
+    transparent = image.info.get("transparency")
+    return values if transparent is None else np.where(values == transparent, values.dtype.type(65535), values)
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -228,6 +247,8 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _unit_range(values: NDArray[Any]) -> Tensor:
     """Scale pixels (..., H, W) to [0, 1], float32: 8 bits by 255, other integers by 65535."""
+    if values.dtype == np.int8:
+        raise UnreadableImage("signed 8-bit values, whose white level is unknown: store them as uint8")
     white = {"f": 1, "b": 1}.get(values.dtype.kind, 255 if values.dtype == np.uint8 else 65535)
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= white):  # in this form NaN fails, too

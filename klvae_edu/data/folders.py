@@ -6,7 +6,6 @@ Folders behind symbolic links are searched too, each once. What is left out is c
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,17 +17,18 @@ from torch.utils.data import get_worker_info
 from klvae_edu.data.crops import eight_bit, hold_out, pyramid
 from klvae_edu.data.files import printable, read_image
 from klvae_edu.data.formats import image_suffixes
-from klvae_edu.data.remarks import RemarkCount
+from klvae_edu.data.remarks import RemarkCount, warn_once
 
 CACHE_BYTES = 2**31  # of decoded images of a folder, in all workers together
-ARCHIVES = (".parquet", ".tar", ".tar.gz", ".tgz", ".zip")  # formats of data sets that `datasets` reads
+_TAR_FILES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+ARCHIVES = (".parquet", ".zip", *_TAR_FILES)  # formats of data sets
 LOOKED_FOR = "image files (.jpg, .png, .webp, .tif and others that Pillow reads)"
 _KINDS_IN_WARNING = 8
 _SYSTEM_FILES = (".ds_store", "thumbs.db", "desktop.ini")  # left by file managers; not worth a word
 _REMEDIES = {
     **dict.fromkeys((".heic", ".heif", ".hif"), " (pip install pillow-heif)"),
     ".avif": " (pip install --upgrade pillow)",
-    **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".zip"), " (the prefix hf: reads them)"),
+    **dict.fromkeys((".zip", *_TAR_FILES), " (read by its own name)"),
 }
 
 
@@ -43,14 +43,16 @@ class Folder:
     """
 
     def __init__(self, folder: str, split: Literal["train", "held-out"], size: int, channels: int = 3) -> None:
-        self.root, self.size, self.channels = Path(folder).expanduser(), size, channels
+        self.root, self.size, self.channels = Path(os.path.expanduser(folder)), size, channels
         self.decoded: dict[int, list[Tensor]] = {}
         self.decoded_bytes = 0
         self.remarks = RemarkCount()
         names = image_names(self.root)
         if len(names) == 1:
-            warnings.warn(f"{printable(folder)}: one image only, so it is both trained on and held out", stacklevel=4)
-        train, held_out = hold_out(names)
+            warn_once(f"{printable(folder)}: one image only, so it is both trained on and held out", stacklevel=4)
+        train, held_out = hold_out(
+            names, lambda number: read_image(self.root / names[number], channels=channels), printable(folder)
+        )
         self.names = [names[position] for position in (train if split == "train" else held_out)]
 
     def __len__(self) -> int:
@@ -94,19 +96,24 @@ def image_names(root: Path) -> list[str]:
             names.append(name)
         else:
             left_out[left_out_as] += 1
-    remainder = _counted(left_out)
+    remainder = counted(left_out)
     if not names:
         held = f"; it has {remainder}" if remainder else ""
         raise ValueError(f"{printable(str(root))}: found no {LOOKED_FOR} in this folder or its subfolders{held}")
     if remainder:
-        warnings.warn(f"{printable(str(root))}: {len(names):,} images are read; left out: {remainder}", stacklevel=2)
+        warn_once(f"{printable(str(root))}: {len(names):,} images are read; left out: {remainder}")
     return sorted(names)
 
 
-def unread_files(root: Path, read: Sequence[str]) -> str:
-    """Count the image files and archives in a folder that are not among the files `read`, in words."""
-    found = (_suffix(name) for name, kind in _entries(root, image_suffixes()) if kind in (None, *ARCHIVES))
-    return _counted(Counter(found) - Counter(map(_suffix, read)), remedies=False)
+def unread_files(root: Path, read: Sequence[str]) -> Counter[str]:
+    """Count the image files and archives in a folder that are not among the files `read`, by suffix."""
+    found = (suffix_of(name) for name, kind in _entries(root, image_suffixes()) if kind in (None, *ARCHIVES))
+    return Counter(found) - Counter(map(suffix_of, read))
+
+
+def archives(root: Path) -> Iterator[str]:
+    """Yield the paths of the Parquet, tar and zip files in a folder and its subfolders, without hidden ones."""
+    return (str(root / name) for name, kind in _entries(root, image_suffixes()) if kind in ARCHIVES)
 
 
 def has_images(root: Path) -> bool:
@@ -147,7 +154,7 @@ def _entries(root: Path, suffixes: set[str]) -> Iterator[tuple[str, str | None]]
 
 def _kind(path: Path, suffixes: set[str]) -> str | None:
     """Name the kind of a file that is left out; None for an image; "" for one that is not worth a word."""
-    name, suffix = path.name, _suffix(path.name)
+    name, suffix = path.name, suffix_of(path.name)
     if name.lower() in _SYSTEM_FILES or name.startswith("._"):
         return ""
     if name.startswith("."):
@@ -159,16 +166,18 @@ def _kind(path: Path, suffixes: set[str]) -> str | None:
     return suffix or "file without suffix"
 
 
-def _suffix(name: str) -> str:
-    return ".tar.gz" if name.lower().endswith(".tar.gz") else Path(name).suffix.lower()
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file name in small letters: .png, .tar.gz; empty: it has none."""
+    stem, suffix = os.path.splitext(name.lower())
+    return ".tar" + suffix if f".tar{suffix}" in _TAR_FILES and stem.endswith(".tar") else suffix
 
 
-def _counted(left_out: Counter[str], remedies: bool = True) -> str:
+def counted(kinds: Counter[str], remedies: bool = True) -> str:
     """Write the counts: 40 .heic (pip install pillow-heif), 3 .txt, 2 × hidden folder; without kinds an empty text."""
-    named = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))[:_KINDS_IN_WARNING]
+    named = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:_KINDS_IN_WARNING]
     parts = [
         f"{count:,} {'' if kind[0] == '.' else '× '}{printable(kind)}{_REMEDIES.get(kind, '') if remedies else ''}"
         for kind, count in named
     ]
-    others = left_out.total() - sum(count for _, count in named)
+    others = kinds.total() - sum(count for _, count in named)
     return ", ".join([*parts, f"{others:,} of other kinds"] if others else parts)

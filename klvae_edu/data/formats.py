@@ -15,7 +15,8 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
 PILLOW_BANDS = 6  # most bands of a TIFF; of files with more, Pillow writes an error to the log
 _UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # recognised by Pillow, but not decoded
-_BITS, _COMPRESSION, _BANDS, _PLANES, _SAMPLE_KIND = 258, 259, 277, 284, 339  # tags of a TIFF
+_BITS, _COMPRESSION, _MEANING, _ORIENTATION, _BANDS, _PLANES, _SAMPLE_KIND = 258, 259, 262, 274, 277, 284, 339  # tags
+_WHITE_IS_ZERO, _CMYK = 0, 5  # meanings of the bands of a TIFF
 _SAMPLE_KINDS = {1: "uint", 2: "int", 3: "float"}
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
@@ -78,9 +79,40 @@ def tiff_header(file: BinaryIO) -> tuple[int, int, str]:
 
 def tiff_layout(tags: Any) -> tuple[int, int, str]:
     """Return the number of bands, the bits of a value, and both in words: 5 bands of uint8."""
-    bands, bits = int(tags.get(_BANDS, 1)), int(max(tags.get(_BITS, (1,))))
-    kind = _SAMPLE_KINDS.get(max(tags.get(_SAMPLE_KIND, (1,))), "unknown type ")
+    bands, bits = int(tags.get(_BANDS, 1)), _largest(tags, _BITS)
+    kind = _SAMPLE_KINDS.get(_largest(tags, _SAMPLE_KIND), "unknown type ")
     return bands, bits, f"{bands} band{'s' * (bands > 1)} of {kind}{bits}"
+
+
+def _largest(tags: Any, tag: int) -> int:
+    values = tags.get(tag, 1)  # one for each band, or one for all
+    return int(values if isinstance(values, int) else max(values))
+
+
+def as_brightness(values: NDArray[Any], tags: Any) -> NDArray[Any]:
+    """Return the values of a TIFF; those that are darkness, with zero for white, are subtracted from the highest."""
+    if tags.get(_MEANING) != _WHITE_IS_ZERO:
+        return values
+    if values.dtype.kind == "b":
+        return ~values
+    highest = 1 if values.dtype.kind == "f" else 2 ** tiff_layout(tags)[1] - 1
+    return (highest - values).astype(values.dtype)
+
+
+def is_signed_byte(tags: Any) -> bool:
+    """Tell whether a TIFF has integers from -128 to 127, which Pillow takes for 0 to 255."""
+    return _largest(tags, _BITS) <= 8 and _SAMPLE_KINDS.get(_largest(tags, _SAMPLE_KIND)) == "int"
+
+
+def upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn and mirror an image (C, H, W) according to its EXIF orientation, 1 to 8; others change nothing."""
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(1, 2)
+    if orientation in (3, 4, 7, 8):
+        values = values[:, ::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, :, ::-1]
+    return values
 
 
 def pillow_misreads(tags: Any) -> bool:
@@ -104,12 +136,16 @@ def read_tiff(file: BinaryIO, channels: int) -> tuple[NDArray[Any], int]:
         raise ValueError(f"a TIFF of {layout}, which Pillow does not read: pip install tifffile") from error
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages[0]
+        page: Any = tiff.pages[0]
         values = np.asarray(page.asarray())
         if page.axes not in ("YX", "YXS", "SYX"):
             raise ValueError(f"expected a page with the axes YX, YXS or SYX, got {page.axes}")
+        tags = {tag.code: tag.value for tag in page.tags}
+        if tags.get(_MEANING) == _CMYK:
+            raise ValueError(f"expected {channels} channels, got CMYK, which is read as RGB only")
         bands_first = values if page.axes == "SYX" else values.reshape(*values.shape[:2], -1).transpose(2, 0, 1)
-        return np.ascontiguousarray(bands_first), len(tiff.pages)
+        bands_first = as_brightness(bands_first, tags)
+        return np.ascontiguousarray(upright(bands_first, tags.get(_ORIENTATION, 1))), len(tiff.pages)
 
 
 def write_tiff(pixels: NDArray[np.uint8], path: str | os.PathLike[str]) -> None:

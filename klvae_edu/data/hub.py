@@ -6,9 +6,10 @@ damaged image does not end a run. Tar and zip files are read by `archives`.
 
 from __future__ import annotations
 
-import io
+import glob
+import os
 import re
-import warnings
+import textwrap
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,13 +18,15 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from klvae_edu.data.archives import archive_splits
+from klvae_edu.data.columns import read_value, undecoded
 from klvae_edu.data.crops import hold_out
-from klvae_edu.data.files import UnreadableImage, printable, read_image
-from klvae_edu.data.folders import unread_files
-from klvae_edu.data.remarks import RemarkCount
+from klvae_edu.data.files import printable
+from klvae_edu.data.folders import ARCHIVES, archives, counted, suffix_of, unread_files
+from klvae_edu.data.remarks import RemarkCount, Remarks, warn_once
 
+ROWS_PER_READ = 256  # of a Parquet file
+_LONGEST_REASON = 300  # characters of an error of `datasets`, which may list all that it knows
 HELD_OUT_NAMES = ("validation", "valid", "val", "dev", "test")  # names of a held-out split, first match wins
-COLUMN_NAMES = ("image", "img", "picture", "photo")  # preferred among several columns of images, first match wins
 
 
 class HubSource(NamedTuple):
@@ -35,8 +38,8 @@ class HubSource(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """The folder of this name, which need not exist."""
-        return Path(self.name).expanduser()
+        """The folder or file of this name, which need not exist."""
+        return Path(os.path.expanduser(self.name))
 
 
 def parse_source(source: str) -> HubSource:
@@ -63,7 +66,7 @@ class HubRows:
 
     def __init__(self, data: Any, source: str, channels: int = 3) -> None:
         self.source, self.channels, self.remarks = printable(source), channels, RemarkCount()
-        self.data, self.column = undecoded(data, source)
+        self.data, self.column = undecoded(data, source, parse_source(source).column)
         self.rows: Sequence[int] = range(len(self.data))
 
     def __len__(self) -> int:
@@ -71,8 +74,12 @@ class HubRows:
 
     def load(self, number: int) -> Sequence[Tensor]:
         """Return the image alone, the only level. Raises `UnreadableImage`."""
-        row = self.rows[number]
-        return [decode(self.data[row][self.column], f"{self.source}, row {row}", self.channels, self.remarks)]
+        image, name, remarks = self._read(self.rows[number])
+        self.remarks.add(name, remarks)
+        return [image]
+
+    def _read(self, row: int) -> tuple[Tensor, str, Remarks]:
+        return read_value(self.data[row][self.column], f"{self.source}, row {row}", self.channels)
 
 
 class HubImages(HubRows):
@@ -85,7 +92,7 @@ class HubImages(HubRows):
         data, has_own_split = open_split(source, split, streaming=False)
         super().__init__(data, source, channels)
         if not has_own_split:
-            train, held_out = hold_out([str(row) for row in self.rows])
+            train, held_out = hold_out([str(row) for row in self.rows], self._read, self.source)
             self.rows = train if split == "train" else held_out
 
 
@@ -106,7 +113,7 @@ def open_split(source: str, split: str, streaming: bool) -> tuple[Any, bool]:
     if unused and split == "train":
         held_out = f", {own} is held out" if has_own_split else ""
         message = f"{printable(source)}: {train} is trained on{held_out}, not used: {', '.join(unused)}"
-        warnings.warn(message, stacklevel=2)
+        warn_once(message)
     return splits[own if own and has_own_split and split == "held-out" else train], has_own_split
 
 
@@ -140,86 +147,30 @@ def open_splits(source: str, streaming: bool = False) -> dict[str, Any]:
     return dict(splits)
 
 
-def holds_images(parquet: Path) -> bool:
-    """Tell whether a Parquet file has a column of bytes or of {"bytes": …}, not only names and captions of images."""
-    try:
-        import pyarrow.parquet  # type: ignore[import-untyped]
-
-        schema = pyarrow.parquet.read_schema(parquet)
-    except (ImportError, OSError, ValueError):  # `datasets` will say what is missing or damaged
-        return True
-    leaves = [child.type for field in schema for child in (field, *(field.flatten() if field.type.num_fields else ()))]
-    return any(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind) for kind in leaves)
-
-
-def undecoded(data: Any, source: str) -> tuple[Any, str]:
-    """Keep only one column of images of `data`, undecoded, and return it with the column's name.
-
-    The column is the one that `source` names. Otherwise it is among the columns of images, or of bytes if there are
-    none, the first of `COLUMN_NAMES`, or simply the first; a warning says so if there are several.
-
-    Raises:
-        ValueError: the data have no column of images or not the named one, or no rows.
-    """
-    import datasets
-
-    features = data.features or {}
-    listed = ", ".join(f"{name} ({_type_name(feature)})" for name, feature in features.items()) or "none known"
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    images = images or [name for name, feature in features.items() if _is_bytes(feature)]
-    column = parse_source(source).column
-    if column and (column not in features or not (column in images or _is_bytes(features[column]))):
-        raise ValueError(f"{source}: expected {column!r} to be a column of images, got the columns: {listed}")
-    if not images:
-        raise ValueError(f"{source}: expected a column of images, got the columns: {listed}")
-    if isinstance(data, datasets.Dataset) and not len(data):
-        raise ValueError(f"{source}: expected images, got an empty data set")
-    if not column:
-        column = next((name for name in COLUMN_NAMES if name in images), images[0])
-        if len(images) > 1:
-            message = f"{source}: of the columns {', '.join(images)}, {column} is read; #COLUMN after the name chooses"
-            warnings.warn(message, stacklevel=2)
-    return data.select_columns([column]).cast_column(column, datasets.Image(decode=False)), column
-
-
-def decode(value: Any, where: str, channels: int, remarks: RemarkCount) -> Tensor:
-    """Decode a value {"bytes": …, "path": …} to an image (channels, H, W) in [-1, 1], and count the remarks on it.
-
-    Raises:
-        UnreadableImage: there is no image, or it cannot be read.
-    """
-    import fsspec  # type: ignore[import-untyped]  # `datasets` needs it too
-
-    if not value or not (value["bytes"] or value["path"]):
-        raise UnreadableImage(f"{where}: no image here")
-    name = f"{where}, {printable(value['path'])}" if value["path"] else where
-    if value["bytes"]:
-        image, found = read_image(io.BytesIO(value["bytes"]), name, channels)
-    else:
-        try:
-            with fsspec.open(value["path"], "rb") as file:  # a path on disk, on the Hub, or inside an archive
-                image, found = read_image(file, name, channels)
-        except OSError as error:
-            raise UnreadableImage(f"{name}: cannot be read: {error.strerror or error}") from error
-    remarks.add(name, found)
-    return image
-
-
 def _load(wanted: HubSource, streaming: bool) -> Any:
     import datasets
 
-    name, only = (str(wanted.folder) if wanted.folder.exists() else wanted.name), None
-    if wanted.folder.is_file():
-        name, only = str(wanted.folder.parent), wanted.folder.name
-    builder = datasets.load_dataset_builder(name, wanted.config, data_files=only)
+    path = Path(os.path.abspath(wanted.folder))  # `datasets` calls a data set after its folder, which "." does not name
+    if path.is_file() and suffix_of(path.name) in {*ARCHIVES} - {".parquet"}:
+        return archive_splits({"train": [str(path)]}, wanted.column, streaming)
+    try:
+        only = glob.escape(str(path)) if path.is_file() else None
+        name = str(path.parent if only else path) if path.exists() else wanted.name
+        builder = datasets.load_dataset_builder(name, wanted.config, data_files=only)
+    except FileNotFoundError:  # `datasets` knows fewer names of archives, and takes a folder's name for a pattern
+        found = sorted(archives(path)) if path.is_dir() and not wanted.config else []
+        if not found or any(suffix_of(name) == ".parquet" for name in found):
+            raise
+        return archive_splits({"train": found}, wanted.column, streaming)
     files = builder.config.data_files or {}
-    if (
-        wanted.folder.is_dir()
-        and not wanted.config
-        and (left_out := unread_files(wanted.folder, [*chain(*files.values())]))
-    ):
-        hint = "; without the prefix hf: all image files are read" if builder.name == "imagefolder" else ""
-        warnings.warn(f"{printable(wanted.name)}: `datasets` leaves out {left_out}{hint}", stacklevel=5)
+    if path.is_dir() and not wanted.config and (left_out := unread_files(path, [*chain(*files.values())])):
+        hint = "; an archive is read by its own name" if left_out.keys() & {*ARCHIVES} else ""
+        if builder.name == "imagefolder" and left_out.keys() - {*ARCHIVES}:
+            hint += "; without the prefix hf: all image files are read"
+        message = f"{printable(wanted.name)}: `datasets` leaves out {counted(left_out, remedies=False)}{hint}"
+        warn_once(message, stacklevel=5)
+    if builder.name == "parquet":
+        builder.config.batch_size = ROWS_PER_READ  # by default the first row group's size, which may be 0
     if builder.name == "webdataset" or (files and all(file.endswith(".zip") for file in chain(*files.values()))):
         return archive_splits(files, wanted.column, streaming)
     if streaming:
@@ -228,27 +179,22 @@ def _load(wanted: HubSource, streaming: bool) -> Any:
     return builder.as_dataset()
 
 
-def _is_bytes(feature: Any) -> bool:
-    """Tell whether values are encoded files: bytes, or {"bytes": …, "path": …} as written by pandas and Spark."""
-    if isinstance(feature, dict):
-        return _is_bytes(feature.get("bytes"))
-    return getattr(feature, "dtype", None) in ("binary", "large_binary")
-
-
-def _type_name(feature: Any) -> str:
-    return getattr(feature, "dtype", None) or str(feature)
-
-
 def _why_not(wanted: HubSource, error: Exception) -> str:
     configurations = re.search(r"(?:available configs|Available): \[(.*?)\]", str(error))
     if configurations:
         got = f"got {wanted.config!r}" if wanted.config else "none was named"
         return f"expected a configuration after a colon, one of {configurations[1]}; {got}"
+    if "corresponds to no data" in str(error):
+        return "expected images, got an empty data set"
     if wanted.folder.exists():
-        return f"cannot be read as a data set: {error.__cause__ or error}"
+        return f"cannot be read as a data set: {_short(error.__cause__ or error)}"
     if not isinstance(error, ConnectionError):
-        return f"neither a folder here nor a data set that the Hugging Face Hub lets us read: {error}"
+        return f"neither a folder here nor a data set that the Hugging Face Hub lets us read: {_short(error)}"
     return (
         "neither a folder here nor a data set in the local cache, and the Hugging Face Hub cannot be reached "
         f"({error}). Check the name and the network, or download the data set first and pass its folder."
     )
+
+
+def _short(error: BaseException) -> str:
+    return textwrap.shorten(str(error), _LONGEST_REASON, placeholder=" …")

@@ -30,6 +30,7 @@ from klvae_edu.weights.files import atomic_write, weights_sha256
 IMAGES_PER_SHARD = 1024  # upper limit; an interruption loses at most one shard
 VALUES_PER_SHARD = 2**24  # upper limit: means, and as many log-variances; together 128 MiB, in memory while writing
 PIXELS_PER_BATCH = 2**18  # of the encoder: 4 images of 256x256
+VERSIONS = "versions_sha256"  # entry of latents.json; without it the versions of the images are unchecked
 METADATA_KEY = b"klvae_edu"  # of the notes in the metadata of a shard's file
 
 
@@ -59,7 +60,7 @@ def encode_images(vae: AutoencoderKL, images: AllImages, out: Path, about: dict[
         raise ValueError(f"expected images with the model's {vae.config.in_channels} channels, got {images.channels}")
     settings = _settings(vae, images, about)
     is_new = not out.exists()
-    _open(out, settings)
+    settings = _open(out, settings)
     try:
         finished = _write(vae, images, out, settings)
     except Exception:
@@ -111,6 +112,7 @@ def _settings(vae: AutoencoderKL, images: AllImages, about: dict[str, Any]) -> d
         **about,
         "weights_sha256": weights_sha256(vae.state_dict()),
         "names_sha256": hashlib.sha256("\n".join(images.names).encode()).hexdigest(),
+        VERSIONS: images.versions_sha256(),
         "size": images.size,
         "images": len(images),
         "images_per_shard": max(1, min(IMAGES_PER_SHARD, VALUES_PER_SHARD // math.prod(shape))),
@@ -122,25 +124,34 @@ def _settings(vae: AutoencoderKL, images: AllImages, about: dict[str, Any]) -> d
     }
 
 
-def _open(out: Path, settings: dict[str, Any]) -> None:
-    """Create the folder with its description, or check that the description there is the same."""
+def _open(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Create the folder with its description, or check that the description there is the same, and return it."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: expected a folder for the latents, got a file")
     if (out / DESCRIPTION).is_file():
         found = read_description(out)
+        has_shards = any(out.glob("data/train-*.parquet"))
+        if has_shards and VERSIONS not in found:
+            settings = {name: value for name, value in settings.items() if name != VERSIONS}
         differing = [name for name in settings if found.get(name) != settings[name]]
-        if differing and any(out.glob("data/train-*.parquet")):
+        if has_shards and differing == [VERSIONS]:
+            raise FileExistsError(
+                f"{out}: holds latents of these images, some of which were changed or replaced since (by the sizes or "
+                "times of their files); choose another folder, or delete this one"
+            )
+        if has_shards and differing:
             listed = "; ".join(f"{name}: {found.get(name)} there, {settings[name]} now" for name in differing)
             raise FileExistsError(
                 f"{out}: holds other latents, which were not changed; choose another folder. Differences: {listed}"
             )
         if differing:  # another run was stopped before its first shard
             _describe(out, settings)
-        return
+        return settings
     if out.is_dir() and any(not path.match(".*.part") for path in out.iterdir()):
         raise FileExistsError(f"{out}: expected a new or an empty folder, or one of this command; it is in use")
     out.mkdir(parents=True, exist_ok=True)
     _describe(out, settings)
+    return settings
 
 
 def _describe(out: Path, description: dict[str, Any]) -> None:

@@ -11,11 +11,22 @@ from typing import Any
 
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 Remarks = dict[str, str]  # kind of the remark: its detail for this image
 
 _DARK = 2**14  # 16-bit images whose values all stay below this may have fewer bits, and look nearly black
 _WHOLE_IN_FIRST_FRAME = ("MPO", "PSD")  # their further frames are a gain map, another view, or layers
+
+
+_said: set[str] = set()
+
+
+def warn_once(message: str, stacklevel: int = 2) -> None:
+    """Warn, but of each text once in a process; Python repeats a text after warnings were caught in between."""
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 class RemarkCount:
@@ -73,6 +84,12 @@ def on_dark_values(values: NDArray[Any]) -> Remarks:
     bits = high.bit_length()
     detail = f"values up to {high} of 65535; if these are {bits}-bit values, multiply them by {2 ** (16 - bits)}"
     return {"16-bit values of less than a quarter of the range, which look nearly black": detail}
+
+
+def on_enlarged(image: Tensor, size: int) -> Remarks:
+    """Remark that the shorter side of an image (C, H, W) has less than `size` pixels."""
+    height, width = image.shape[-2:]
+    return {f"images smaller than {size} pixels are enlarged": f"{width}x{height}"} if min(height, width) < size else {}
 
 
 def on_alpha(image: Image.Image) -> Remarks:

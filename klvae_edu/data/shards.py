@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from klvae_edu.data.columns import decode, undecoded
 from klvae_edu.data.crops import HELD_OUT_SHARE, name_bytes, random_crop, shared_zeros, stable_hash
 from klvae_edu.data.files import UnreadableImage, printable
-from klvae_edu.data.hub import decode, open_split, undecoded
+from klvae_edu.data.hub import open_split, parse_source
 from klvae_edu.data.remarks import RemarkCount
 
 BLOCK = 256  # rows in a shuffle block; every reader holds one block of undecoded images, a few hundred kB each
@@ -129,7 +130,7 @@ class StreamedCrops(IterableDataset[Tensor]):
 
     def __init__(self, source: str, split: str, size: int, *, seed: int, length: int | None, channels: int = 3) -> None:
         data, self.has_own_split = open_split(source, split, streaming=True)
-        self.data, self.column = undecoded(data, source)
+        self.data, self.column = undecoded(data, source, parse_source(source).column)
         self.source, self.channels, self.remarks = printable(source.removeprefix("hf:")), channels, RemarkCount()
         self.split, self.size, self.seed, self.length = split, size, seed, length
         # Each worker writes to its own row. The rows are in memory shared with the main process.

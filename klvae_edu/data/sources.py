@@ -15,10 +15,11 @@ from typing import Literal
 from torch import Tensor
 
 from klvae_edu.data.augmentation import Recoloured
+from klvae_edu.data.columns import holds_images
 from klvae_edu.data.crops import NAMES_IN_REPORT, ImageCrops, Images, IndexedImages, pyramid
 from klvae_edu.data.files import load_image, printable, to_channels
-from klvae_edu.data.folders import ARCHIVES, Folder, has_images
-from klvae_edu.data.hub import HubImages, holds_images, parse_source
+from klvae_edu.data.folders import ARCHIVES, Folder, archives, has_images, suffix_of
+from klvae_edu.data.hub import HubImages, parse_source
 from klvae_edu.data.procedural import dead_leaves
 from klvae_edu.data.shards import StreamedCrops
 from klvae_edu.data.sprites import sprite
@@ -123,7 +124,7 @@ def _one_source(source: str, split: Split, size: int, seed: int, length: int, ch
 
 
 def joined_sources(source: str) -> list[str]:
-    """Split `source` at its "+" signs. A folder with "+" in its name is one source; the longest existing name counts.
+    """Split `source` at its "+" signs. A path with "+" in its name is one source; the longest existing name counts.
 
     Raises:
         ValueError: a source is empty or comes twice.
@@ -131,7 +132,7 @@ def joined_sources(source: str) -> list[str]:
     names, left = [], source.split("+")
     while left:
         lengths = range(len(left), 1, -1)
-        count = next((count for count in lengths if _folder("+".join(left[:count])).is_dir()), 1)
+        count = next((count for count in lengths if _folder("+".join(left[:count])).exists()), 1)
         names.append("+".join(left[:count]))
         left = left[count:]
     if not all(names) or len({*names}) < len(names):
@@ -246,21 +247,16 @@ def is_data_set(source: str) -> bool:
         return True
     path = _folder(source)
     if path.is_file():
-        return path.name.lower().endswith(ARCHIVES)
+        return suffix_of(path.name) in ARCHIVES
     if not path.is_dir():
         name = parse_source(source).name
         return not path.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
     if any((path / mark).exists() for mark in ("dataset_dict.json", "dataset_info.json")):
         return True
-    parquet = _first(path, ("*.parquet", "*/*.parquet"))
+    parquet = next((file for pattern in ("*.parquet", "*/*.parquet") for file in path.glob(pattern)), None)
     if parquet and holds_images(parquet):
         return True
-    archive = parquet or _first(path, [f"{depth}*{suffix}" for suffix in ARCHIVES for depth in ("", "*/")])
-    return archive is not None and not has_images(path)
-
-
-def _first(folder: Path, patterns: Sequence[str]) -> Path | None:
-    return next((path for pattern in patterns for path in folder.glob(pattern)), None)
+    return not has_images(path) and any(archives(path))
 
 
 def _folder(source: str) -> Path:

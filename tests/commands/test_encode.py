@@ -164,3 +164,29 @@ def test_a_run_that_is_killed_and_started_again_ends_with_the_same_files(model: 
         assert start(out).wait(TIMEOUT) == 0
     assert files(killed) == files(whole)
     assert len(LatentDataset(killed)) == 6000
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["encode", "sprites", "~/latents", "--model", str(model), "--size", "16", "--count", "2"]) == 0
+    assert len(LatentDataset(tmp_path / "latents")) == 2 and not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("arguments", [["sprites", ""], ["sprites", "out", "--model", ""]])
+def test_empty_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["encode", *arguments, "--count", "1"])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_images_that_do_not_fit_into_memory_are_one_line(
+    model: Path, photo: Path, tmp_path: Path, error_of: Callable[[], str]
+) -> None:
+    arguments = ["encode", "photos", str(tmp_path / "out"), "--model", str(model), "--size", "100000000"]
+    with pytest.warns(UserWarning, match="enlarged"):
+        assert main(arguments) == 2
+    assert error_of().startswith("size: not enough memory for images of 100000000x100000000 pixels")

@@ -305,3 +305,18 @@ def test_a_model_that_gives_nan_is_one_line_that_names_it_and_the_image(
     assert main(["evaluate", str(model), *FEW_CROPS, "--out", str(tmp_path / "values.json")]) == 2
     assert f"model {model} gave NaN or infinite values for image 1 of 22 (22 crops of 32x32 pixels" in error_of()
     assert not (tmp_path / "values.json").exists()
+
+
+def test_unreadable_images_to_fit_the_baseline_to_are_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fit").mkdir()
+    for number in range(8):
+        Image.new("RGB", (40, 40), (30 * number,) * 3).save(tmp_path / "fit" / f"{number}.png")
+    (tmp_path / "fit" / "8.png").write_bytes(b"damaged")
+    arguments = ["--data", "sprites", "--crops", "2", "--size", "16", "--fit", "fit", "--out", "~/values.json"]
+    with pytest.warns(UserWarning, match=r"patch-PCA, which is fitted to fit: 1 of 8 images could not be read"):
+        assert main(["evaluate", str(model), *arguments]) == 0
+    assert (tmp_path / "values.json").exists()

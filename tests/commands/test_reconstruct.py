@@ -194,3 +194,27 @@ def test_a_reconstruction_that_is_no_image_is_an_error_with_photograph_and_model
     line = error_of()
     assert line.startswith(f"{photo}: ") and f"model {model} gave {found}" in line
     assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_a_photograph_that_size_makes_too_thin_is_an_error_that_says_so(
+    model: Path, tmp_path: Path, error_of: Callable[[], str]
+) -> None:
+    Image.new("RGB", (2000, 20)).save(tmp_path / "thin.png")
+    arguments = ["reconstruct", str(tmp_path / "thin.png"), "--model", str(model), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--size", "200"]) == 1
+    assert error_of().endswith("at least 4 pixels on each side, got 200x2, reduced from 2000x20 by --size 200")
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(
+    model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["reconstruct", f"~/{photo.name}", "--model", str(model), "--out", "~/out"]) == 0
+    assert [*(tmp_path / "out").iterdir()] and not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--model"])
+def test_empty_names_are_refused(photo: Path, option: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["reconstruct", str(photo), option, ""])

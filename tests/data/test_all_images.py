@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from PIL import Image
 
 from klvae_edu.data import UnreadableImage, dead_leaves, load_image, photographs, save_image
 from klvae_edu.data.all_images import AllImages
@@ -115,3 +116,17 @@ def test_all_splits_of_a_data_set_are_there(tmp_path: Path) -> None:
     assert images.names == ["train 0", "train 1", "train 2", "validation 0", "other 0", "other 1"]
     for number, name in enumerate(images.names):
         assert images.load(number).shape == (3, 8, 8), name
+
+
+def test_an_enlarged_image_is_remarked(tmp_path: Path) -> None:
+    for name, size in (("a", (40, 16)), ("b", (15, 40)), ("c", (9, 9))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    images = AllImages(str(tmp_path), 16)
+    with pytest.warns(UserWarning, match=r"b\.png: images smaller than 16 pixels are enlarged \(15x40\)"):
+        assert [images.load(number).shape for number in range(3)] == [(3, 16, 16)] * 3
+    assert images.remarks.summary() == "2 × images smaller than 16 pixels are enlarged"
+
+
+@pytest.mark.parametrize("source", ["photos", "sprites"])
+def test_what_is_in_the_package_has_no_version(source: str) -> None:
+    assert AllImages(source, 16, 2).versions_sha256() is None

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from klvae_edu.data import image_dataset
 from klvae_edu.data.all_images import AllImages
@@ -35,7 +38,8 @@ def content(name: str, grey: int) -> bytes:
 
 def tar(path: Path, names: Iterable[str]) -> Path:
     """Write a tar file; image i is of the grey i."""
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+    mode = {".gz": "w:gz", ".tgz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}.get(path.suffix, "w")
+    with tarfile.open(path, mode) as archive:
         for number, name in enumerate(names):
             data = content(name, number)
             entry = tarfile.TarInfo(name)
@@ -100,6 +104,67 @@ def test_a_tar_file_without_images_is_named(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar", ["0.txt", "1.txt"])
     with pytest.raises(ValueError, match=r"a\.tar: no image files in it"):
         greys(tmp_path)
+
+
+def test_what_an_archive_has_instead_of_images_is_said_in_a_short_sentence(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+        archive.writestr("inner.zip", b"")
+    with pytest.raises(ValueError, match=r"outer\.zip: no image files in it; it has 1 \.zip$"):
+        greys(tmp_path / "outer.zip")
+    path = tar(tmp_path / "many.tar", [f"x.{n:03}.png" for n in range(100)])
+    with pytest.raises(ValueError, match=r"007\.png and 92 others\), got 'depth'"):
+        greys(f"{path}#depth")
+
+
+NAMES = ("a.tar", "A.TAR", "a.tgz", "a.tar.bz2", "a.tar.xz", "a+b.tar", "x [1].tar", "f [1]/a.tar")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_archive_is_read_by_any_name_also_relative_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, streaming: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    tar(tmp_path / name, [f"{n}.png" for n in range(4)])
+    for source in (name, f"./{name}", f"hf:{name}"):
+        assert len([*image_dataset(source, 8, split="train", length=4)]) == 4
+        assert greys(source) == [0, 1, 2, 3]
+    assert greys(Path(name).parent) == [0, 1, 2, 3]
+    assert next(iter(image_dataset(name, 8, streaming=streaming))).shape == (3, 8, 8)
+
+
+def test_an_archive_is_a_part_of_a_mixture_and_a_table_is_read_by_a_relative_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tar(tmp_path / "a.tar", [f"{n}.png" for n in range(4)])
+    assert len([*image_dataset("sprites+a.tar", 8, length=4)]) == 4
+    parquet.write_table(pa.table({"image": [content("a.png", n) for n in range(4)]}), tmp_path / "x [1].parquet")
+    assert greys("x [1].parquet") == greys("./x [1].parquet") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".zip"])
+@pytest.mark.parametrize("late", ["edit.png", "txt"])
+def test_every_image_of_a_plain_archive_is_read_and_of_a_web_dataset_what_is_left_out_is_counted(
+    tmp_path: Path, suffix: str, late: str
+) -> None:
+    names = [f"{n:03}.png" for n in range(105)] + [
+        f"{n:03}.{end}" for n in range(105, 108) for end in ("edit.png", "png")
+    ]
+    names += ["107.txt"] if late == "txt" else []
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for number, name in enumerate(names):
+                archive.writestr(name, content(name, number))
+    else:
+        tar(path, names)
+    if late == "txt":
+        with pytest.warns(UserWarning, match=r"of the images in its archives 3 × edit\.png are not read"):
+            assert len(greys(tmp_path)) == 108
+    else:
+        assert greys(tmp_path) == [*range(111)]
 
 
 def test_a_file_that_was_cut_off_is_an_error_or_a_warning_and_never_silent(tmp_path: Path) -> None:

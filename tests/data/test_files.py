@@ -205,10 +205,8 @@ def test_transparent_pixels_are_white_also_in_grey(tmp_path: Path) -> None:
 
 
 def test_other_numbers_of_channels_are_the_bands_as_they_are() -> None:
-    colour = (10, 20, 30, 40)
-    for mode in ("RGBA", "CMYK"):
-        image = from_pil(Image.new(mode, (2, 2), colour), 4)
-        torch.testing.assert_close((image[:, 0, 0] + 1) * 127.5, torch.tensor([10.0, 20, 30, 40]))
+    image = from_pil(Image.new("RGBA", (2, 2), (10, 20, 30, 40)), 4)
+    torch.testing.assert_close((image[:, 0, 0] + 1) * 127.5, torch.tensor([10.0, 20, 30, 40]))
     assert from_pil(Image.new("LA", (2, 2), (5, 6)), 2).shape == (2, 2, 2)
 
 
@@ -217,6 +215,18 @@ def test_bands_that_are_not_there_are_refused(tmp_path: Path, mode: str, channel
     Image.new(mode, (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(UnreadableImage, match=rf"a\.png: .*expected {channels} channels, got {got}"):
         load_image(tmp_path / "a.png", channels=channels)
+
+
+def test_inks_are_no_channels() -> None:
+    with pytest.raises(UnreadableImage, match="expected 4 channels, got CMYK, which is read as RGB only"):
+        from_pil(Image.new("CMYK", (2, 2)), 4)
+
+
+def test_16_bit_grey_declared_transparent_is_white(tmp_path: Path) -> None:
+    grey = np.array([[0, 16000, 65535], [16000, 15999, 3]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=16000)
+    expected = np.where(grey == 16000, 65535, grey) / 65535 * 2 - 1
+    torch.testing.assert_close(load_image(tmp_path / "a.png")[0], torch.from_numpy(expected.astype(np.float32)))
 
 
 def test_warnings_name_the_file_and_what_is_not_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from klvae_edu.data import image_dataset
 from klvae_edu.data.all_images import AllImages
 from klvae_edu.data.crops import hold_out
-from klvae_edu.data.folders import has_images, image_names, unread_files
+from klvae_edu.data.folders import archives, counted, has_images, image_names, unread_files
 from klvae_edu.data.formats import register_heif
 
 NOT_TEXT = os.fsdecode(b"gr\xfc\xdfe.png")  # Latin-1
@@ -144,8 +144,45 @@ def test_a_folder_that_cannot_be_opened_is_counted(tmp_path: Path) -> None:
 def test_images_and_archives_that_another_program_has_not_read_are_counted(tmp_path: Path) -> None:
     images(tmp_path, "0.png", "1.png", "2.jpg", "notes.txt")
     (tmp_path / "a.tar").write_bytes(b"")
-    assert unread_files(tmp_path, [str(tmp_path / "0.png")]) == "1 .jpg, 1 .png, 1 .tar"
-    assert unread_files(tmp_path, ["0.png", "1.png", "2.jpg", "a.tar", "metadata.csv"]) == ""
+    assert unread_files(tmp_path, [str(tmp_path / "0.png")]) == {".jpg": 1, ".png": 1, ".tar": 1}
+    assert not unread_files(tmp_path, ["0.png", "1.png", "2.jpg", "a.tar", "metadata.csv"])
+
+
+def test_archives_are_found_by_their_names_in_any_case_and_said_beside_images(tmp_path: Path) -> None:
+    names = ("a.tgz", "B.ZIP", "c.tar.bz2", "d.TAR.XZ", "deep/e.tar", "f.parquet")
+    images(tmp_path, "0.png", "deep/1.tar.png", "2.gz", *names)
+    assert sorted(archives(tmp_path)) == sorted(str(tmp_path / name) for name in names)
+    assert image_names(tmp_path) == ["0.png", "deep/1.tar.png"]
+    assert "1 .tar.xz (read by its own name)" in counted(unread_files(tmp_path, []))
+
+
+def test_a_warning_comes_once_also_after_warnings_were_caught_in_between(tmp_path: Path) -> None:
+    images(tmp_path, "0.png", "1.png", "a.txt")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        image_names(tmp_path)
+        image_names(tmp_path)
+    assert len(caught) == 1
+
+
+# --- held-out images that cannot be read
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_part_without_a_readable_image_gets_one_of_the_other_part(tmp_path: Path, part: int) -> None:
+    names = [f"{number}.png" for number in range(20)]
+    images(tmp_path, *names)
+    for number in hold_out(names)[part]:
+        (tmp_path / names[number]).write_bytes(b"damaged")
+    use = ("training", "held-out")[part]
+    with pytest.warns(
+        UserWarning, match=rf"none of the \d+ {use} images can be read; image \d+\.png takes their place"
+    ):
+        parts = [image_dataset(str(tmp_path), 8, split=split, length=4) for split in ("train", "held-out")]
+    assert [len([*crops]) for crops in parts] == [4, 4]
+    train, held_out = ({*crops.images.names} for crops in parts)
+    both = "" if part else {names[number] for number in hold_out(names)[1]}  # the only image that can be read
+    assert train & held_out == {*both} and len(train | held_out) == 20
 
 
 def test_a_folder_has_images_at_any_depth_or_none(tmp_path: Path) -> None:

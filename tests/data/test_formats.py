@@ -122,6 +122,49 @@ def test_without_tifffile_the_command_to_install_it_is_given(
         load_image(path, channels=values.shape[2])
 
 
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_where_white_is_zero_the_values_are_inverted(tmp_path: Path, dtype: str, count: int) -> None:
+    values = bands(count, dtype)
+    stored = (1 if dtype == "float32" else np.iinfo(dtype).max) - values
+    path = written(
+        tmp_path,
+        stored[..., 0] if count == 1 else stored,
+        photometric="miniswhite",
+        planarconfig=None if count == 1 else "contig",
+    )
+    torch.testing.assert_close(load_image(path, channels=count), expected(values))
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_signed_bytes_are_refused(tmp_path: Path, count: int) -> None:
+    values = np.full((6, 8, count), -5, np.int8)
+    path = written(tmp_path, values[..., 0] if count == 1 else values, planarconfig=None if count == 1 else "contig")
+    with pytest.raises(UnreadableImage, match=r"signed 8-bit values, .*: store them as uint8"):
+        load_image(path, channels=count)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_inks_are_no_bands(tmp_path: Path, dtype: str) -> None:
+    path = written(tmp_path, bands(4, dtype), photometric="separated")
+    with pytest.raises(UnreadableImage, match="expected 4 channels, got CMYK"):
+        load_image(path, channels=4)
+    assert load_image(path).shape == (3, 6, 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_bands_are_turned_upright_like_pictures(tmp_path: Path, orientation: int) -> None:
+    grey = bands(1)
+    path = written(
+        tmp_path, np.dstack([grey] * 5), photometric="minisblack", extratags=[(274, "H", 1, orientation, True)]
+    )
+    picture = Image.fromarray(grey[..., 0])
+    exif = picture.getexif()
+    exif[274] = orientation
+    picture.save(tmp_path / "a.png", exif=exif)
+    torch.testing.assert_close(load_image(path, channels=5), load_image(tmp_path / "a.png", channels=1).repeat(5, 1, 1))
+
+
 # --- doubts
 
 

@@ -182,4 +182,4 @@ def test_what_is_not_read_whole_is_counted_by_kind(forty: Forty) -> None:
     list(data)
     assert data.remarks.summary() is not None
     counts = {kind.split()[0]: count for kind, count in data.remarks.images.items()}
-    assert counts == {"only": 4, "16-bit": 1, "the": 1}  # moving ×3 and pages; 11 bits; near infrared
+    assert counts == {"only": 4, "16-bit": 1, "the": 1, "images": 1}  # moving ×3, pages; 11 bits; infrared; small

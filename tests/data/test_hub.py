@@ -17,7 +17,9 @@ from PIL import Image
 
 from klvae_edu.data import image_dataset
 from klvae_edu.data.all_images import AllImages
-from klvae_edu.data.hub import HubSource, holds_images, parse_source
+from klvae_edu.data.columns import holds_images
+from klvae_edu.data.crops import hold_out
+from klvae_edu.data.hub import HubSource, parse_source
 from klvae_edu.data.sources import is_data_set
 
 
@@ -232,6 +234,34 @@ def test_zip_files_are_read_whole(tmp_path: Path, streaming: bool) -> None:
             archive.writestr(f"test/{number}.txt", "a caption")
     assert greys_of(tmp_path, streaming=streaming) == {50}
     assert len(AllImages(str(tmp_path / "photos.zip"), 8)) == 4
+
+
+def test_archives_that_are_left_out_come_with_the_way_to_read_them(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("0.png", png())
+    (tmp_path / "b.tar").write_bytes(b"")
+    with pytest.warns(UserWarning, match="leaves out 1 .tar; an archive is read by its own name$"):
+        assert len(AllImages(str(tmp_path), 8)) == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_table_among_others_is_no_obstacle_and_alone_it_is_named(tmp_path: Path, streaming: bool) -> None:
+    parquet(tmp_path / "train-0.parquet", image=pa.array([], pa.binary()))
+    if not streaming:
+        with pytest.raises(ValueError, match="expected images, got an empty data set"):
+            AllImages(str(tmp_path), 8)
+    parquet(tmp_path / "train-1.parquet", image=[png(100)] * 3)
+    assert greys_of(tmp_path, streaming=streaming) == {100}
+
+
+def test_a_held_out_row_without_an_image_is_replaced_by_the_next(tmp_path: Path) -> None:
+    (held_out,) = hold_out([str(row) for row in range(20)])[1]
+    values = [None if row == held_out else png(10 * row) for row in range(20)]
+    parquet(tmp_path / "train.parquet", image=pa.array(values, pa.binary()))
+    with pytest.warns(UserWarning, match=r"none of the 1 held-out images can be read; image \d+ takes their place"):
+        held = image_dataset(str(tmp_path), 8, split="held-out", length=4)
+    greys = [{crop.mean().item() for crop in part} for part in (image_dataset(str(tmp_path), 8, length=40), held)]
+    assert [*map(len, greys)] == [18, 1] and not greys[0] & greys[1]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.tar", "a.zip"])

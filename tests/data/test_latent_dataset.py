@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from klvae_edu import AutoencoderKL, latents
@@ -156,6 +157,24 @@ def test_a_finished_folder_is_left_as_it_is(vae: AutoencoderKL, images: AllImage
     before = contents(done)
     encode_images(vae, images, done, ABOUT)
     assert contents(done) == before
+
+
+def test_latents_of_images_that_were_replaced_since_are_left_alone_and_said(vae: AutoencoderKL, tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (SIZE, SIZE), (number,) * 3).save(folder / f"{number}.png")
+    encode_images(vae, AllImages(str(folder), SIZE), out, ABOUT)
+    before = contents(out)
+    encode_images(vae, AllImages(str(folder), SIZE), out, ABOUT)
+    Image.new("RGB", (SIZE, SIZE + 1), "white").save(folder / "1.png")
+    with pytest.raises(FileExistsError, match="latents of these images, some of which were changed or replaced since"):
+        encode_images(vae, AllImages(str(folder), SIZE), out, ABOUT)
+    assert contents(out) == before
+    description = json.loads((out / "latents.json").read_text())
+    del description["versions_sha256"]  # of an older version: unchecked
+    (out / "latents.json").write_text(json.dumps(description))
+    assert "versions_sha256" not in encode_images(vae, AllImages(str(folder), SIZE), out, ABOUT)
 
 
 def test_no_more_than_a_batch_of_images_is_held(
