@@ -150,8 +150,7 @@ class FrechetDistance:
         """Add the features (B, F) of a batch of reconstructions and of their originals.
 
         Raises:
-            ValueError: features that are not finite in float32. `compute` would pass them to LAPACK, which can end the
-                process or never return for NaN and infinity.
+            ValueError: features that are not finite in float32: no distance is defined for them.
         """
         for name, features in (("reconstructions", reconstructions), ("originals", originals)):
             fault = image_fault(features, torch.finfo(torch.float32).max)

@@ -334,7 +334,7 @@ def test_the_frechet_distance_says_what_it_expected() -> None:
 
 
 def test_features_that_are_not_finite_are_refused_before_any_decomposition() -> None:
-    """`compute` would pass them to LAPACK, which can end the process."""
+    """No distance is defined for them."""
     distance = FrechetDistance(Pixels())
     good, bad = torch.rand(4, 3), torch.rand(4, 3)
     for value in (float("nan"), float("inf"), -float("inf")):

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from klvae_edu.weights.foreign import CLASS, recognised
 from klvae_edu.weights.keys import ROOTS, is_known, uncompiled
 
 _FIRST = ("encoder.conv_in.weight", "decoder.conv_in.weight")
@@ -51,6 +52,8 @@ def choose_place(names: Iterable[str], prefix: str | None = None, ema: bool = Fa
     """
     names = list(names)
     places = find_places(names)
+    if not places and (kind := recognised(names)):
+        raise ValueError(f"{kind}; expected an {CLASS}")
     if not places:
         listed = ", ".join(names[:_MAX_NAMED]) + (f", … ({len(names)} in all)" if len(names) > _MAX_NAMED else "")
         raise ValueError(

@@ -20,7 +20,7 @@ from torch import Tensor
 from klvae_edu.config import AutoencoderKLConfig, check_field_names
 from klvae_edu.weights.contents import Contents, open_contents
 from klvae_edu.weights.files import write_safetensors
-from klvae_edu.weights.foreign import check_own, recognised
+from klvae_edu.weights.foreign import check_own
 from klvae_edu.weights.keys import ROOTS, infer_config, name_style, to_compvis, to_diffusers, uncompiled
 from klvae_edu.weights.latent_scale import latent_scale
 from klvae_edu.weights.places import choose_place, count_by_kind, how_to_choose, named
@@ -106,24 +106,20 @@ def select_model(
         ValueError: as `read_single_file`.
     """
     tensors = contents.tensors
-    try:
-        place, other = choose_place(tensors, prefix, ema)
-    except ValueError as error:
-        if (kind := recognised(tensors)) and str(error).startswith("no autoencoder"):
-            raise ValueError(f"{kind}; expected an AutoencoderKL") from error
-        raise
+    place, other = choose_place(tensors, prefix, ema)
     names = {uncompiled(name): name for name in tensors}
     inside = {plain.removeprefix(place): full for plain, full in names.items() if plain.startswith(place)}
     own = {plain: full for plain, full in inside.items() if plain.partition(".")[0] in ROOTS}
-    if len(names) < len(tensors):
-        own = {full.removeprefix(place): full for full in tensors if full.startswith(place)}  # to_diffusers names them
+    if len(names) < len(tensors):  # two names that differ in a wrapper's part only: to_diffusers refuses them
+        own = {full.removeprefix(place): full for full in tensors if full.startswith(place)}
     # diffusers' fuse_qkv_projections leaves copies beside the layers that they were made of.
     own = {name: full for name, full in own.items() if name.replace(".to_qkv.", ".to_q.") not in own.keys() - {name}}
     trained = set(own.values())
     if ema and other is None:
         own = _averages(own, inside)
-    check_own({plain: tensors[full] for plain, full in (own | _statistics(inside)).items()})
-    weights = to_diffusers(apply_scales({plain: tensors[full] for plain, full in own.items()}))
+    loaded = {plain: tensors[full] for plain, full in own.items()}  # each is read once
+    check_own(loaded | {plain: tensors[full] for plain, full in _statistics(inside).items()})
+    weights = to_diffusers(apply_scales(loaded))
     read = trained | set(own.values())
     left_out = [plain for plain, full in inside.items() if full not in read and not _under(other, place + plain)]
     notes = []

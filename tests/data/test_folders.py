@@ -15,7 +15,6 @@ from klvae_edu.data import image_dataset
 from klvae_edu.data.all_images import AllImages
 from klvae_edu.data.crops import hold_out
 from klvae_edu.data.folders import archives, counted, has_images, image_names, unread_files
-from klvae_edu.data.formats import register_heif
 
 NOT_TEXT = os.fsdecode(b"gr\xfc\xdfe.png")  # Latin-1
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links and names as POSIX has them")
@@ -114,14 +113,6 @@ def test_many_kinds_are_summed_up(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / f"{number}.kind{number:02}").write_text("")
     assert left_out_of(tmp_path).endswith(", 12 of other kinds")
-
-
-@pytest.mark.skipif(register_heif(), reason="HEIC is read here")
-def test_photographs_of_a_phone_come_with_the_package_that_reads_them(tmp_path: Path) -> None:
-    images(tmp_path, "0.png")
-    for number in range(3):
-        (tmp_path / f"IMG_{number}.HEIC").write_bytes(b"")
-    assert left_out_of(tmp_path) == "3 .heic (pip install pillow-heif)"
 
 
 def test_a_folder_without_images_is_an_error_that_says_what_is_in_it(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Refuse NaN and infinity before an attempt passes them to LAPACK, which can end the process or never return for them.
+"""Refuse values that are not finite at the door of `torch.linalg`, so that an attempt gets a verdict.
 
-A notebook would lose the verdict and its kernel with it. PyTorch checks nothing; NumPy and SciPy check most functions.
+`torch.linalg` does not check them. NumPy's and SciPy's functions are not guarded here.
 """
 
 from __future__ import annotations

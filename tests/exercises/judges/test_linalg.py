@@ -1,4 +1,4 @@
-"""Guard of decompositions: what is not finite is refused before LAPACK sees it; everything else is computed."""
+"""Guard of decompositions: what is not finite is refused at the door; everything else is computed."""
 
 from __future__ import annotations
 
