@@ -22,12 +22,14 @@ from klvae_edu.commands.reconstruct import ReconstructOptions, run_reconstruct
 from klvae_edu.commands.train import run_train, train_stages
 from klvae_edu.environment import restart_with_process_settings
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.output import make_output_last
 
 DESCRIPTION = "klvae_edu: the autoencoder of Stable Diffusion, from a course. Each command has its own --help."
 
 
 def run() -> None:
     """Run the console script: print warnings in one line, set up the process, exit with the code of `main`."""
+    make_output_last()  # until the process has ended: Python flushes its streams last
     warnings.formatwarning = lambda message, *where, **more: f"klvae: {message}\n"
     if sys.argv[1:2] and sys.argv[1] in COMPUTING_COMMANDS:
         restart_with_process_settings()
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("klvae: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"klvae: {error}", file=sys.stderr)
         return 2
 

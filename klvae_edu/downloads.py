@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import constants
+
+SILENCE = 30.0  # seconds that a download waits for an answer, or for its next bytes
 
 
 def cached_weights(url: str, progress: bool = False) -> Path:
@@ -20,8 +25,8 @@ def cached_weights(url: str, progress: bool = False) -> Path:
         progress: show a progress bar during the download.
 
     Raises:
-        OSError: the file is missing, and it cannot be downloaded or HF_HUB_OFFLINE is set. The message gives the path,
-            the URL and the reason.
+        OSError: the file is missing, and it cannot be downloaded, the server is silent for `SILENCE` seconds, or
+            HF_HUB_OFFLINE is set. The message gives the path, the URL and the reason.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.exists():
@@ -32,10 +37,22 @@ def cached_weights(url: str, progress: bool = False) -> Path:
         print(f"Downloading {url} to {path}", file=sys.stderr)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=progress)
+        with _time_limit(SILENCE):
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=progress)
     except (OSError, RuntimeError, HTTPException) as error:  # no network, another checksum, an interrupted download
         raise OSError(f"{path} is missing, and {url} cannot be downloaded ({error})") from error
     return path
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Limit the silence of new connections: `torch.hub` passes no limit on, and would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def read_weights(path: Path) -> dict[str, Any]:

@@ -5,7 +5,9 @@ torch and tqdm are imported where they are used, so that `klvae doctor` works wh
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Iterable, Sized
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,7 @@ them. A disadvantage: the process keeps freed memory until it ends. Peak memory 
 """
 
 _RESTART_MARK = "KLVAE_EDU_RESTARTED"  # set in a restarted process, so that it does not restart again
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def restart_with_process_settings() -> None:
@@ -48,6 +51,20 @@ def restart_with_process_settings() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing, _RESTART_MARK: "1"})
+
+
+def die_with_parent() -> None:
+    """Ask the system to kill this process when its parent ends in any way. Does nothing on other systems than Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is a failed allocation, by Python, NumPy or PyTorch, on a CPU or a GPU."""
+    words = ("allocate", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, OSError)) and any(word in str(error) for word in words)
+    )
 
 
 def pick_device(name: str | None = None) -> torch.device:

@@ -2,8 +2,9 @@
 
 A notebook is edited only in its source, notebooks/source/NN_name.py (jupytext's percent format). From each source this
 script writes the learner's notebook, notebooks/NN_name.ipynb, and the solved one, notebooks/solutions/NN_name.ipynb.
-Both are executed. markers.py and macros.py describe the syntax of a source. A notebook whose code has not changed is
-not executed again: only its text is replaced. The same sources always give the same bytes.
+Both are executed. Their solutions also go into the package: see solutions.py. markers.py and macros.py describe the
+syntax of a source. A notebook whose code has not changed is not executed again: only its text is replaced. The same
+sources always give the same bytes.
 
     python -m tools.build_notebooks [NN ...] [--check | --execute] [--repo OWNER/NAME]
 """
@@ -28,6 +29,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from tools import solutions
 from tools.course import COURSE, Course, CourseError, command
 from tools.macros import expand
 from tools.markers import select
@@ -243,6 +245,11 @@ def run(options: argparse.Namespace, course: Course) -> int:
     names = [course.named(name) for name in options.names] or course.names()
     failed = 0
     for name in names:
+        if options.check and solutions.differs(course, name):
+            print(f"{course.solutions(name).relative_to(course.root)} differs from its source")
+            failed += 1
+        elif not options.check:
+            solutions.write(course, name)  # before the notebooks run: they import it
         for solved in (False, True):
             where = course.built(name, solved).relative_to(course.root)
             if not options.check:

@@ -45,6 +45,9 @@ class Course:
     def built(self, name: str, solved: bool) -> Path:
         return self.notebooks / ("solutions" if solved else "") / f"{name}.ipynb"
 
+    def solutions(self, name: str) -> Path:
+        return self.root / "klvae_edu" / "exercises" / "solutions" / f"nb{name[:2]}.py"
+
     @property
     def measurements(self) -> Path:
         return self.notebooks / "source" / "measured.json"

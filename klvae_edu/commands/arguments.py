@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from klvae_edu.environment import out_of_memory
+
 
 def not_empty(text: str) -> str:
     """Return `text`. Raises `ValueError` if it is empty."""
@@ -43,7 +45,7 @@ def memory_for(size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in ("allocate", "out of memory")):
+        if not out_of_memory(error):
             raise
         raise ValueError(
             f"size: not enough memory for images of {size}x{size} pixels; choose a smaller --size"

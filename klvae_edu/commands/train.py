@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -60,8 +61,6 @@ def train_stages(argv: Sequence[str]) -> list[TrainingConfig]:
 
 def run_train(stages: Sequence[TrainingConfig]) -> int:
     """Run `klvae train`, stage after stage, and return the exit code: 0, or 130 when it was interrupted."""
-    import torch.distributed
-
     from klvae_edu.data.sources import check_outside, source_folders
     from klvae_edu.training.trainer import train
 
@@ -70,6 +69,7 @@ def run_train(stages: Sequence[TrainingConfig]) -> int:
             raise ValueError("data: this recipe needs your own images; name their folder: --data FOLDER")
         check_outside(config.out, config.data)
     interrupted, writes = False, os.environ.get("RANK", "0") == "0"
+    atexit.register(_disconnect)
     for number, config in enumerate(stages, 1):
         if len(stages) > 1 and writes:
             print(f"Stage {number} of {len(stages)}, in {config.out}", flush=True)
@@ -78,7 +78,12 @@ def run_train(stages: Sequence[TrainingConfig]) -> int:
         interrupted = train(config).interrupted
         if interrupted:
             break
-    # Several processes: a thread of their connection that is alive at exit would abort the process.
+    return 130 if interrupted else 0
+
+
+def _disconnect() -> None:
+    """End the connection of several processes: a thread of it that is alive at exit would abort the process."""
+    import torch.distributed
+
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return 130 if interrupted else 0

@@ -19,6 +19,7 @@ from klvae_edu.data.archives import file_version
 from klvae_edu.data.files import center_square, printable, to_channels
 from klvae_edu.data.folders import image_names, read_file
 from klvae_edu.data.hub import HubRows, open_splits, parse_source
+from klvae_edu.data.listing import files_of
 from klvae_edu.data.remarks import RemarkCount, on_enlarged
 from klvae_edu.data.sources import PROCEDURAL, check_colour, is_data_set, joined_sources, photographs
 
@@ -93,8 +94,8 @@ class AllImages:
         """List the rows of all splits of a data set, one split after the other."""
         splits = {name: HubRows(data, source, self.channels) for name, data in open_splits(source).items()}
         parts = [*splits.values()]
-        if (path := parse_source(source).folder).is_file():
-            self._paths = lambda count: [str(path)]
+        files = [str(parse_source(source).folder / file) for file in files_of(source)]
+        self._paths = lambda count: files
         for part in parts:
             part.remarks = self.remarks
         starts = [0, *itertools.accumulate(map(len, parts))]

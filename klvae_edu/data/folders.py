@@ -116,6 +116,12 @@ def archives(root: Path) -> Iterator[str]:
     return (str(root / name) for name, kind in _entries(root, image_suffixes()) if kind in ARCHIVES)
 
 
+def data_files(root: Path) -> list[str]:
+    """List the images, archives and tables of a data set in a folder, relative to it and sorted."""
+    kinds = (None, ".arrow", *ARCHIVES)
+    return sorted(name for name, kind in _entries(root, image_suffixes()) if kind in kinds)
+
+
 def has_images(root: Path) -> bool:
     """Tell whether a folder or one of its subfolders has an image file."""
     return any(kind is None for _, kind in _entries(root, image_suffixes()))

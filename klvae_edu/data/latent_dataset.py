@@ -1,8 +1,9 @@
 """Read a data set of latents, a folder that `klvae encode` has written.
 
-The folder contains `latents.json`, the description of the data set, and the shards `data/train-….parquet`, which
-`datasets` can read, too. A row holds the number and the name of an image, and the mean and the log-variance of its
-posterior as lists (C, h, w). The posterior is stored instead of a sample, so that every epoch can draw new samples.
+The folder contains `latents.json`, the description of the data set with the checksums of its shards, and the shards
+`data/train-….parquet`, which `datasets` can read, too. A row holds the number and the name of an image, and the mean
+and the log-variance of its posterior as lists (C, h, w). The posterior is stored instead of a sample, so that every
+epoch can draw new samples.
 Used in notebook 11, section 3.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.latents import LatentStatistics
+from klvae_edu.weights.checksum import file_crc32
 
 DESCRIPTION = "latents.json"
 FORMAT = 1  # version of the files' format
+CHECKSUMS = "checksums"  # entry of latents.json: of the shards, by file name; older folders have none
 
 
 def shard_names(images: int, per_shard: int) -> list[str]:
@@ -46,8 +49,22 @@ def read_description(folder: Path) -> dict[str, Any]:
     return found
 
 
+def check_shard(shard: Path, checksums: Mapping[str, str]) -> None:
+    """Compare a shard with its checksum, if there is one.
+
+    Raises:
+        ValueError: the shard has changed since it was written.
+    """
+    expected = checksums.get(shard.name)
+    if expected is not None and (found := file_crc32(shard)) != expected:
+        raise ValueError(
+            f"{shard}: damaged: its contents have changed since they were written ({found}, expected {expected}); "
+            "delete it and run klvae encode again"
+        )
+
+
 class LatentDataset:
-    """Latents in a folder that `klvae encode` has completed.
+    """Latents in a folder that `klvae encode` has completed. A shard is verified when it is first read.
 
     Attributes:
         description: contents of `latents.json`: the model, the source, the size.
@@ -73,13 +90,21 @@ class LatentDataset:
         found = self.description["statistics"]
         mean, std = (torch.tensor(found[name], dtype=torch.float64) for name in ("mean", "std"))
         self.statistics = LatentStatistics(mean, std, found["overall_mean"], found["overall_std"])
+        self._unverified = {*self.shards}
 
     def __len__(self) -> int:
         return int(self.description["encoded"])
 
     def posterior(self, shard: int) -> DiagonalGaussianDistribution:
-        """Read the posteriors of the n images of one shard: (n, C, h, w)."""
+        """Read the posteriors of the n images of one shard: (n, C, h, w).
+
+        Raises:
+            ValueError: the shard is damaged.
+        """
         _, parquet = pyarrow_and_parquet()
+        if self.shards[shard] in self._unverified:
+            check_shard(self.shards[shard], self.description.get(CHECKSUMS, {}))
+            self._unverified.remove(self.shards[shard])
         table = parquet.read_table(self.shards[shard], columns=["mean", "logvar"])
         shape = (len(table), *self.description["latent_shape"])
         moments = []

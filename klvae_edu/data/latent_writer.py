@@ -22,9 +22,18 @@ import torch
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.data.all_images import AllImages
 from klvae_edu.data.files import UnreadableImage
-from klvae_edu.data.latent_dataset import DESCRIPTION, FORMAT, pyarrow_and_parquet, read_description, shard_names
+from klvae_edu.data.latent_dataset import (
+    CHECKSUMS,
+    DESCRIPTION,
+    FORMAT,
+    check_shard,
+    pyarrow_and_parquet,
+    read_description,
+    shard_names,
+)
 from klvae_edu.environment import progress
 from klvae_edu.latents import LatentStatistics
+from klvae_edu.weights.checksum import file_crc32
 from klvae_edu.weights.files import atomic_write, weights_sha256
 
 IMAGES_PER_SHARD = 1024  # upper limit; an interruption loses at most one shard
@@ -61,6 +70,7 @@ def encode_images(vae: AutoencoderKL, images: AllImages, out: Path, about: dict[
     settings = _settings(vae, images, about)
     is_new = not out.exists()
     settings = _open(out, settings)
+    settings[CHECKSUMS] = read_description(out).get(CHECKSUMS, {})
     try:
         finished = _write(vae, images, out, settings)
     except Exception:
@@ -77,10 +87,15 @@ def _write(vae: AutoencoderKL, images: AllImages, out: Path, settings: dict[str,
     per_shard = settings["images_per_shard"]
     shards = [out / "data" / name for name in shard_names(len(images), per_shard)]
     for number, shard in enumerate(progress(shards, desc="shards of latents")):
-        if not shard.exists():
+        if shard.exists():
+            check_shard(shard, settings[CHECKSUMS])
+        else:
             numbers = range(number * per_shard, min((number + 1) * per_shard, len(images)))
             try:
-                _write_shard(vae, images, numbers, shard)
+                with atomic_write(shard) as temporary:
+                    _write_shard(vae, images, numbers, temporary)
+                    settings[CHECKSUMS][shard.name] = file_crc32(temporary)
+                    _describe(out, settings)  # first: a shard with its name has its checksum
             except OSError as error:
                 reason = error.strerror or str(error)
                 raise OSError(
@@ -131,8 +146,10 @@ def _open(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if (out / DESCRIPTION).is_file():
         found = read_description(out)
         has_shards = any(out.glob("data/train-*.parquet"))
-        if has_shards and VERSIONS not in found:
+        if has_shards and VERSIONS not in found:  # written by an older version, which did not check them
             settings = {name: value for name, value in settings.items() if name != VERSIONS}
+        elif has_shards and found[VERSIONS] is None:  # of files that an older version did not list
+            settings[VERSIONS] = None
         differing = [name for name in settings if found.get(name) != settings[name]]
         if has_shards and differing == [VERSIONS]:
             raise FileExistsError(
@@ -208,8 +225,7 @@ def _write_parquet(shard: Path, columns: dict[str, Any], notes: dict[str, Any]) 
             ends = np.arange(0, len(arrays[name]) + 1, length, dtype=np.int32)
             arrays[name] = pa.ListArray.from_arrays(ends, arrays[name])
     table = pa.table(arrays).replace_schema_metadata({METADATA_KEY: json.dumps(notes).encode()})
-    with atomic_write(shard) as temporary:
-        parquet.write_table(table, temporary, use_dictionary=False, compression="none")
+    parquet.write_table(table, shard, use_dictionary=False, compression="none")
 
 
 def _notes(shard: Path) -> dict[str, Any]:

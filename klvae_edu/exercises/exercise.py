@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
-import linecache
 import random
-import sysconfig
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from klvae_edu.exercises.attempt import Attempt, Blank, Local, explain, recipe
 from klvae_edu.exercises.gaps import first_open_gap
 
 Answer = TypeVar("Answer", bound=Callable[..., Any])
-Judge = Callable[[Any], str | None]  # describes the mistake in an attempt; None: it passes
+Judge = Callable[[Attempt], str | None]  # describes the mistake in an attempt; None: it passes
 
 
 class Mistakes(list[tuple[str, Callable[..., Any]]]):
@@ -38,11 +36,6 @@ class Mistakes(list[tuple[str, Callable[..., Any]]]):
             return answer
 
         return register
-
-
-_LONGEST_LINE = 100  # characters of the attempt's line that a message quotes
-_PACKAGE = str(Path(__file__).parents[1])
-_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
 
 @dataclass(frozen=True)
@@ -67,111 +60,50 @@ class Exercise:
     in_package: tuple[Any, ...]  # functions or classes of the package that do the same
     hints: tuple[str, ...]  # from a small hint to nearly the solution
     judge: Judge
+    mistakes: Sequence[tuple[str, Any]] = ()  # wrong answers, each behind its message
 
-    def run(self, attempt: Any) -> Verdict:
-        """Judge an attempt in a sandbox: its exceptions, output and changes of random states have no effect outside."""
-        if attempt is None or attempt is ...:
+    def run(self, answer: Any) -> Verdict:
+        """Judge an answer in a sandbox: its exceptions, output and changes of random states have no effect outside."""
+        if answer is None or answer is ...:
             return Verdict(passed=False, attempted=False)
-        with _sandbox():
-            try:
-                complaint = self.judge(attempt)
-            except Blank:
-                line = first_open_gap(self.id, attempt)
-                if line is None:
-                    return Verdict(passed=False, attempted=False)
-                complaint = f"a gap `...` is still open: {line}"
-            except (Exception, SystemExit) as error:
-                complaint = explain(error)
+        with sandbox():
+            return self.verdict(Local(answer))
+
+    def verdict(self, attempt: Attempt) -> Verdict:
+        """Judge an attempt, wherever it lives."""
+        try:
+            complaint = self.judge(attempt) or self._judge_defaults(attempt)
+        except Blank:
+            line = attempt.run(first_open_gap, self.id)
+            if line is None:
+                return Verdict(passed=False, attempted=False)
+            complaint = f"a gap `...` is still open: {line}"
+        except Exception as error:
+            complaint = explain(error)
         return Verdict(passed=complaint is None, attempted=True, message=complaint or "")
 
-
-class Blank(Exception):
-    """Signal that the attempt is the unchanged skeleton."""
-
-
-class OpenGap(Exception):
-    """Signal that some gaps of the skeleton are still open."""
-
-
-class NothingReturned(Exception):
-    """Signal that the attempt returned None. No skeleton does, so the learner has written something."""
+    def _judge_defaults(self, attempt: Attempt) -> str | None:
+        """Compare the defaults of the arguments, by position: names are free."""
+        for (name, wanted), (_, found) in zip(defaults_of(self.reference), attempt.run(defaults_of), strict=False):
+            if wanted != "none" and found != wanted:
+                return f"the values are right, but the default of {name} is {found}: {wanted} is asked for"
+        return None
 
 
-def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call an attempt, and return its result.
-
-    Raises:
-        Blank: the function is still the skeleton (`raise NotImplementedError`, `a, b = ...` or `return ...`).
-        OpenGap: another `...` is still in it.
-        NothingReturned: the function returned None.
-    """
+@recipe
+def defaults_of(answer: Any) -> list[tuple[str, str]]:
+    """Return (name, default in words) of each parameter, "none" where there is no default; empty if that is unknown."""
     try:
-        result = function(*arguments)
-    except NotImplementedError as error:
-        if _raised_in_pytorch(error):
-            raise
-        raise Blank from None
-    except Exception as error:
-        if "cannot unpack non-iterable ellipsis" in str(error):
-            raise Blank from None
-        if "ellipsis" in str(error).lower():
-            raise OpenGap(one_line(error)) from None
-        raise
-    if result is None:
-        raise NothingReturned
-    open_gaps = [value is ... for value in (result if isinstance(result, (tuple, list)) else (result,))]
-    if open_gaps and all(open_gaps):
-        raise Blank
-    if any(open_gaps):
-        raise OpenGap("one of the results")
-    return result
-
-
-def _raised_in_pytorch(error: BaseException) -> bool:
-    """Tell whether PyTorch raised the error, as for the missing forward of an nn.ModuleList. This is no skeleton."""
-    if "not implemented for" in str(error):  # by its C++ code, which has no frame
-        return True
-    traceback = error.__traceback__
-    while traceback and traceback.tb_next:
-        traceback = traceback.tb_next
-    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).startswith("torch.")
-
-
-def explain(error: BaseException) -> str:
-    """Describe in one line the exception that an attempt raised."""
-    if isinstance(error, OpenGap):
-        return f"a gap `...` is still open ({error})"
-    if isinstance(error, NothingReturned):
-        return "it returns None: is a return missing?"
-    if isinstance(error, RecursionError):
-        return "it calls itself without end: has a function of the library, or your own of before, the same name?"
-    return f"it raised {one_line(error)}{_where(error)}"
-
-
-def _where(error: BaseException) -> str:
-    """Quote the line of the attempt in which an exception was raised or passed through; empty if it is not known."""
-    lines = [
-        linecache.getline(frame.f_code.co_filename, number).strip()
-        for frame, number in traceback.walk_tb(error.__traceback__)
-        if not _is_installed(frame.f_code.co_filename)
-    ]
-    line = lines[-1] if lines else ""
-    return f", in the line `{line}`" if line and len(line) <= _LONGEST_LINE else ""
-
-
-def _is_installed(file: str) -> bool:
-    """Tell whether a file belongs to this package, to another installed one, or to Python."""
-    return file.startswith((_PACKAGE, *_LIBRARIES, "<frozen"))
-
-
-def one_line(error: BaseException) -> str:
-    """Return the type and text of an exception, at most 160 characters."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 160 else f"{text[:157]}..."
+        parameters = [*inspect.signature(answer).parameters.values()]
+    except (TypeError, ValueError):
+        return []
+    if any(it.kind in (it.VAR_POSITIONAL, it.VAR_KEYWORD) for it in parameters):
+        return []
+    return [(it.name, "none" if it.default is it.empty else f"{it.default!r:.40}") for it in parameters]
 
 
 @contextlib.contextmanager
-def _sandbox() -> Iterator[None]:
+def sandbox() -> Iterator[None]:
     """Suppress output and warnings, enable gradients, and restore every random state at the end."""
     states, dtype = (random.getstate(), np.random.get_state()), torch.get_default_dtype()
     silence = io.StringIO()

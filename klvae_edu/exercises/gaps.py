@@ -10,6 +10,8 @@ import inspect
 import textwrap
 from typing import Any
 
+from klvae_edu.exercises.attempt import recipe
+
 # Number of lines with a gap in the skeleton of each exercise. A test compares them with the notebooks.
 # fmt: off
 GAPS = {
@@ -29,7 +31,8 @@ GAPS = {
 # fmt: on
 
 
-def first_open_gap(id: str, attempt: Any) -> str | None:
+@recipe
+def first_open_gap(attempt: Any, id: str) -> str | None:
     """Return the first line with a gap, if some gaps of the skeleton are filled and others are not; else None."""
     try:
         source = textwrap.dedent(inspect.getsource(attempt))

@@ -2,783 +2,613 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import itertools
+import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from klvae_edu.blocks import ResnetBlock2D
 from klvae_edu.exercises.exercise import Exercise, Mistakes
-from klvae_edu.exercises.judges.functions import Probe, judge_function, probe
+from klvae_edu.exercises.judges.functions import judge_function, probe
 from klvae_edu.exercises.judges.modules import judge_module
+from klvae_edu.exercises.solutions.nb03 import ResnetBlock, group_norm, pointwise, silu
 
 NOTEBOOK = "03_resnet_blocks"
 
 
-# The finished versions, in the form in which the exercises ask for them. The tests hold them to the package.
-# Annotated with torch.Tensor, which a notebook knows, because `solution` shows them and readers paste them.
+def but(**stages):
+    """Name the stages of a solution that are made otherwise."""
+    return stages
 
 
-def group_norm(
-    x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-6
-) -> torch.Tensor:
-    """(B, C, H, W) -> the same shape: mean 0, variance 1 in each group; then weight and bias, (C,), per channel."""
-    values = x.reshape(x.shape[0], groups, -1)
-    mean = values.mean(2, keepdim=True)
-    var = values.var(2, unbiased=False, keepdim=True)
-    normalised = ((values - mean) / torch.sqrt(var + eps)).reshape(x.shape)
-    return normalised * weight[:, None, None] + bias[:, None, None]
-
-
-def silu(x: torch.Tensor) -> torch.Tensor:
-    """x · σ(x), of any shape."""
-    return x * torch.sigmoid(x)
-
-
-def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """One matrix for every pixel: (B, in, H, W), weight (out, in), bias (out,) -> (B, out, H, W)."""
-    return torch.einsum("oi,bihw->bohw", weight, x) + bias[:, None, None]
-
-
-class ResnetBlock(nn.Module):
-    """norm, SiLU, 3×3 convolution, twice; then the input is added: (B, in, H, W) -> (B, out, H, W)."""
-
-    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
-        return self.conv_shortcut(x) + hidden
+def several_at_once(make, changes, most=2):
+    """Combine changes of different stages. A judge tries them last; they are no answers of their own."""
+    return [
+        ("several mistakes: " + "; ".join(message.split(": ")[0] for message, _ in some), make(**stages))
+        for count in range(2, most + 1)
+        for some in itertools.combinations(changes, count)
+        if len(stages := {name: stage for _, change in some for name, stage in change.items()})
+        == sum(len(change) for _, change in some)
+    ]
 
 
 # 03.1
 
-
-def _per_channel(values: Tensor) -> Tensor:
-    return values[:, None, None]
-
-
-def _affine(standardise: Callable[[Tensor, int, float], Tensor]) -> Callable[..., Tensor]:
-    """Any way to standardise, with weight and bias as they should be."""
-
-    def norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-        return standardise(x, groups, eps) * _per_channel(weight) + _per_channel(bias)
-
-    return norm
-
-
-_View = Callable[[Tensor, int], tuple[int, ...]]  # a shape for x in so many groups
+_VIEWS = {
+    "map": lambda x, groups: x.shape,
+    "image, group": lambda x, groups: (len(x), groups, -1),
+    "image, group, channel": lambda x, groups: (len(x), groups, x.shape[1] // groups, *x.shape[2:]),
+    "image, group, row": lambda x, groups: (len(x), groups, x.shape[1] // groups, -1),
+    "image, channel, group": lambda x, groups: (len(x), x.shape[1] // groups, groups, *x.shape[2:]),
+    "image, value, group": lambda x, groups: (len(x), -1, groups),
+    "image and group": lambda x, groups: (len(x) * groups, -1),
+    "group": lambda x, groups: (groups, -1),
+    "two channels": lambda x, groups: (len(x), x.shape[1] // 2, -1),
+}
 
 
-def _over(view: _View, *dims: int) -> Callable[..., Tensor]:
-    """Statistics over some dimensions of x, seen in another shape."""
-
-    def standardise(x: Tensor, groups: int, eps: float) -> Tensor:
-        values = x.reshape(view(x, groups))
-        var, mean = torch.var_mean(values, dims, correction=0, keepdim=True)
-        return ((values - mean) / (var + eps).sqrt()).reshape(x.shape)
-
-    return _affine(standardise)
+def _root(values, dims, eps):
+    return (values.var(dims, correction=0, keepdim=True) + eps).sqrt()
 
 
-def _as_it_is(x: Tensor, groups: int) -> tuple[int, ...]:
-    return tuple(x.shape)
+def _norm(
+    over=("image, group", 2),
+    numerator=lambda x, values: values,
+    centre=lambda values, dims: values.mean(dims, True),
+    spread=_root,
+    eps=lambda given=1e-6: given,
+    affine=lambda y, weight, bias: y * weight + bias,
+):
+    """Group norm with some of its stages made otherwise."""
 
-
-def _in_rows(x: Tensor, groups: int) -> tuple[int, ...]:
-    return (x.shape[0], groups, -1)
-
-
-def _in_groups(x: Tensor, groups: int) -> tuple[int, ...]:
-    return (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
-
-
-def _in_groups_of_rows(x: Tensor, groups: int) -> tuple[int, ...]:
-    return (x.shape[0], groups, x.shape[1] // groups, -1)
-
-
-def _in_rows_of_all(x: Tensor, groups: int) -> tuple[int, ...]:
-    return (x.shape[0] * groups, -1)
-
-
-def _in_groups_of(x: Tensor, groups: int) -> tuple[int, ...]:
-    return (x.shape[0], x.shape[1] // groups, groups, *x.shape[2:])
-
-
-def _from_statistics(formula: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Callable[..., Tensor]:
-    """Another formula, of the values (B, G, N), their mean and variance (B, G, 1), and eps."""
-
-    def standardise(x: Tensor, groups: int, eps: float) -> Tensor:
-        values = x.reshape(x.shape[0], groups, -1)
-        var, mean = torch.var_mean(values, 2, correction=0, keepdim=True)
-        return formula(values, mean, var, eps).reshape(x.shape)
-
-    return _affine(standardise)
-
-
-def _misfit(values_as: _View, statistics_of: _View, dims: tuple[int, ...], keepdim: bool) -> Callable[..., Tensor]:
-    """Values in one shape, less the mean of x in another: the two do not fit."""
-
-    def standardise(x: Tensor, groups: int, eps: float) -> Tensor:
-        mean = x.reshape(statistics_of(x, groups)).mean(dims, keepdim)
-        return (x.reshape(values_as(x, groups)) - mean).reshape(x.shape)
-
-    return _affine(standardise)
-
-
-def _then(affine: Callable[[Tensor, int, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    """Another use of weight and bias, after the right standardisation."""
-
-    def norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-        return affine(F.group_norm(x, groups, eps=eps), groups, weight, bias)
+    def norm(x, groups, weight, bias, *given):
+        view, dims = over
+        values = x.reshape(_VIEWS[view](x, groups))
+        centred = numerator(x, values) - centre(values, dims)
+        normalised = (centred / spread(values, dims, eps(*given))).reshape(x.shape)
+        return affine(normalised, weight[:, None, None], bias[:, None, None])
 
     return norm
 
 
-def _fixed_eps(fixed: float) -> Callable[..., Tensor]:
-    return lambda x, g, w, b, eps=0.0: F.group_norm(x, g, w, b, fixed)
-
-
+_OWN = "every group of every image has its own"
+_RUN = "a group is a run of neighbouring channels"
+_PIXEL = "every pixel has statistics of its own"
+_WHOLE = "a group's mean is over its channels and the whole map"
+_C11 = "a value belongs to a channel, so give the shape (C, 1, 1)"
+_ADDED = "it belongs under the root, beside the variance"
+_RMS = "divided by the root mean square: the variance is the mean square of the distances to the mean"
+_NORMS = [
+    (f"this is batch norm, with statistics of the whole batch: {_OWN}", but(over=("map", (0, 2, 3)))),
+    ("groups is ignored: the statistics are over all channels (layer norm)", but(over=("map", (1, 2, 3)))),
+    ("every channel has statistics of its own (instance norm): a group shares them", but(over=("map", (2, 3)))),
+    (f"the groups are interleaved (channels 0, G, 2·G, …): {_RUN}", but(over=("image, channel, group", (1, 3, 4)))),
+    ("the variance divides by N - 1: unbiased=False", but(spread=lambda v, d, e: (v.var(d, True, True) + e).sqrt())),
+    (f"eps is added to the standard deviation: {_ADDED}", but(spread=lambda v, d, e: v.std(d, False, True) + e)),
+    ("this is std() of N - 1, and eps is outside: look at both", but(spread=lambda v, d, e: v.std(d, True, True) + e)),
+    ("this is std() of N - 1, and eps is missing: look at both", but(spread=lambda v, d, e: v.std(d, True, True))),
+    (f"eps is missing: {_ADDED}", but(eps=lambda given=1e-6: 0.0)),
+    ("the default of eps is 1e-5: in Stable Diffusion's autoencoder it is 1e-6", but(eps=lambda given=1e-5: given)),
+    ("weight and bias are missing", but(affine=lambda y, w, b: y)),
+    ("bias is missing", but(affine=lambda y, w, b: y * w)),
+    ("one weight and one bias for all channels: each has its own", but(affine=lambda y, w, b: y * w[0] + b[0])),
+    (f"weight and bias run along the width: {_C11}", but(affine=lambda y, w, b: y * w.flatten() + b.flatten())),
+]
 _KEEPDIM = "mean or var has lost a dimension, and does not fit the values: use keepdim=True"
-_PER_CHANNEL = "a value belongs to a channel, so give the shape (C, 1, 1)"
+_UNFIT = "mean or var does not fit x, for it belongs to the reshaped values: normalise these, then reshape back"
 GROUP_NORM_MISTAKES = Mistakes(
     [
+        *((message, _norm(**stages)) for message, stages in _NORMS),
+        (f"the batch shares the statistics: {_OWN}", _norm(("image, group, channel", (0, 2, 3, 4)))),
+        ("groups is taken for the size of a group: it is their number", _norm(("image, channel, group", (2, 3, 4)))),
+        ("reshape(groups, -1) cuts the whole batch: keep a row for each image and group", _norm(("group", 1))),
+        ("divided by the variance: divide by its root", _norm(spread=lambda v, d, e: v.var(d, False, True) + e)),
+        ("weight and bias are exchanged", _norm(affine=lambda y, w, b: y * b + w)),
+        ("the bias is added before the weight multiplies: add it last", _norm(affine=lambda y, w, b: (y + b) * w)),
+        (f"one mean and one variance for everything: {_OWN}", _norm(("map", (0, 1, 2, 3)))),
+        (f"{_PIXEL}: {_WHOLE}", _norm(("image, group, channel", 2))),
+        (f"{_PIXEL}, and groups is ignored", _norm(("map", 1))),
+        (f"{_PIXEL}, of interleaved groups: {_RUN}", _norm(("image, channel, group", 1))),
+        (f"the statistics are over the last dimension only: {_WHOLE}", _norm(("map", 3))),
+        ("groups stands last in the reshape: it comes after the batch", _norm(("image, value, group", 1))),
+        ("the statistics are over the groups: average over what follows, dimension 2", _norm(("image, group", 1))),
+        ("there are always two channels in a group: there are C / groups", _norm(("two channels", 2))),
+        (f"eps limits the variance: {_ADDED}", _norm(spread=lambda v, d, e: v.var(d, False, True).clamp(e).sqrt())),
+        (f"eps is subtracted: {_ADDED}", _norm(eps=lambda given=1e-6: -given)),
+        (f"eps is squared: {_ADDED}", _norm(eps=lambda given=1e-6: given**2)),
+        *(
+            (f"eps is fixed at {fixed}: use the argument, which is 1e-6 by default", _norm(eps=lambda *_, e=fixed: e))
+            for fixed in (1e-3, 1e-5, 1e-6, 1e-8)
+        ),
+        ("the root is taken twice: once is enough", _norm(spread=lambda v, d, e: (v.std(d, False, True) + e).sqrt())),
+        ("multiplied by the standard deviation: divide by it", _norm(spread=lambda *given: 1 / _root(*given))),
+        ("only the mean is subtracted: divide by the standard deviation", _norm(spread=lambda *given: 1.0)),
+        (_RMS, _norm(spread=lambda v, d, e: (v.square().mean(d, True) + e).sqrt())),
         (
-            "this is batch norm: every image has statistics of its own, and channels of a group share theirs",
-            _over(_as_it_is, 0, 2, 3),
+            f"the mean is not subtracted, and {_RMS}",
+            _norm(centre=lambda v, d: 0.0, spread=lambda v, d, e: (v.square().mean(d, True) + e).sqrt()),
+        ),
+        ("the mean is not subtracted", _norm(centre=lambda v, d: 0.0)),
+        (
+            "divided by the root of a sum, as in F.normalize: subtract the mean, and divide by the root of a mean",
+            _norm(centre=lambda v, d: 0.0, spread=lambda v, d, e: v.norm(dim=d, keepdim=True)),
         ),
         (
-            "the statistics are taken over the batch as well: every image has its own, never average over dimension 0",
-            _over(_in_groups, 0, 2, 3, 4),
+            "stretched from 0 to 1: subtract the mean, and divide by the standard deviation",
+            _norm(centre=lambda v, d: v.amin(d, True), spread=lambda v, d, e: v.amax(d, True) - v.amin(d, True) + e),
         ),
         (
-            "one mean and one variance for everything: each group of each image has its own",
-            _over(_as_it_is, 0, 1, 2, 3),
+            f"the statistics are those of the first image: {_OWN}",
+            _norm(centre=lambda v, d: v[:1].mean(d, True), spread=lambda v, d, e: _root(v[:1], d, e)),
         ),
-        (
-            "groups is ignored: the statistics are over all channels of an image (layer norm)",
-            _over(_as_it_is, 1, 2, 3),
-        ),
-        (
-            "every channel has statistics of its own (instance norm): the channels of a group share theirs",
-            _over(_as_it_is, 2, 3),
-        ),
-        (
-            "every pixel has statistics of its own: a group's mean is over its channels and over the whole map",
-            _over(_in_groups, 2),
-        ),
-        ("every pixel has statistics of its own, and groups is ignored", _over(_as_it_is, 1)),
-        (
-            "the statistics are over the last dimension only: a group's mean is over its channels, H and W",
-            _over(_in_groups, 4),
-        ),
-        (
-            "the groups are interleaved (channels 0, G, 2·G, …): a group is a run of neighbouring channels",
-            _over(_in_groups_of, 1, 3, 4),
-        ),
-        (
-            "reshape(groups, -1) cuts the whole batch into groups, across images: keep a row for each image and group",
-            _over(lambda x, groups: (groups, -1), 1),
-        ),
-        (
-            "groups must be the dimension after the batch: as the last one it takes every G-th value of an image",
-            _over(lambda x, groups: (x.shape[0], -1, groups), 1),
-        ),
-        (
-            "every pixel has statistics of its own, and the groups are interleaved: a group is a run of neighbouring "
-            "channels, over the whole map",
-            _over(_in_groups_of, 1),
-        ),
-        (
-            "the statistics are over the groups: each group has its own, so average over what follows, dimension 2",
-            _over(_in_rows, 1),
-        ),
-        (
-            "groups is taken for the number of channels in a group: it is the number of groups",
-            _over(_in_groups_of, 2, 3, 4),
-        ),
-        (
-            "the variance divides by N - 1, PyTorch's default: group norm divides by N, unbiased=False",
-            _from_statistics(lambda v, mean, var, eps: (v - mean) / (v.var(2, keepdim=True) + eps).sqrt()),
-        ),
-        (
-            "eps is added to the standard deviation: it belongs under the root, to the variance",
-            _from_statistics(lambda v, mean, var, eps: (v - mean) / (var.sqrt() + eps)),
-        ),
-        (
-            "this is divided by the standard deviation of N - 1, and eps is outside the root: look at both",
-            _from_statistics(lambda v, mean, var, eps: (v - mean) / (v.std(2, keepdim=True) + eps)),
-        ),
-        ("eps is missing: it is added to the variance, under the root", _fixed_eps(0.0)),
-        ("eps is fixed at 1e-5: use the argument, which is 1e-6 by default", _fixed_eps(1e-5)),
-        ("eps is fixed at 1e-6: use the argument", _fixed_eps(1e-6)),
-        (
-            "the default of eps is 1e-5: in Stable Diffusion's autoencoder it is 1e-6",
-            lambda x, g, w, b, eps=1e-5: F.group_norm(x, g, w, b, eps),
-        ),
-        (
-            "divided by the variance: divide by its root, the standard deviation",
-            _from_statistics(lambda v, mean, var, eps: (v - mean) / (var + eps)),
-        ),
-        (
-            "the mean is not subtracted",
-            _from_statistics(lambda v, mean, var, eps: v / (var + eps).sqrt()),
-        ),
-        (
-            "divided by the root mean square: the variance is the mean square of the distances to the mean",
-            _from_statistics(lambda v, mean, var, eps: (v - mean) / (v.pow(2).mean(2, keepdim=True) + eps).sqrt()),
-        ),
-        (
-            "divided by the root mean square, and the mean is not subtracted (RMS norm)",
-            _from_statistics(lambda v, mean, var, eps: v / (v.pow(2).mean(2, keepdim=True) + eps).sqrt()),
-        ),
-        (
-            "only the mean is subtracted: divide by the standard deviation",
-            _from_statistics(lambda v, mean, var, eps: v - mean),
-        ),
-        ("weight and bias are missing", _then(lambda y, g, w, b: y)),
-        ("weight is missing", _then(lambda y, g, w, b: y + _per_channel(b))),
-        ("bias is missing", _then(lambda y, g, w, b: y * _per_channel(w))),
-        ("weight and bias are exchanged", _then(lambda y, g, w, b: y * _per_channel(b) + _per_channel(w))),
-        (
-            "the bias is added before the weight multiplies: multiply first, then add",
-            _then(lambda y, g, w, b: (y + _per_channel(b)) * _per_channel(w)),
-        ),
-        (f"weight and bias run along the width: {_PER_CHANNEL}", _then(lambda y, g, w, b: y * w + b)),
-        (
-            f"weight and bias run along the height: {_PER_CHANNEL}",
-            _then(lambda y, g, w, b: y * w[:, None] + b[:, None]),
-        ),
-        (f"the bias runs along the width: {_PER_CHANNEL}", _then(lambda y, g, w, b: y * _per_channel(w) + b)),
-        (
-            "one weight and one bias for a whole group: every channel has its own",
-            _then(
-                lambda y, g, w, b: (
-                    y * _per_channel(w[:g].repeat_interleave(len(w) // g))
-                    + _per_channel(b[:g].repeat_interleave(len(b) // g))
-                )
-            ),
-        ),
-        (
-            "weight and bias act before the normalisation, which takes them away again: they come after it",
-            lambda x, g, w, b, eps=1e-6: F.group_norm(x * _per_channel(w) + _per_channel(b), g, eps=eps),
-        ),
+        ("weight is missing", _norm(affine=lambda y, w, b: y + b)),
+        ("the sign of the bias: it is added", _norm(affine=lambda y, w, b: y * w - b)),
+        ("weight is added: it multiplies", _norm(affine=lambda y, w, b: y + w + b)),
+        (f"weight and bias run along the height: {_C11}", _norm(affine=lambda y, w, b: y * w[..., 0] + b[..., 0])),
+        (f"the bias runs along the width: {_C11}", _norm(affine=lambda y, w, b: y * w + b.flatten())),
         # by their exceptions
-        *(
-            (_KEEPDIM, _misfit(view, view, dims, keepdim=False))
-            for view, dims in (
-                (_in_rows, (2,)),
-                (_in_groups, (2, 3, 4)),
-                (_in_groups_of_rows, (2, 3)),
-                (_in_rows_of_all, (1,)),
-            )
-        ),
-        (_KEEPDIM, lambda x, g, w, b, eps=1e-6: (first := x.chunk(g, dim=1)[0]) - first.mean((1, 2, 3))),
-        *(
-            (
-                "mean or var does not fit x, for it belongs to the reshaped values: normalise these, then reshape back",
-                _misfit(_as_it_is, view, dims, keepdim),
-            )
-            for view, dims, keepdim in (
-                (_in_rows, (2,), False),
-                (_in_rows, (2,), True),
-                (_in_groups, (2, 3, 4), True),
-            )
-        ),
+        (_KEEPDIM, _norm(centre=lambda v, d: v.mean(d))),
+        (_KEEPDIM, _norm(("image, group, channel", (2, 3, 4)), centre=lambda v, d: v.mean(d))),
+        (_KEEPDIM, _norm(("image, group, row", (2, 3)), centre=lambda v, d: v.mean(d))),
+        (_KEEPDIM, _norm(("image and group", 1), centre=lambda v, d: v.mean(d))),
+        (_KEEPDIM, lambda x, groups, w, b, eps=1e-6: (part := x[:, : x.shape[1] // groups]) - part.mean((1, 2, 3))),
+        (_UNFIT, _norm(numerator=lambda x, v: x)),
+        (_UNFIT, _norm(numerator=lambda x, v: x, centre=lambda v, d: v.mean(d))),
+        (_UNFIT, _norm(("image, group, channel", (2, 3, 4)), numerator=lambda x, v: x)),
+        ("32 groups are fixed: use the argument", lambda x, groups, w, b, eps=1e-6: F.group_norm(x, 32, w, b, eps)),
     ]
 )
 
+for _shape in ((-1, 1, 1), (1, -1, 1, 1), (1, -1, 1), (-1,)):
 
-@GROUP_NORM_MISTAKES(
-    "the channels are moved to the end before they are grouped: a group is a run of channels, dimension 1"
-)
-def norm_with_channels_last(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    @GROUP_NORM_MISTAKES("weight and bias meet the rows of the groups: bring these back to the shape of x first")
+    def norm_of_rows(x, groups, weight, bias, eps=1e-6, shape=_shape):
+        rows = F.group_norm(x, groups, eps=eps).reshape(len(x), groups, -1)
+        return rows * weight.reshape(shape) + bias.reshape(shape)
+
+
+@GROUP_NORM_MISTAKES("one weight and one bias for a whole group: every channel has its own")
+def norm_with_weights_of_groups(x, groups, weight, bias, eps=1e-6):
+    size = x.shape[1] // groups
+    return F.group_norm(x, groups, weight[:groups].repeat_interleave(size), bias[:groups].repeat_interleave(size), eps)
+
+
+@GROUP_NORM_MISTAKES("weight and bias act before the normalisation, which takes them away again: they come after it")
+def norm_of_the_affine_map(x, groups, weight, bias, eps=1e-6):
+    return F.group_norm(x * weight[:, None, None] + bias[:, None, None], groups, eps=eps)
+
+
+@GROUP_NORM_MISTAKES("the channels are moved to the end before they are grouped: a group is a run of dimension 1")
+def norm_with_channels_last(x, groups, weight, bias, eps=1e-6):
     moved = x.permute(0, 2, 3, 1)
-    values = moved.reshape(x.shape[0], groups, -1)
-    var, mean = torch.var_mean(values, 2, correction=0, keepdim=True)
-    return ((values - mean) / (var + eps).sqrt()).reshape(moved.shape).mul(weight).add(bias).permute(0, 3, 1, 2)
+    rows = F.layer_norm(moved.reshape(len(x), groups, -1), (x[0].numel() // groups,), eps=eps)
+    return (rows.reshape(moved.shape) * weight + bias).permute(0, 3, 1, 2)
 
 
-_LAST_GROUP = "the last group is forgotten: a loop over all groups is range(groups)"
+for _missed, _rest in itertools.product(
+    ("the last group is", "all groups but the first are"), (torch.zeros_like, torch.clone)
+):
+
+    @GROUP_NORM_MISTAKES(f"{_missed} left out: a loop over all is range(groups), and the return stands behind it")
+    def norm_of_some_groups(x, groups, weight, bias, eps=1e-6, missed=_missed, rest=_rest):
+        result, size = rest(x), x.shape[1] // groups
+        for group in range(1 if "but" in missed else groups - 1):
+            run = slice(group * size, (group + 1) * size)
+            result[:, run] = F.group_norm(x[:, run], 1, eps=eps)
+        return result * weight[:, None, None] + bias[:, None, None]
 
 
-@GROUP_NORM_MISTAKES(_LAST_GROUP)
-def norm_without_the_last_group(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-    result, size = torch.zeros_like(x), x.shape[1] // groups
-    for group in range(groups - 1):
-        run = slice(group * size, (group + 1) * size)
-        result[:, run] = F.group_norm(x[:, run], 1, eps=eps)
-    return result * _per_channel(weight) + _per_channel(bias)
+def _norm_probe(shape, groups, *eps, scale=1.0):
+    x, weight, bias = probe(shape, shape[1:2], shape[1:2])
+    return (scale * x, groups, weight, bias, *eps)
 
 
-@GROUP_NORM_MISTAKES(_LAST_GROUP)
-def norm_keeping_the_last_group(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-    result, size = x.clone(), x.shape[1] // groups
-    for group in range(groups - 1):
-        run = slice(group * size, (group + 1) * size)
-        result[:, run] = F.group_norm(x[:, run], 1, eps=eps)
-    return result * _per_channel(weight) + _per_channel(bias)
-
-
-@GROUP_NORM_MISTAKES("only the first group is normalised: every group is, does the return stand inside the loop?")
-def norm_of_the_first_group(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-    result, size = torch.zeros_like(x), x.shape[1] // groups
-    result[:, :size] = F.group_norm(x[:, :size], 1, eps=eps)
-    return result * _per_channel(weight) + _per_channel(bias)
-
-
-@GROUP_NORM_MISTAKES("the statistics are those of the first image: every image has its own")
-def norm_by_the_first_image(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-    values = x.reshape(x.shape[0], groups, -1)
-    var, mean = torch.var_mean(values[:1], 2, correction=0, keepdim=True)
-    return ((values - mean) / (var + eps).sqrt()).reshape(x.shape) * _per_channel(weight) + _per_channel(bias)
-
-
-@GROUP_NORM_MISTAKES("multiplied by the standard deviation: divide by it")
-def norm_multiplied(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-    values = x.reshape(x.shape[0], groups, -1)
-    var, mean = torch.var_mean(values, 2, correction=0, keepdim=True)
-    return ((values - mean) * (var + eps).sqrt()).reshape(x.shape) * _per_channel(weight) + _per_channel(bias)
-
-
-@GROUP_NORM_MISTAKES("eps is subtracted: it is added to the variance, under the root")
-def norm_less_eps(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-    values = x.reshape(x.shape[0], groups, -1)
-    var, mean = torch.var_mean(values, 2, correction=0, keepdim=True)
-    return ((values - mean) / (var - eps).sqrt()).reshape(x.shape) * _per_channel(weight) + _per_channel(bias)
-
-
-@GROUP_NORM_MISTAKES("the sign of the bias: it is added")
-def norm_less_bias(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-    return F.group_norm(x, groups, weight, -bias, eps)
-
-
-def _norm_probe(
-    batch: int, channels: int, size: tuple[int, int], groups: int, *eps: float, flat: bool = False
-) -> Probe:
-    x, weight, bias = probe((batch, channels, *size), (channels,), (channels,))
-    return (1e-3 * x if flat else x, groups, weight, bias, *eps)
-
+_NORM_PROBES = [
+    _norm_probe((3, 8, 8, 8), 2, 1e-6),
+    _norm_probe((2, 6, 3, 5), 3, 1e-6, scale=1e-3),
+    _norm_probe((1, 6, 4, 3), 3, 0.1),
+    _norm_probe((2, 6, 2, 5), 2, scale=1e-3),
+]
 
 # 03.2
 
 SILU_MISTAKES = Mistakes(
     [
-        ("this is σ(x) alone: multiply it by x", torch.sigmoid),
-        ("this is ReLU: it is 0 for every negative x, SiLU is not", torch.relu),
-        ("this is GELU: x · σ(x) is asked for", F.gelu),
-        ("this is GELU: x · σ(x) is asked for", lambda x: F.gelu(x, approximate="tanh")),
-        ("this is the quick version of GELU: nothing multiplies x inside of σ", lambda x: x * (1.702 * x).sigmoid()),
-        ("this is tanh(x): x · σ(x) is asked for", torch.tanh),
-        ("this is x · tanh(x): σ is the sigmoid, between 0 and 1", lambda x: x * x.tanh()),
-        ("this is Mish: x · σ(x) is asked for", F.mish),
-        ("this is softplus: x · σ(x) is asked for", F.softplus),
-        ("this is log σ(x): x · σ(x) is asked for", F.logsigmoid),
-        ("this is ELU: x · σ(x) is asked for", F.elu),
-        ("this is leaky ReLU: x · σ(x) is asked for", F.leaky_relu),
-        ("this is the hard, piecewise version: use the sigmoid itself", F.hardswish),
+        *(
+            (f"this is {name}: x · σ(x) is asked for", activation)
+            for name, activation in (
+                ("σ(x) alone", torch.sigmoid),
+                ("σ(x) alone", lambda x: x.exp() / (1 + x.exp())),
+                ("1 - σ(x), without x", lambda x: (-x).sigmoid()),
+                ("log σ(x)", F.logsigmoid),
+                ("x · log σ(x)", lambda x: x * F.logsigmoid(x)),
+                ("x · log σ(x)", lambda x: x * x.sigmoid().log()),
+                ("|x| · σ(x)", lambda x: x.abs() * x.sigmoid()),
+                ("x² · σ(x)", lambda x: x * F.silu(x)),
+                ("x · σ(x)²", lambda x: x.sigmoid() * F.silu(x)),
+                ("σ(x · σ(x))", lambda x: F.silu(x).sigmoid()),
+                ("SiLU's slope", lambda x: x.sigmoid() * (1 + x * (1 - x.sigmoid()))),
+                ("the slope of σ", lambda x: x.sigmoid() * (1 - x.sigmoid())),
+                ("tanh(x)", torch.tanh),
+                ("GELU", F.gelu),
+                ("GELU", lambda x: F.gelu(x, approximate="tanh")),
+                ("Mish", F.mish),
+                ("softplus", F.softplus),
+                ("softplus", lambda x: torch.log(1 + x.exp())),
+                ("softsign, x / (1 + |x|)", F.softsign),
+                ("ELU", F.elu),
+                ("SELU", F.selu),
+                ("ReLU, which is 0 for every negative x", torch.relu),
+                *(("leaky ReLU", lambda x, slope=slope: F.leaky_relu(x, slope)) for slope in (0.01, 0.1, 0.2)),
+                ("hard swish, which is piecewise", F.hardswish),
+                ("the hard sigmoid alone", F.hardsigmoid),
+                ("ReLU6", F.relu6),
+                ("x · softplus(x)", lambda x: x * F.softplus(x)),
+                ("x · exp(x)", lambda x: x * x.exp()),
+                ("x + x · σ(x)", lambda x: x + F.silu(x)),
+                ("x · σ(|x|)", lambda x: x * x.abs().sigmoid()),
+                ("x · σ(x²)", lambda x: x * x.square().sigmoid()),
+                ("x / (1 + 2⁻ˣ)", lambda x: x / (1 + 2.0**-x)),
+                ("softmax alone", lambda x: x.softmax(-1)),
+                ("GLU, which multiplies one half of x by σ of the other", F.glu),
+                *(
+                    ("x itself for x > 0", lambda x, left=left: torch.where(x > 0, x, left(x)))
+                    for left in (F.silu, lambda x: x * x.exp(), lambda x: -x * x.exp())
+                ),
+            )
+        ),
+        *(
+            ("tanh stands in the place of σ: σ is the sigmoid, between 0 and 1", code)
+            for code in (
+                lambda x: x * x.tanh(),
+                lambda x: x * (x / 2).tanh(),
+                lambda x: x * (1 + x.tanh()),
+                lambda x: F.silu(x) - x / 2,
+            )
+        ),
+        *(
+            (
+                "a number multiplies x inside of σ, as in the quick GELU: σ(x) takes x itself",
+                lambda x, b=b: x * (b * x).sigmoid(),
+            )
+            for b in (1.702, 1.7, 1.5, 2.0, 0.5)
+        ),
+        *(
+            ("softmax weighs the values against each other: σ takes each alone", lambda x, dim=dim: x * x.softmax(dim))
+            for dim in (-1, 0, 1)
+        ),
+        *(
+            ("x is clamped: torch.sigmoid copes with every x", lambda x, most=most: F.silu(x.clamp(max=most)))
+            for most in (10, 20, 50, 80, 88, 100)
+        ),
         ("the sign in the exponent: σ(x) = 1 / (1 + exp(-x))", lambda x: x * (-x).sigmoid()),
-        ("1 - σ(x) stands where σ(x) belongs, and x is missing", lambda x: (-x).sigmoid()),
+        ("the sign in the exponent: σ(x) = 1 / (1 + exp(-x))", lambda x: x * torch.exp(-x) / (1 + torch.exp(-x))),
+        ("the sign in the denominator: σ(x) = 1 / (1 + exp(-x))", lambda x: x / (1 - torch.exp(-x))),
+        ("the denominator has no brackets: σ(x) = 1 / (1 + exp(-x))", lambda x: x / 1 + torch.exp(-x)),
         ("x is added: it is multiplied by σ(x)", lambda x: x + x.sigmoid()),
-        ("x · σ(x) is passed through a sigmoid again: multiply only", lambda x: (x * x.sigmoid()).sigmoid()),
+        ("σ(x) is subtracted: it multiplies x", lambda x: x - x.sigmoid()),
+        ("x is divided by σ(x): it is multiplied by it", lambda x: x / x.sigmoid()),
+        ("the sign: x · σ(x) is positive for x > 0", lambda x: -x * x.sigmoid()),
         ("negative values are cut off: SiLU is negative for x < 0", lambda x: F.silu(x).relu()),
-        (
-            "only σ is cut off at negative x: it multiplies every x",
-            lambda x: torch.where(x > 0, F.silu(x), x.sigmoid()),
-        ),
-        ("x is squared: x · σ(x) is asked for", lambda x: x * F.silu(x)),
-        ("σ is squared: x · σ(x) is asked for", lambda x: x.sigmoid() * F.silu(x)),
-        (
-            "exp overflows for large x and leaves NaN: use torch.sigmoid",
-            lambda x: x * x.exp() / (1 + x.exp()),
-        ),
+        ("small values become 0: σ(x) is never 0", lambda x: torch.where(x < -5, 0.0, F.silu(x))),
+        ("σ is cut off at negative x: it multiplies every x", lambda x: torch.where(x > 0, F.silu(x), x.sigmoid())),
+        ("exp overflows for large x and leaves NaN: use torch.sigmoid", lambda x: x * x.exp() / (1 + x.exp())),
+        ("0 replaces the NaN of an overflow: use torch.sigmoid", lambda x: (x * x.exp() / (1 + x.exp())).nan_to_num(0)),
+        ("the values are summed: every value of x has a result of its own", lambda x: F.silu(x).sum()),
+        ("the values are averaged: every value of x has a result of its own", lambda x: F.silu(x).mean()),
+        # by their exceptions
+        ("math.exp takes a single number: use torch.exp, or torch.sigmoid", lambda x: x / (1 + math.exp(-x))),
+        ("item() takes a single number: a formula takes all values", lambda x: x.item()),
+        ("if, max and min decide for a single number: a formula takes all values", lambda x: x if x > 0 else -x),
     ]
 )
-
-
-@SILU_MISTAKES("this is softsign, x / (1 + |x|): x · σ(x) is asked for, and σ(x) = 1 / (1 + exp(-x))")
-def softsign(x: Tensor) -> Tensor:
-    return x / (1 + x.abs())
-
-
-@SILU_MISTAKES("x is divided by σ(x): it is multiplied by it")
-def silu_divided(x: Tensor) -> Tensor:
-    return x / torch.sigmoid(x)
-
-
-@SILU_MISTAKES("softmax weighs the values of x against each other: σ is the sigmoid, of each value by itself")
-def silu_by_softmax(x: Tensor) -> Tensor:
-    return x * torch.softmax(x, dim=-1)
-
-
-@SILU_MISTAKES("this is σ(x) · (1 - σ(x)), the sigmoid's slope: x · σ(x) is asked for")
-def slope_of_the_sigmoid(x: Tensor) -> Tensor:
-    return torch.sigmoid(x) * (1 - torch.sigmoid(x))
-
-
-@SILU_MISTAKES("this is SELU: x · σ(x) is asked for")
-def selu(x: Tensor) -> Tensor:
-    return F.selu(x)
-
-
-@SILU_MISTAKES("the sign: x · σ(x) is asked for, which is positive for x > 0")
-def silu_negative(x: Tensor) -> Tensor:
-    return -x * torch.sigmoid(x)
-
-
 _SILU_PROBES = [(3 * probe((4, 6, 5, 2))[0],), (torch.tensor([-200.0, -100.0, -1.0, 0.0, 1.0, 100.0, 200.0]),)]
 
 # 03.3
 
 
-def _mixed(pattern: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return lambda x, weight, bias: torch.einsum(pattern, weight, x) + _per_channel(bias)
+def _mixed(
+    there=lambda x: x.permute(0, 2, 3, 1),
+    matrix=lambda weight: weight.T,
+    bias=lambda y, values: y + values,
+    back=lambda y: y.permute(0, 3, 1, 2),
+):
+    """The matrix of every pixel, with the channels at the end, and some of its stages made otherwise."""
+    return lambda x, weight, values: back(bias(there(x) @ matrix(weight), values))
 
 
-def _without_permutation(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    batch, channels, height, width = x.shape
-    return (x.reshape(batch, height * width, channels) @ weight.T + bias).reshape(batch, -1, height, width)
+def _along(dim):
+    """Add the bias along another dimension of (B, H, W, out)."""
+    return lambda y, values: (y.movedim(dim, -1) + values).movedim(-1, dim)
 
 
-def _back_without_permutation(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.linear(x.permute(0, 2, 3, 1), weight, bias).reshape(x.shape[0], -1, *x.shape[2:])
-
-
-def _in_without_permutation(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.linear(x.reshape(x.shape[0], *x.shape[2:], x.shape[1]), weight, bias)
-
-
-_TORN = "reshape does not move the channels to the end, it tears the pixels apart: permute or transpose first"
-_MIXES_SPACE = "the matrix belongs to the channels, dimension 1"
+_OUT = "it has a value for every output channel, so give it the shape (out, 1, 1)"
+_TORN = "it tears the pixels apart, permute or transpose"
+_MIXES = "the matrix belongs to the channels, dimension 1"
+_EACH = "every pixel of every image keeps its own result"
+_SUM = "every output is a sum over all inputs"
+_ONLY = "only the matrix and the bias are asked for"
+_POINTWISE = [
+    (f"reshape does not move the channels: {_TORN}", but(there=lambda x: x.reshape(len(x), *x.shape[2:], x.shape[1]))),
+    (f"reshape does not bring the channels back: {_TORN}", but(back=lambda y: y.reshape(len(y), -1, *y.shape[1:3]))),
+    ("the channels are last in the result: bring them back to dimension 1", but(back=lambda y: y)),
+    ("height and width are exchanged in the result", but(back=lambda y: y.permute(0, 3, 2, 1))),
+    ("permute(0, 2, 3, 1) does not undo itself: permute(0, 3, 1, 2) does", but(back=lambda y: y.permute(0, 2, 3, 1))),
+    ("the matrix is transposed: its rows belong to the outputs, (out, in)", but(matrix=lambda w: w)),
+    (f"the products are averaged: {_SUM}", but(matrix=lambda w: w.T / w.shape[1])),
+    ("the bias is missing", but(bias=lambda y, b: y)),
+    ("the sign of the bias: it is added", but(bias=lambda y, b: y - b)),
+    ("the bias multiplies: it is added", but(bias=lambda y, b: y * b)),
+    ("one bias for all outputs: each has its own", but(bias=lambda y, b: y + b[0])),
+    (f"the bias runs along the width: {_OUT}", but(bias=_along(2))),
+    (f"the bias runs along the height: {_OUT}", but(bias=_along(1))),
+    (f"the bias runs along the batch: {_OUT}", but(bias=_along(0))),
+    (f"SiLU at the end: {_ONLY}", but(back=lambda y: F.silu(y).permute(0, 3, 1, 2))),
+    (f"ReLU at the end: {_ONLY}", but(back=lambda y: F.relu(y).permute(0, 3, 1, 2))),
+]
 POINTWISE_MISTAKES = Mistakes(
     [
-        ("the matrix is transposed: its rows belong to the outputs, (out, in)", _mixed("io,bihw->bohw")),
-        ("the bias is missing", lambda x, w, b: torch.einsum("oi,bihw->bohw", w, x)),
-        ("the sign of the bias: it is added", lambda x, w, b: torch.einsum("oi,bihw->bohw", w, x) - _per_channel(b)),
-        (
-            "the bias is added before the matrix: it has a value for every output, so it comes after",
-            lambda x, w, b: torch.einsum("oi,bihw->bohw", w, x + _per_channel(b)),
+        *((message, _mixed(**stages)) for message, stages in _POINTWISE),
+        ("the channels are last, height and width exchanged", _mixed(lambda x: x.transpose(1, 3), back=lambda y: y)),
+        ("the result is still a row of pixels: make a map of it", lambda x, w, b: F.linear(x.flatten(2).mT, w, b)),
+        (f"the matrix mixes the columns of the map: {_MIXES}", F.linear),
+        (f"the matrix mixes the columns of the map: {_MIXES}", lambda x, w, b: x @ w.T + b[:, None, None]),
+        (f"the matrix mixes the columns of the map: {_MIXES}", lambda x, w, b: x @ w + b[:, None, None]),
+        (f"the matrix mixes the rows of the map: {_MIXES}", lambda x, w, b: w @ x + b[:, None, None]),
+        (f"the matrix mixes the rows of the map: {_MIXES}", lambda x, w, b: w @ x + b),
+        (f"the images are mixed: {_MIXES}", lambda x, w, b: torch.einsum("oi,ichw->ochw", w, x) + b[:, None, None]),
+        ("the bias is added before the matrix: add it last", lambda x, w, b: pointwise(x + b[:, None, None], w, 0 * b)),
+        (f"only the diagonal is used: {_SUM}", lambda x, w, b: w.diagonal()[:, None, None] * x + b[:, None, None]),
+        ("the matrix is summed before it meets pixels", lambda x, w, b: pointwise(x.sum(1, True), w.sum(1, True), b)),
+        (f"products are not summed: {_SUM}", lambda x, w, b: w[:, :, None, None] * x[:, None] + b[:, None, None, None]),
+        ("inputs replace each other in the loop: add them", lambda x, w, b: pointwise(x[:, -1:], w[:, -1:], b)),
+        ("the bias is added once for every input: once is enough", lambda x, w, b: pointwise(x, w, x.shape[1] * b)),
+        *(
+            (f"only the first inputs are used: {_SUM}", lambda x, w, b, n=n: pointwise(x[:, :n], w[:, :n], b))
+            for n in (1, 2, 3)
         ),
         (
-            "the bias runs along the width: it has a value for every output channel, so give it the shape (out, 1, 1)",
-            lambda x, w, b: torch.einsum("oi,bihw->bohw", w, x) + b,
+            f"the largest product is taken: {_SUM}",
+            lambda x, w, b: (w[..., None, None] * x[:, None]).amax(2) + b[:, None, None],
         ),
-        (
-            "the bias runs along the height: it has a value for every output channel, so give it the shape (out, 1, 1)",
-            lambda x, w, b: torch.einsum("oi,bihw->bohw", w, x) + b[:, None],
+        ("the matrix is put through softmax: take it as it is", lambda x, w, b: pointwise(x, w.softmax(1), b)),
+        ("only the first output is made: there is one for each row", lambda x, w, b: pointwise(x, w[:1], b[:1])),
+        (f"only the first image is used: {_EACH}", lambda x, w, b: pointwise(x[:1], w, b)),
+        (f"the images are added up: {_EACH}", lambda x, w, b: pointwise(x.sum(0, True), w, b)),
+        (f"the images are added up: {_EACH}", lambda x, w, b: pointwise(x.sum(0, True), w, b)[0]),
+        (f"the pixels are averaged: {_EACH}", lambda x, w, b: pointwise(x.mean((2, 3), True).expand_as(x), w, b)),
+        *(
+            (
+                f"rows or columns are summed or averaged: {_EACH}",
+                lambda x, w, b, take=take, dims=dims: pointwise(take(x, dims, True), w, b),
+            )
+            for take in (torch.sum, torch.mean)
+            for dims in (2, 3, (2, 3))
         ),
-        (f"the matrix mixes the columns of the map: {_MIXES_SPACE}", F.linear),
-        (f"the matrix mixes the columns of the map: {_MIXES_SPACE}", _mixed("oi,bchi->bcho")),
-        (f"the matrix mixes the columns of the map: {_MIXES_SPACE}", lambda x, w, b: x @ w + _per_channel(b)),
-        (f"the matrix mixes the rows of the map: {_MIXES_SPACE}", _mixed("oi,bciw->bcow")),
-        (f"the matrix mixes the rows of the map: {_MIXES_SPACE}", lambda x, w, b: w @ x + b),
-        (f"the matrix mixes the images of the batch: {_MIXES_SPACE}", _mixed("oi,ichw->ochw")),
+        (f"neighbouring pixels are mixed: {_EACH}", lambda x, w, b: pointwise(F.avg_pool2d(x, 3, 1, 1), w, b)),
+        (f"neighbouring pixels are mixed: {_EACH}", lambda x, w, b: pointwise(9 * F.avg_pool2d(x, 3, 1, 1), w, b)),
+        ("the map is padded: a 1×1 convolution keeps its size", lambda x, w, b: pointwise(F.pad(x, [1] * 4), w, b)),
+        (f"the input is added: {_ONLY}", lambda x, w, b: x + pointwise(x, w, b)),
+        (f"the input is added: {_ONLY}", lambda x, w, b: x[:, :1] + pointwise(x, w, b)),
+        ("height and width are exchanged", lambda x, w, b: pointwise(x, w, b).reshape(len(x), -1, *x.mT.shape[2:])),
+        ("the height is taken for the width", lambda x, w, b: pointwise(x.reshape(*x.shape[:3], x.shape[2]), w, b)),
+        # by their exceptions
+        ("F.conv2d takes a weight of four dimensions: weight[:, :, None, None]", F.conv2d),
         (
-            "the channels are last in the result: bring them back to dimension 1",
-            lambda x, w, b: F.linear(x.permute(0, 2, 3, 1), w, b),
-        ),
-        (
-            "height and width are exchanged in the result",
-            lambda x, w, b: F.linear(x.permute(0, 3, 2, 1), w, b).permute(0, 3, 1, 2),
-        ),
-        (
-            "the channels are last in the result, and height and width exchanged: undo what moved the channels",
-            lambda x, w, b: F.linear(x.transpose(1, 3), w, b),
-        ),
-        (
-            "permute by the same numbers does not undo a permute: from (B, H, W, out), permute(0, 3, 1, 2) leads back",
-            lambda x, w, b: F.linear(x.permute(0, 2, 3, 1), w, b).permute(0, 2, 3, 1),
-        ),
-        (
-            "the matrix is transposed, and the channels are last in the result: look at both",
-            lambda x, w, b: x.permute(0, 2, 3, 1) @ w + b,
-        ),
-        (_TORN, _without_permutation),
-        (_TORN, lambda x, w, b: _in_without_permutation(x, w, b).permute(0, 3, 1, 2)),
-        (_TORN, _in_without_permutation),
-        (
-            "reshape does not bring the channels back to dimension 1, it tears the pixels apart: permute or transpose",
-            _back_without_permutation,
-        ),
-        (
-            "only the diagonal of the matrix is used: every output is a sum over all inputs",
-            lambda x, w, b: _per_channel(w.diagonal()) * x + _per_channel(b),
-        ),
-        (
-            "the rows of the matrix are summed before the pixel is multiplied: multiply, then sum over the inputs",
-            lambda x, w, b: _per_channel(w.sum(1)) * x.sum(1, keepdim=True) + _per_channel(b),
-        ),
-        (
-            "the pixels are averaged: every pixel keeps its own result",
-            lambda x, w, b: pointwise(x, w, b).mean((2, 3), keepdim=True).expand(-1, -1, *x.shape[2:]),
+            "F.conv2d takes a weight of four dimensions: weight[:, :, None, None]",
+            lambda x, w, b: F.conv2d(x, w[..., None], b),
         ),
     ]
 )
 
 
-@POINTWISE_MISTAKES("in the loop, each input takes the place of the one before: add them up, with +=")
-def pointwise_of_the_last_input(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    result = torch.zeros(x.shape[0], len(weight), *x.shape[2:])
-    for o in range(len(weight)):
-        for i in range(x.shape[1]):
-            result[:, o] = weight[o, i] * x[:, i] + bias[o]
-    return result
-
-
-@POINTWISE_MISTAKES("the bias is added once for every input: once for an output is enough, after the sum")
-def pointwise_with_many_biases(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    result = torch.zeros(x.shape[0], len(weight), *x.shape[2:])
-    for o in range(len(weight)):
-        for i in range(x.shape[1]):
-            result[:, o] += weight[o, i] * x[:, i] + bias[o]
-    return result
-
-
-@POINTWISE_MISTAKES("the products are averaged: every output is the sum over all inputs")
-def pointwise_averaged(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.einsum("oi,bihw->bohw", weight, x) / x.shape[1] + _per_channel(bias)
-
-
-@POINTWISE_MISTAKES("only the first input channel is used: every output is a sum over all inputs")
-def pointwise_of_the_first_input(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return x[:, :1] * _per_channel(weight[:, 0]) + _per_channel(bias)
-
-
-@POINTWISE_MISTAKES("the input is added: here only the matrix and the bias are asked for")
-def pointwise_with_its_input(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return x + pointwise(x, weight, bias)
+@POINTWISE_MISTAKES("x is overwritten in the loop: every output begins with the pixels as they were")
+def pointwise_of_a_changed_input(x, weight, bias):
+    outputs = []
+    for row, value in zip(weight, bias, strict=True):
+        x = x * row[:, None, None]
+        outputs.append(x.sum(1) + value)
+    return torch.stack(outputs, dim=1)
 
 
 # 03.4
 
 
-def _block(forward: Callable[[Any, Tensor], Tensor]) -> type[ResnetBlock]:
-    """The right layers, used in another way."""
+def _block(
+    first=lambda s, x: s.conv1(F.silu(s.norm1(x))),
+    second=lambda s, hidden, x: s.conv2(F.silu(s.norm2(hidden))),
+    end=lambda s, x, hidden: s.conv_shortcut(x) + hidden,
+):
+    """The right layers, with some stages of forward made otherwise."""
 
-    class Wrong(ResnetBlock):
-        def forward(self, x: Tensor) -> Tensor:
-            return forward(self, x)
+    class Mistaken(ResnetBlock):
+        def forward(self, x):
+            return end(self, x, second(self, first(self, x), x))
 
-    return Wrong
+    return Mistaken
 
 
-def _made(**layers: Callable[[int, int, int], nn.Module | None]) -> type[ResnetBlock]:
-    """Some layers made in another way."""
+def _made(norms=None, convs=None, **layers):
+    """Some layers made in another way, by functions of their channels and groups; `layers`: of in, out and groups."""
 
-    class Wrong(ResnetBlock):
-        def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+    class Mistaken(ResnetBlock):
+        def __init__(self, in_channels, out_channels, groups):
             super().__init__(in_channels, out_channels, groups)
+            if norms:
+                self.norm1, self.norm2 = (norms(channels, groups) for channels in (in_channels, out_channels))
+            if convs:
+                self.conv1, self.conv2 = (convs(channels, out_channels) for channels in (in_channels, out_channels))
             for name, make in layers.items():
                 setattr(self, name, make(in_channels, out_channels, groups))
 
-    return Wrong
+    return Mistaken
 
 
-def _shortcut(size: int = 1, bias: bool = True) -> Callable[[int, int, int], nn.Module]:
+def _conv3(i, o, **options):
+    return nn.Conv2d(i, o, 3, padding=1, **options)
+
+
+def _shortcut(size=1, bias=True):
     return lambda i, o, g: nn.Identity() if i == o else nn.Conv2d(i, o, size, padding=size // 2, bias=bias)
 
 
-def _branch(block: Any, x: Tensor, before_conv1: Any = F.silu, before_conv2: Any = F.silu) -> Any:
-    hidden = block.conv1(before_conv1(block.norm1(x)))
-    return block.conv2(before_conv2(block.norm2(hidden)))
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def _activated_by(act: Any) -> type[ResnetBlock]:
-    return _block(lambda s, x: s.conv_shortcut(x) + _branch(s, x, act, act))
+def _halves(half):
+    """Both halves of the branch, each made of its norm and its convolution."""
+    return but(
+        first=lambda s, x: half(x, s.norm1, s.conv1),
+        second=lambda s, hidden, x: half(hidden, s.norm2, s.conv2),
+    )
 
 
 _PRE = "the order is norm, SiLU, convolution"
-_FROM_X = "it starts from x itself"
+_FROM_X = "it takes x itself"
+_LAST = "nothing comes after the sum"
+_BRANCH_FIRST = "first the whole branch, then the sum"
+_FIRSTS = [
+    ("the SiLU before conv1 is missing", but(first=lambda s, x: s.conv1(s.norm1(x)))),
+    ("the SiLU before conv2 is missing", but(second=lambda s, h, x: s.conv2(s.norm2(h)))),
+    ("both SiLUs are missing", _halves(lambda x, norm, conv: conv(norm(x)))),
+    *(
+        (f"the activation is {name}: SiLU is asked for", _halves(lambda x, norm, conv, act=act: conv(act(norm(x)))))
+        for name, act in (
+            ("ReLU", F.relu),
+            ("leaky ReLU", F.leaky_relu),
+            ("GELU", F.gelu),
+            ("tanh", torch.tanh),
+            ("sigmoid, without the factor x", torch.sigmoid),
+        )
+    ),
+    (f"the activation stands before the norm: {_PRE}", _halves(lambda x, norm, conv: conv(norm(F.silu(x))))),
+    (f"the activation stands after the convolution: {_PRE}", _halves(lambda x, norm, conv: F.silu(conv(norm(x))))),
+    (f"this is convolution, norm, SiLU: {_PRE}", _halves(lambda x, norm, conv: F.silu(norm(conv(x))))),
+    (f"this is convolution, SiLU, norm: {_PRE}", _halves(lambda x, norm, conv: norm(F.silu(conv(x))))),
+    (f"this is SiLU, convolution, norm: {_PRE}", _halves(lambda x, norm, conv: norm(conv(F.silu(x))))),
+]
+_ENDS = [
+    ("the input is not added", but(end=lambda s, x, h: h)),
+    (f"SiLU after the sum: {_LAST}", but(end=lambda s, x, h: F.silu(s.conv_shortcut(x) + h))),
+    (f"ReLU after the sum: {_LAST}", but(end=lambda s, x, h: F.relu(s.conv_shortcut(x) + h))),
+    (f"the shortcut takes the normalised input: {_FROM_X}", but(end=lambda s, x, h: s.conv_shortcut(s.norm1(x)) + h)),
+    ("the sum is divided by √2: it stays as it is", but(end=lambda s, x, h: (s.conv_shortcut(x) + h) / 2**0.5)),
+]
 _GROUPS_FIRST = "nn.GroupNorm(groups, channels, eps=1e-6): the argument groups stands first"
 _X_ITSELF = "x does not fit where the widths differ: conv_shortcut(x) is what is added, in both cases"
 RESNET_MISTAKES = Mistakes(
     [
         # by their layers
+        ("conv_shortcut is missing where the widths differ", _made(conv_shortcut=lambda i, o, g: nn.Identity())),
+        ("conv_shortcut is there for equal widths, too", _made(conv_shortcut=lambda i, o, g: nn.Conv2d(i, o, 1))),
         (
-            "conv_shortcut is missing: where the widths differ, x has to be brought to out_channels before the sum",
-            _made(conv_shortcut=lambda i, o, g: nn.Identity()),
+            "the condition of conv_shortcut is turned round: nn.Identity() stands for equal widths",
+            _made(conv_shortcut=lambda i, o, g: nn.Identity() if i != o else nn.Conv2d(i, o, 1)),
         ),
-        (
-            "conv_shortcut stands there even where the widths are equal: x itself is added then, without weights",
-            _made(conv_shortcut=lambda i, o, g: nn.Conv2d(i, o, 1)),
-        ),
-        (
-            "conv_shortcut is a 3x3 convolution: 1x1 is asked for, one matrix for every pixel",
-            _made(conv_shortcut=_shortcut(3)),
-        ),
+        ("conv_shortcut is a 3x3 convolution: 1x1, one matrix for every pixel", _made(conv_shortcut=_shortcut(3))),
         ("conv_shortcut has no bias: every convolution here has one", _made(conv_shortcut=_shortcut(bias=False))),
-        (
-            "norm2 has in_channels: it comes after conv1, whose output has out_channels",
-            _made(norm2=lambda i, o, g: nn.GroupNorm(g, i)),
-        ),
+        ("norm2 has in_channels: conv1 puts out out_channels", _made(norm2=lambda i, o, g: nn.GroupNorm(g, i))),
+        ("conv2 expects in_channels: conv1 puts out out_channels", _made(conv2=lambda i, o, g: _conv3(i, o))),
         (
             "conv1 keeps the width and conv2 changes it: here conv1 changes it, and norm2 and conv2 have out_channels",
             _made(
-                conv1=lambda i, o, g: nn.Conv2d(i, i, 3, padding=1),
+                conv1=lambda i, o, g: _conv3(i, i),
                 norm2=lambda i, o, g: nn.GroupNorm(g, i),
-                conv2=lambda i, o, g: nn.Conv2d(i, o, 3, padding=1),
+                conv2=lambda i, o, g: _conv3(i, o),
             ),
         ),
+        ("norm1 has out_channels: it sees x, before conv1", _made(norm1=lambda i, o, g: nn.GroupNorm(g, o))),
+        ("the convolutions have no bias: each has one", _made(convs=lambda i, o: _conv3(i, o, bias=False))),
         (
-            "conv2 expects in_channels: it comes after conv1, whose output has out_channels",
-            _made(conv2=lambda i, o, g: nn.Conv2d(i, o, 3, padding=1)),
+            "no convolution has a bias: each has one",
+            _made(convs=lambda i, o: _conv3(i, o, bias=False), conv_shortcut=_shortcut(bias=False)),
         ),
-        (
-            f"norm1 has out_channels, as if it came after conv1: {_PRE}, so that norm1 sees x",
-            _made(norm1=lambda i, o, g: nn.GroupNorm(g, o)),
-        ),
-        (
-            "the convolutions have no bias: every convolution here has one",
-            _made(
-                conv1=lambda i, o, g: nn.Conv2d(i, o, 3, padding=1, bias=False),
-                conv2=lambda i, o, g: nn.Conv2d(o, o, 3, padding=1, bias=False),
-            ),
-        ),
-        (
-            "no convolution has a bias: every convolution here has one",
-            _made(
-                conv1=lambda i, o, g: nn.Conv2d(i, o, 3, padding=1, bias=False),
-                conv2=lambda i, o, g: nn.Conv2d(o, o, 3, padding=1, bias=False),
-                conv_shortcut=_shortcut(bias=False),
-            ),
-        ),
-        (
-            "the convolutions are 1x1, which sees no neighbours: 3x3 is asked for, only the shortcut is 1x1",
-            _made(conv1=lambda i, o, g: nn.Conv2d(i, o, 1), conv2=lambda i, o, g: nn.Conv2d(o, o, 1)),
-        ),
-        (
-            "this is batch norm: nn.GroupNorm(groups, channels, eps=1e-6) is asked for",
-            _made(norm1=lambda i, o, g: nn.BatchNorm2d(i), norm2=lambda i, o, g: nn.BatchNorm2d(o)),
-        ),
-        (
-            "the norms have no weight and bias: leave affine as it is",
-            _made(
-                norm1=lambda i, o, g: nn.GroupNorm(g, i, affine=False),
-                norm2=lambda i, o, g: nn.GroupNorm(g, o, affine=False),
-            ),
-        ),
+        ("the convolutions are 1x1 and see no neighbours: make them 3x3", _made(convs=lambda i, o: nn.Conv2d(i, o, 1))),
+        ("this is batch norm: take nn.GroupNorm(groups, channels, …)", _made(norms=lambda c, g: nn.BatchNorm2d(c))),
+        ("the norms lack weight and bias: affine=True", _made(norms=lambda c, g: nn.GroupNorm(g, c, affine=False))),
+        ("groups is taken for the channels in a group", _made(norms=lambda c, g: nn.GroupNorm(c // g, c))),
         # by their results
-        ("the input is not added", _block(lambda s, x: _branch(s, x))),
-        ("both SiLUs are missing", _block(lambda s, x: s.conv_shortcut(x) + _branch(s, x, _same, _same))),
-        ("the SiLU before conv1 is missing", _block(lambda s, x: s.conv_shortcut(x) + _branch(s, x, _same))),
-        ("the SiLU before conv2 is missing", _block(lambda s, x: s.conv_shortcut(x) + _branch(s, x, F.silu, _same))),
-        *(
-            (f"the activation is {name}: SiLU is asked for", _activated_by(act))
-            for name, act in (("ReLU", F.relu), ("GELU", F.gelu), ("sigmoid, without the factor x", torch.sigmoid))
-        ),
-        (
-            f"the activation stands before the norm: {_PRE}",
-            _block(lambda s, x: s.conv_shortcut(x) + s.conv2(s.norm2(F.silu(s.conv1(s.norm1(F.silu(x))))))),
-        ),
-        (
-            f"the activation stands after the convolution: {_PRE}",
-            _block(lambda s, x: s.conv_shortcut(x) + F.silu(s.conv2(s.norm2(F.silu(s.conv1(s.norm1(x))))))),
-        ),
-        (
-            f"the activation stands before norm1: {_PRE}",
-            _block(lambda s, x: s.conv_shortcut(x) + s.conv2(F.silu(s.norm2(s.conv1(s.norm1(F.silu(x))))))),
-        ),
-        (
-            f"the activation stands before norm2: {_PRE}",
-            _block(lambda s, x: s.conv_shortcut(x) + s.conv2(s.norm2(F.silu(s.conv1(F.silu(s.norm1(x))))))),
-        ),
+        *((message, _block(**stages)) for message, stages in (*_FIRSTS, *_ENDS)),
+        (f"the activation stands before norm1: {_PRE}", _block(lambda s, x: s.conv1(s.norm1(F.silu(x))))),
+        (f"the activation stands before norm2: {_PRE}", _block(second=lambda s, h, x: s.conv2(s.norm2(F.silu(h))))),
         (
             f"the activation stands after conv1, before norm2, and is missing before conv1: {_PRE}",
-            _block(lambda s, x: s.conv_shortcut(x) + s.conv2(s.norm2(F.silu(s.conv1(s.norm1(x)))))),
+            _block(lambda s, x: F.silu(s.conv1(s.norm1(x))), lambda s, h, x: s.conv2(s.norm2(h))),
         ),
         (
             f"the norms stand after the convolutions, and one SiLU is missing: {_PRE}",
-            _block(lambda s, x: s.conv_shortcut(x) + s.norm2(s.conv2(F.silu(s.norm1(s.conv1(x)))))),
+            _block(lambda s, x: F.silu(s.norm1(s.conv1(x))), lambda s, h, x: s.norm2(s.conv2(h))),
         ),
         (
-            f"this is convolution, SiLU, norm: {_PRE}",
-            _block(lambda s, x: s.conv_shortcut(x) + s.norm2(F.silu(s.conv2(s.norm1(F.silu(s.conv1(x))))))),
+            f"the norms stand after the convolutions, and SiLU after the sum: {_PRE}, and {_LAST}",
+            _block(
+                lambda s, x: F.silu(s.norm1(s.conv1(x))),
+                lambda s, h, x: s.norm2(s.conv2(h)),
+                lambda s, x, h: F.silu(s.conv_shortcut(x) + h),
+            ),
+        ),
+        ("the second half takes x, not what conv1 put out", _block(second=lambda s, h, x: s.conv2(F.silu(s.norm2(x))))),
+        ("norm1 is used in both places: norm2 is second", _block(second=lambda s, h, x: s.conv2(F.silu(s.norm1(h))))),
+        ("conv1 is used in both places: conv2 is second", _block(second=lambda s, h, x: s.conv1(F.silu(s.norm2(h))))),
+        ("the first half is used twice", _block(second=lambda s, h, x: s.conv1(F.silu(s.norm1(h))))),
+        ("the second half is missing", _block(second=lambda s, h, x: h)),
+        ("the activation before conv1 is ReLU: SiLU is asked for", _block(lambda s, x: s.conv1(F.relu(s.norm1(x))))),
+        (
+            "the activation before conv2 is ReLU: SiLU is asked for",
+            _block(second=lambda s, h, x: s.conv2(F.relu(s.norm2(h)))),
+        ),
+        ("SiLU after conv1, too: norm2 comes next", _block(lambda s, x: F.silu(s.conv1(F.silu(s.norm1(x)))))),
+        ("norm1 is not used", _block(lambda s, x: s.conv1(F.silu(x)))),
+        ("norm2 is not used", _block(second=lambda s, h, x: s.conv2(F.silu(h)))),
+        ("conv1 is not used", _block(lambda s, x: F.silu(s.norm1(x)))),
+        ("conv2 is not used", _block(second=lambda s, h, x: F.silu(s.norm2(h)))),
+        ("norm1 and SiLU are missing before conv1", _block(lambda s, x: s.conv1(x))),
+        ("norm2 and SiLU are missing before conv2", _block(second=lambda s, h, x: s.conv2(h))),
+        (f"SiLU after conv2, before the sum: {_PRE}", _block(end=lambda s, x, h: s.conv_shortcut(x) + F.silu(h))),
+        ("the shortcut is after norm1 and SiLU", _block(end=lambda s, x, h: s.conv_shortcut(F.silu(s.norm1(x))) + h)),
+        (f"the shortcut takes SiLU of x: {_FROM_X}", _block(end=lambda s, x, h: s.conv_shortcut(F.silu(x)) + h)),
+        (f"the shortcut takes the output of the branch: {_FROM_X}", _block(end=lambda s, x, h: h + s.conv_shortcut(h))),
+        ("the sum is divided by 2: it stays as it is", _block(end=lambda s, x, h: (s.conv_shortcut(x) + h) / 2)),
+        ("the branch is subtracted: it is added", _block(end=lambda s, x, h: s.conv_shortcut(x) - h)),
+        ("the input is subtracted: it is added", _block(end=lambda s, x, h: h - s.conv_shortcut(x))),
+        ("the input multiplies the branch: it is added", _block(end=lambda s, x, h: s.conv_shortcut(x) * h)),
+        ("the input is added twice", _block(end=lambda s, x, h: 2 * s.conv_shortcut(x) + h)),
+        (f"norm2 after the sum: {_LAST}", _block(end=lambda s, x, h: s.norm2(s.conv_shortcut(x) + h))),
+        ("the output of conv1 is added, too", _block(second=lambda s, h, x: h + s.conv2(F.silu(s.norm2(h))))),
+        ("torch.cat stacks input and branch: add them", _block(end=lambda s, x, h: torch.cat([x, h], dim=1))),
+        (
+            f"x is added before conv2: {_BRANCH_FIRST}",
+            _block(second=lambda s, h, x: s.conv2(s.conv_shortcut(x) + F.silu(s.norm2(h))), end=lambda s, x, h: h),
         ),
         (
-            f"this is SiLU, convolution, norm: {_PRE}",
-            _block(lambda s, x: s.conv_shortcut(x) + s.norm2(s.conv2(F.silu(s.norm1(s.conv1(F.silu(x))))))),
-        ),
-        (
-            f"the norms stand after the convolutions: {_PRE}",
-            _block(lambda s, x: s.conv_shortcut(x) + F.silu(s.norm2(s.conv2(F.silu(s.norm1(s.conv1(x))))))),
-        ),
-        (
-            f"the norms stand after the convolutions, and SiLU after the sum: {_PRE}, and nothing after the sum",
-            _block(lambda s, x: F.silu(s.conv_shortcut(x) + s.norm2(s.conv2(F.silu(s.norm1(s.conv1(x))))))),
-        ),
-        ("SiLU after the sum: nothing comes after it", _block(lambda s, x: F.silu(s.conv_shortcut(x) + _branch(s, x)))),
-        (
-            "SiLU after conv2: the sum takes what conv2 puts out",
-            _block(lambda s, x: s.conv_shortcut(x) + F.silu(_branch(s, x))),
-        ),
-        (
-            f"the shortcut takes the normalised input: {_FROM_X}",
-            _block(lambda s, x: s.conv_shortcut(s.norm1(x)) + _branch(s, x)),
-        ),
-        (
-            f"the shortcut takes the input after norm1 and SiLU: {_FROM_X}",
-            _block(lambda s, x: s.conv_shortcut(F.silu(s.norm1(x))) + _branch(s, x)),
-        ),
-        (
-            f"the shortcut takes SiLU of the input: {_FROM_X}",
-            _block(lambda s, x: s.conv_shortcut(F.silu(x)) + _branch(s, x)),
-        ),
-        (
-            "the second half takes x, and what conv1 put out is lost: it goes on with hidden",
-            _block(lambda s, x: s.conv_shortcut(x) + s.conv2(F.silu(s.norm2(x)))),
-        ),
-        (
-            f"the shortcut takes the output of the branch: {_FROM_X}",
-            _block(lambda s, x: (h := _branch(s, x)) + s.conv_shortcut(h)),
-        ),
-        (
-            "x is added before conv2: first the whole branch, then the sum",
-            _block(lambda s, x: s.conv2(s.conv_shortcut(x) + F.silu(s.norm2(s.conv1(F.silu(s.norm1(x))))))),
-        ),
-        (
-            "x is added after conv1: first the whole branch, then the sum",
-            _block(lambda s, x: s.conv2(F.silu(s.norm2(s.conv_shortcut(x) + s.conv1(F.silu(s.norm1(x))))))),
+            f"x is added after conv1: {_BRANCH_FIRST}",
+            _block(second=lambda s, h, x: s.conv2(F.silu(s.norm2(s.conv_shortcut(x) + h))), end=lambda s, x, h: h),
         ),
         (
             "what is added is the output of conv1, not the input of the block",
-            _block(lambda s, x: (h := s.conv1(F.silu(s.norm1(x)))) + s.conv2(F.silu(s.norm2(h)))),
+            _block(second=lambda s, h, x: h + s.conv2(F.silu(s.norm2(h))), end=lambda s, x, h: h),
         ),
-        ("the sum is divided by the root of 2", _block(lambda s, x: (s.conv_shortcut(x) + _branch(s, x)) / 2**0.5)),
-        ("the branch is subtracted: it is added", _block(lambda s, x: s.conv_shortcut(x) - _branch(s, x))),
-        ("the input is subtracted: it is added", _block(lambda s, x: _branch(s, x) - s.conv_shortcut(x))),
-        (
-            "norm1 is used in both places: norm2 belongs before conv2",
-            _block(lambda s, x: s.conv_shortcut(x) + s.conv2(F.silu(s.norm1(s.conv1(F.silu(s.norm1(x))))))),
-        ),
-        (
-            "conv1 is used in both places: conv2 comes second",
-            _block(lambda s, x: s.conv_shortcut(x) + s.conv1(F.silu(s.norm2(s.conv1(F.silu(s.norm1(x))))))),
-        ),
-        ("norm2 is not used", _block(lambda s, x: s.conv_shortcut(x) + s.conv2(F.silu(s.conv1(F.silu(s.norm1(x))))))),
-        ("norm1 is not used", _block(lambda s, x: s.conv_shortcut(x) + s.conv2(F.silu(s.norm2(s.conv1(F.silu(x))))))),
         # by their exceptions
-        (_GROUPS_FIRST, _made(norm1=lambda i, o, g: nn.GroupNorm(i, g))),
-        (_GROUPS_FIRST, _made(norm1=lambda i, o, g: nn.GroupNorm(32, i))),
+        ("this is layer norm: take nn.GroupNorm(groups, channels, …)", _made(norms=lambda c, g: nn.LayerNorm(c))),
+        (_GROUPS_FIRST, _made(norms=lambda c, g: nn.GroupNorm(c, g))),
+        ("the number of groups is fixed at 32: use the argument groups", _made(norms=lambda c, g: nn.GroupNorm(32, c))),
         (
-            "conv_shortcut is None, which cannot be called: nn.Identity() hands x on",
+            "conv_shortcut is None, which is no function: nn.Identity() hands x on",
             _made(conv_shortcut=lambda i, o, g: None if i == o else nn.Conv2d(i, o, 1)),
         ),
-        (_X_ITSELF, _block(lambda s, x: x + _branch(s, x))),
-        (_X_ITSELF, _block(lambda s, x: _branch(s, x) + x)),
+        (_X_ITSELF, _block(end=lambda s, x, h: x + h)),
+        (_X_ITSELF, _block(end=lambda s, x, h: h + x)),
     ]
 )
+
+for _name in ("norm", "conv"):
+
+    @RESNET_MISTAKES(f"{_name}1 and {_name}2 are one module, with the same weights: make two")
+    class OneModuleTwice(ResnetBlock):
+        def __init__(self, in_channels, out_channels, groups, name=_name):
+            super().__init__(in_channels, out_channels, groups)
+            if in_channels == out_channels:
+                setattr(self, f"{name}2", getattr(self, f"{name}1"))
+
 
 EXERCISES = (
     Exercise(
@@ -796,16 +626,12 @@ EXERCISES = (
         ),
         judge=judge_function(
             group_norm,
-            [
-                _norm_probe(3, 8, (8, 8), 2, 1e-6),
-                _norm_probe(2, 6, (3, 5), 3, 1e-6, flat=True),
-                _norm_probe(1, 6, (4, 3), 3, 0.1),
-                _norm_probe(2, 6, (2, 5), 2, flat=True),
-            ],
-            GROUP_NORM_MISTAKES,
+            _NORM_PROBES,
+            [*GROUP_NORM_MISTAKES, *several_at_once(_norm, _NORMS, most=4)],
             inputs=("x", "groups", "weight", "bias", "eps"),
             gradients=("x", "weight", "bias"),
         ),
+        mistakes=GROUP_NORM_MISTAKES,
     ),
     Exercise(
         id="03.2",
@@ -820,6 +646,7 @@ EXERCISES = (
             "x * torch.sigmoid(x)",
         ),
         judge=judge_function(silu, _SILU_PROBES, SILU_MISTAKES, inputs=("x",), gradients=("x",)),
+        mistakes=SILU_MISTAKES,
     ),
     Exercise(
         id="03.3",
@@ -840,10 +667,11 @@ EXERCISES = (
                 probe((b, i, h, w), (o, i), (o,))
                 for b, i, o, h, w in ((4, 4, 4, 4, 4), (3, 5, 6, 2, 7), (1, 2, 3, 1, 4))
             ],
-            POINTWISE_MISTAKES,
+            [*POINTWISE_MISTAKES, *several_at_once(_mixed, _POINTWISE, most=3)],
             inputs=("x", "weight", "bias"),
             gradients=("x", "weight", "bias"),
         ),
+        mistakes=POINTWISE_MISTAKES,
     ),
     Exercise(
         id="03.4",
@@ -862,8 +690,9 @@ EXERCISES = (
             ResnetBlock,
             [(8, 8, 4), (8, 16, 4)],
             [probe((2, 8, 6, 5)), probe((1, 8, 3, 4))],
-            RESNET_MISTAKES,
+            [*RESNET_MISTAKES, *several_at_once(_block, (*_FIRSTS, *_ENDS))],
             parts=("norm1", "conv1", "norm2", "conv2", "conv_shortcut"),
         ),
+        mistakes=RESNET_MISTAKES,
     ),
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,301 +14,251 @@ from torch.nn import functional as F
 
 from klvae_edu import losses
 from klvae_edu.baselines import PatchPCA
-from klvae_edu.exercises.exercise import Exercise, Mistakes, call
-from klvae_edu.exercises.judges.functions import judge_function, probe, same, weighted_sum
-from klvae_edu.exercises.judges.numbers import judge_numbers
+from klvae_edu.exercises.attempt import Attempt, call, recipe
+from klvae_edu.exercises.exercise import Exercise, Mistakes
+from klvae_edu.exercises.judges.functions import gradients_of, judge_function, probe, same, through_recipe
+from klvae_edu.exercises.judges.numbers import judge_numbers, numbers_of
+from klvae_edu.exercises.solutions.nb06 import (
+    own_mean_weights,
+    perceptual_distance,
+    reconstruction_loss,
+    through_pca,
+    unit_length,
+)
 from klvae_edu.perceptual import LPIPS
 
 NOTEBOOK = "06_reconstruction_losses"
 
-
-# The finished versions, in the form in which the exercises ask for them. The tests hold them to the package.
-# Annotated with torch.Tensor, which a notebook knows, because `solution` shows them and readers paste them.
-
-
-def through_pca(train: torch.Tensor, patches: torch.Tensor, components: int) -> torch.Tensor:
-    """train (N, D), patches (M, D) -> (M, D): each patch from `components` numbers, by the directions of `train`."""
-    mean = train.mean(0)
-    _, _, directions = torch.linalg.svd(train - mean, full_matrices=False)  # one in each row, the strongest first
-    basis = directions[:components]
-    code = (patches - mean) @ basis.T
-    return code @ basis + mean
-
-
-def unit_length(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """features (B, C, h, w) -> the same directions, of length 1 at each pixel, or 0 where there are no features."""
-    squared = features.pow(2).sum(1, keepdim=True)
-    return features / torch.sqrt(squared + eps)
-
-
-def perceptual_distance(
-    features: list[torch.Tensor], others: list[torch.Tensor], heads: list[torch.Tensor]
-) -> torch.Tensor:
-    """Lists over the taps: features and others (B, C, h, w) of unit length, heads (1, C, 1, 1) -> (B,)."""
-    total = features[0].new_zeros(len(features[0]))
-    for a, b, head in zip(features, others, heads, strict=True):
-        weighted = head * (a - b) ** 2
-        total = total + weighted.sum(1).mean((1, 2))
-    return total
-
-
-def reconstruction_loss(
-    reconstruction: torch.Tensor, target: torch.Tensor, distance: torch.Tensor, perceptual_weight: float = 1.0
-) -> torch.Tensor:
-    """L1 and LPIPS with CompVis' reduction. Images (B, C, H, W), distance (B,) -> a scalar."""
-    each = (reconstruction - target).abs() + perceptual_weight * distance.view(-1, 1, 1, 1)
-    return each.flatten(1).sum(1).mean()
-
-
-def own_mean_weights(
-    image: tuple[int, int, int], latent: tuple[int, int, int], perceptual_weight: float, kl_weight: float
-) -> tuple[float, float]:
-    """CompVis' weights -> those of the same loss made of means. image is (C, H, W), latent (c, h, w)."""
-    image_values, latent_values = math.prod(image), math.prod(latent)
-    return perceptual_weight, kl_weight * latent_values / image_values
-
-
 # 06.1
 
-_Code = Callable[[Tensor, Tensor, int], Tensor]
 
-
-def _axes(train: Tensor, centre: Tensor | float | None = None) -> Tensor:
-    """All principal directions, one in each row."""
-    rows: Tensor = torch.linalg.svd(train - (train.mean(0) if centre is None else centre), full_matrices=False)[2]
-    return rows
+def _axes(centred: Tensor, power: float = 0.0) -> Tensor:
+    """All principal directions, one in each row, the strongest first; multiplied by a power of their strengths."""
+    _, strengths, rows = torch.linalg.svd(centred, full_matrices=False)
+    return rows * strengths[:, None] ** power
 
 
 def _coded(
-    axes: Callable[[Tensor, Tensor, int], Tensor] = lambda train, patches, k: _axes(train)[:k],
-    centre: Callable[[Tensor, Tensor], Tensor | float] = lambda train, patches: train.mean(0),
-    back: Callable[[Tensor, Tensor], Tensor | float] = lambda train, patches: train.mean(0),
-) -> _Code:
-    """The finished version with one part of it exchanged: directions, what is subtracted, what is added at the end."""
+    keep: Callable[..., Any] = lambda rows, k: rows[:k], axes: Callable[..., Any] = lambda t, p: _axes(t - t.mean(0))
+) -> Callable[..., Any]:
+    """The solution with another choice of directions, or with others."""
 
-    def code(train: Tensor, patches: Tensor, components: int) -> Tensor:
-        basis = axes(train, patches, components)
-        return (patches - centre(train, patches)) @ basis.T @ basis + back(train, patches)
+    def pca(train, patches, components):
+        basis, mean = keep(axes(train, patches), components), train.mean(0)
+        return (patches - mean) @ basis.T @ basis + mean
 
-    return code
+    return pca
 
 
-def _scaled(power: int) -> _Code:
-    """The code multiplied by the singular values, or divided by them."""
+def _centred(centre: Callable[..., Any], wrong: Sequence[bool]) -> Callable[..., Any]:
+    """The solution with another centre at one or more of its three places."""
 
-    def code(train: Tensor, patches: Tensor, components: int) -> Tensor:
-        _, values, rows = torch.linalg.svd(train - train.mean(0), full_matrices=False)
-        basis = rows[:components]
-        return ((patches - train.mean(0)) @ basis.T * values[:components] ** power) @ basis + train.mean(0)
-
-    return code
-
-
-def _by_u(train: Tensor, patches: Tensor, components: int) -> Tensor:
-    return torch.linalg.svd(train - train.mean(0), full_matrices=False)[0][:, :components].T
-
-
-_MEAN_OF_PATCHES = "the mean is over the wrong axis: average over the patches, dimension 0, for a mean of D values"
-_OTHERS = "of the patches to be coded: the receiver knows only what was fitted to `train`"
-PCA_MISTAKES = (
-    (
-        "the mean is not added at the end: the code describes what is left after subtracting it",
-        _coded(back=lambda t, p: 0),
-    ),
-    ("the mean is not subtracted before the patches are coded", _coded(centre=lambda t, p: 0)),
-    (
-        "nothing is centred: subtract the mean, or the first direction is spent on it",
-        _coded(lambda t, p, k: _axes(t, 0.0)[:k], lambda t, p: 0, lambda t, p: 0),
-    ),
-    (
-        "the directions are those of patches that are not centred: take the SVD of train - mean",
-        _coded(lambda t, p, k: _axes(t, 0.0)[:k]),
-    ),
-    (
-        f"the mean is that {_OTHERS}",
-        _coded(centre=lambda t, p: p.mean(0), back=lambda t, p: p.mean(0)),
-    ),
-    (
-        f"the mean is that {_OTHERS}",
-        _coded(lambda t, p, k: _axes(t, p.mean(0))[:k], lambda t, p: p.mean(0), lambda t, p: p.mean(0)),
-    ),
-    (f"mean and directions are those {_OTHERS}", lambda t, p, k: through_pca(p, p, k)),
-    (f"the directions are those {_OTHERS}", _coded(lambda t, p, k: _axes(p)[:k])),
-    ("all directions are kept: take the first `components`", lambda t, p, k: p.clone()),
-    ("the last directions are kept: the SVD has the strongest ones first", _coded(lambda t, p, k: _axes(t)[-k:])),
-    ("one direction too many", _coded(lambda t, p, k: _axes(t)[: k + 1])),
-    ("one direction is missing, or the first is left out", _coded(lambda t, p, k: _axes(t)[: k - 1])),
-    ("the first direction is left out: the mean is not among them", _coded(lambda t, p, k: _axes(t)[1 : k + 1])),
-    (
-        "columns of the SVD's last result are taken: the directions are its rows, directions[:components]",
-        _coded(lambda t, p, k: _axes(t)[:, :k].T),
-    ),
-    ("the code is multiplied by the singular values: the projections themselves are the code", _scaled(1)),
-    ("the code is divided by the singular values: the projections themselves are the code", _scaled(-1)),
-    (
-        "this is the code, (M, components): multiply it by the basis, and add the mean",
-        lambda t, p, k: (p - t.mean(0)) @ _axes(t)[:k].T,
-    ),
-    (
-        "one mean for all D values: each of them has its own, train.mean(0)",
-        _coded(lambda t, p, k: _axes(t, t.mean())[:k], lambda t, p: t.mean(), lambda t, p: t.mean()),
-    ),
-    (
-        _MEAN_OF_PATCHES,
-        _coded(
-            lambda t, p, k: _axes(t, t.mean(1, keepdim=True))[:k],
-            lambda t, p: p.mean(1, keepdim=True),
-            lambda t, p: p.mean(1, keepdim=True),
-        ),
-    ),
-    # by their exceptions
-    (_MEAN_OF_PATCHES, lambda t, p, k: _axes(t, t.mean(1))),
-    (_MEAN_OF_PATCHES, lambda t, p, k: p - t.mean(1, keepdim=True)),
-    *(
-        (
-            "the SVD's first result is taken, one row per patch: take the last, whose rows are the directions",
-            code,
+    def pca(train, patches, components):
+        before_svd, before_code, at_end = (
+            centre(train, patches, own) if is_wrong else train.mean(0)
+            for is_wrong, own in zip(wrong, (train, patches, patches), strict=True)
         )
-        for code in (
-            _coded(_by_u),
-            lambda t, p, k: (p - t.mean(0)) @ _by_u(t, p, k),
-            lambda t, p, k: (p - t.mean(0)) @ torch.linalg.svd(t - t.mean(0), full_matrices=False)[0][:k].T,
-            lambda t, p, k: (p - t.mean(0)) @ torch.linalg.svd(t - t.mean(0))[0][:k].T,
-        )
-    ),
-    (
-        "the shapes do not fit: basis is directions[:components], rows, and the code is (patches - mean) @ basis.T",
-        lambda t, p, k: (p - t.mean(0)) @ _axes(t)[:k],
-    ),
-    (
-        "the singular values are taken for the directions: torch.linalg.svd gives (U, S, Vh), take the rows of Vh",
-        lambda t, p, k: (p - t.mean(0)) @ torch.linalg.svd(t - t.mean(0), full_matrices=False)[1][:k].T,
-    ),
-    (
-        "the basis is transposed twice: code @ basis leads from (M, components) back to (M, D)",
-        lambda t, p, k: (p - t.mean(0)) @ _axes(t)[:k].T @ _axes(t)[:k].T,
-    ),
+        basis = _axes(train - before_svd)[:components]
+        return (patches - before_code) @ basis.T @ basis + at_end
+
+    return pca
+
+
+_TO_BE_CODED = "of the patches to be coded: the receiver knows only what was fitted to `train`"
+_ROWS_OF_U = "the directions have a number for each patch, not D: take the last result of the SVD of train - mean, Vh"
+_COLUMNS = (
+    "the wrong axis of the directions: Vh of torch.linalg.svd has them in rows, V of the older torch.svd in columns"
 )
+_ROWS_OF_EIGH = "rows of the eigenvectors are taken: torch.linalg.eigh has them in columns, the strongest last"
+_STANDARDISED = "the values are divided by their standard deviation: only the mean is subtracted before the SVD"
+_APPROXIMATE = (
+    "it draws random numbers, as torch.pca_lowrank does, and its directions are approximate: take torch.linalg.svd of "
+    "train - mean"
+)
+PCA_MISTAKES = Mistakes()
+for name, centre in {
+    "no mean": lambda t, p, own: 0,
+    "the mean of `patches`": lambda t, p, own: p.mean(0),
+    "the mean of both sets": lambda t, p, own: torch.cat([t, p]).mean(0),
+    "one mean of all values": lambda t, p, own: t.mean(),
+    "a mean for each patch": lambda t, p, own: own.mean(1, keepdim=True),
+    "the median": lambda t, p, own: t.median(0).values,
+}.items():
+    for wrong in itertools.product((False, True), repeat=3):
+        places = itertools.compress(("before the SVD", "before the code", "at the end"), wrong)
+        if any(wrong):
+            PCA_MISTAKES(f"{name} {' and '.join(places)}: train.mean(0) belongs there")(_centred(centre, wrong))
+for message, keep in {
+    "all directions are kept: take the first `components`": lambda rows, k: rows,
+    "the last directions are kept: take those of the largest singular values or eigenvalues": lambda rows, k: rows[-k:],
+    "the directions after the first `components` are kept: take those before": lambda rows, k: rows[k:],
+    "one direction too many: take the first `components`": lambda rows, k: rows[: k + 1],
+    "one direction is missing: take the first `components`": lambda rows, k: rows[: k - 1],
+    "the first direction is left out: the mean is not among them": lambda rows, k: rows[1 : k + 1],
+    "the direction number `components` alone is taken, not all before it": lambda rows, k: rows[k - 1 : k],
+    "one direction alone is taken: directions[:components] are the first `components`": lambda rows, k: rows[k],
+    _COLUMNS: lambda rows, k: rows[:, :k].T,
+    "the directions are without their signs: abs is for printing only": lambda rows, k: rows[:k].abs(),
+}.items():
+    PCA_MISTAKES(message)(_coded(keep))
+for number in (1, 2, 3, 4):
+    PCA_MISTAKES("the number of directions is fixed in the code: take the first `components`")(
+        _coded(lambda rows, k, number=number: rows[:number])
+    )
+for message, axes in (
+    (f"the directions are those {_TO_BE_CODED}", lambda t, p: _axes(p - p.mean(0))),
+    (f"the directions are those {_TO_BE_CODED}", lambda t, p: _axes(p - t.mean(0))),
+    (_ROWS_OF_U, lambda t, p: torch.linalg.svd(t - t.mean(0), full_matrices=False)[0]),
+    (_ROWS_OF_U, lambda t, p: torch.linalg.svd(t - t.mean(0))[0]),
+    (_COLUMNS, lambda t, p: torch.linalg.svd((t - t.mean(0)).T)[0]),
+    (_ROWS_OF_EIGH, lambda t, p: torch.linalg.eigh(torch.cov(t.T))[1]),
+    (_ROWS_OF_EIGH, lambda t, p: torch.linalg.eigh(torch.cov(t.T))[1].flip(0)),
+    (_ROWS_OF_EIGH, lambda t, p: torch.linalg.eigh(torch.cov(t.T))[1].flip(1)),
+    (_APPROXIMATE, lambda t, p: torch.pca_lowrank(t, q=2)[2].T),
+    (_STANDARDISED, lambda t, p: _axes((t - t.mean(0)) / t.std(0))),
+    ("the code is multiplied by the singular values: only project", lambda t, p: _axes(t - t.mean(0), 0.5)),
+    ("the directions are multiplied by the singular values: only project", lambda t, p: _axes(t - t.mean(0), 1.0)),
+    ("the code is divided by the singular values: only project", lambda t, p: _axes(t - t.mean(0), -0.5)),
+    ("the directions are divided by the singular values: only project", lambda t, p: _axes(t - t.mean(0), -1.0)),
+):
+    PCA_MISTAKES(message)(_coded(axes=axes))
+for message, code in (
+    (f"mean and directions are those {_TO_BE_CODED}", lambda t, p, k: through_pca(p, p, k)),
+    ("mean and directions are those of both sets", lambda t, p, k: through_pca(torch.cat([t, p]), p, k)),
+    ("`train` is coded: code and decode `patches`, (M, D)", lambda t, p, k: through_pca(t, t, k)),
+    (_STANDARDISED, lambda t, p, k: through_pca(t / t.std(0), p / t.std(0), k) * t.std(0)),
+    (_STANDARDISED, lambda t, p, k: through_pca(t / t.std(0), p / t.std(0), k) + t.mean(0) - (t / t.std(0)).mean(0)),
+    ("every patch becomes the mean: code @ basis is missing", lambda t, p, k: t.mean(0).expand_as(p)),
+    ("the mean is subtracted at the end: add it", lambda t, p, k: through_pca(t, p, k) - 2 * t.mean(0)),
+    ("this is what the code leaves out: return code @ basis + mean", lambda t, p, k: p - through_pca(t, p, k)),
+    ("the result is clamped: return it as it is", lambda t, p, k: through_pca(t, p, k).clamp(-1, 1)),
+    ("this is the code: return code @ basis + mean", lambda t, p, k: (p - t.mean(0)) @ _axes(t - t.mean(0))[:k].T),
+    # by their exceptions
+    (
+        "the shapes do not fit: basis has `components` rows, (patches - mean) @ basis.T",
+        lambda t, p, k: p @ _axes(t)[:k],
+    ),
+    (
+        "the basis is transposed twice, or never: in the first product only",
+        lambda t, p, k: p @ _axes(t).T[:, :k] @ _axes(t).T[:, :k],
+    ),
+    (
+        "the singular values are no directions: take the SVD's last result",
+        lambda t, p, k: p @ torch.linalg.svdvals(t)[:k].T,
+    ),
+    ("the mean is added to the code: multiply by the basis first", lambda t, p, k: p @ _axes(t)[:k].T + t.mean(0)),
+    ("the mean is that of each patch of `train`: take train.mean(0)", lambda t, p, k: p - t.mean(1, keepdim=True)),
+    ("the mean is over dimension 1: average over the patches, dimension 0", lambda t, p, k: t - t.mean(1)),
+):
+    PCA_MISTAKES(message)(code)
+
+
+def _stretched(count: int, new: int, values: int) -> tuple[Tensor, Tensor]:
+    """Patches whose values differ in spread, so that the order of the directions leaves no doubt."""
+    train, patches = probe((count, values), (new, values))
+    return tuple(x * torch.arange(1.0, values + 1) + 1.0 for x in (train, patches))
+
+
+_judge_code = judge_function(
+    through_pca,
+    [(*_stretched(12, 5, 6), 2), (*_stretched(9, 14, 4), 1)],
+    PCA_MISTAKES,
+    inputs=("train", "patches", "components"),
+)
+
+
+def _judge_pca(attempt: Attempt) -> str | None:
+    complaint = _judge_code(attempt)
+    return _APPROXIMATE if complaint and complaint.startswith("the same input gave two") else complaint
+
 
 # 06.2
 
-_Lengths = Callable[[Tensor, float], Tensor]
+
+def _divided(square: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
+    """Division by the root of a square: with eps inside of the root, outside of it, as a lower limit, and without."""
+    return (
+        lambda f, eps=1e-8: f / (square(f) + eps).sqrt(),
+        lambda f, eps=1e-8: f / (square(f).sqrt() + eps),
+        lambda f, eps=1e-8: f / square(f).sqrt().clamp(min=eps),
+        lambda f, eps=1e-8: f / square(f).sqrt().clamp(min=1e-12),
+        lambda f, eps=1e-8: f / square(f).sqrt(),
+    )
 
 
-def _over(*dims: int) -> _Lengths:
-    return lambda f, eps: f / (f.pow(2).sum(dims, keepdim=True) + eps).sqrt()
+def _squared(features: Tensor) -> Tensor:
+    return features.pow(2).sum(1, keepdim=True)
 
 
 _INSIDE = "add it to the squared length, inside the root"
-LENGTH_MISTAKES = Mistakes(
-    [
-        (
-            f"eps is not used: where all features are 0, this is 0/0, and the root's gradient is infinite; {_INSIDE}",
-            lambda f, eps: f / f.pow(2).sum(1, keepdim=True).sqrt(),
-        ),
-        (
-            f"eps is added to the length, outside of the root: at 0 the root's gradient is still infinite; {_INSIDE}",
-            lambda f, eps: f / (f.pow(2).sum(1, keepdim=True).sqrt() + eps),
-        ),
-        (
-            f"eps is a lower limit of the length, as in F.normalize: {_INSIDE}",
-            lambda f, eps: F.normalize(f, dim=1, eps=eps),
-        ),
-        (
-            f"eps is not used, only 0/0 is avoided, as by F.normalize, torch.where or nan_to_num: {_INSIDE}",
-            lambda f, eps: F.normalize(f, dim=1),
-        ),
-        (
-            f"eps is a lower limit of the squared length: {_INSIDE}",
-            lambda f, eps: f / f.pow(2).sum(1, keepdim=True).clamp(min=eps).sqrt(),
-        ),
-        *(
-            ("eps is a fixed number in the code: use the argument", lambda f, eps, fixed=fixed: unit_length(f, fixed))
-            for fixed in (1e-12, 1e-10, 1e-8, 1e-6)
-        ),
-        (f"eps is squared: {_INSIDE}, as it is", lambda f, eps: unit_length(f, eps**2)),
-        (
-            f"eps is added to every feature before the sum: {_INSIDE}, once",
-            lambda f, eps: unit_length(f, f.shape[1] * eps),
-        ),
-        (
-            "eps is added to the features: add it to the squared length only",
-            lambda f, eps: f / (f + eps).pow(2).sum(1, keepdim=True).sqrt(),
-        ),
-        (
-            "the length is taken over space: it is over the channels of each pixel, dimension 1",
-            _over(2, 3),
-        ),
-        ("the length is taken over one row: it is over the channels of each pixel, dimension 1", _over(3)),
-        ("the length is taken over one column: it is over the channels of each pixel, dimension 1", _over(2)),
-        (
-            "the length is taken over channels and space: every pixel has its own, sum over dimension 1 only",
-            _over(1, 2, 3),
-        ),
-        ("the length is taken over the batch: it is over the channels of each pixel, dimension 1", _over(0)),
-        ("one length for everything: it is over the channels of each pixel, dimension 1", _over(0, 1, 2, 3)),
-        (
-            "the root is missing: divide by the length, not by its square",
-            lambda f, eps: f / (f.pow(2).sum(1, keepdim=True) + eps),
-        ),
-        (
-            "multiplied by the length: divide by it",
-            lambda f, eps: f * (f.pow(2).sum(1, keepdim=True) + eps).sqrt(),
-        ),
-        (
-            "the root of the mean square: the length is the root of the sum of squares",
-            lambda f, eps: f / (f.pow(2).mean(1, keepdim=True) + eps).sqrt(),
-        ),
-        (
-            "the sum of the absolute values (L1): the length is the root of the sum of squares",
-            lambda f, eps: f / (f.abs().sum(1, keepdim=True) + eps),
-        ),
-        (
-            "the largest value: the length is the root of the sum of squares",
-            lambda f, eps: f / (f.abs().amax(1, keepdim=True) + eps),
-        ),
-        (
-            "the standard deviation of the channels: the length is the root of the sum of squares",
-            lambda f, eps: f / (f.std(1, keepdim=True) + eps),
-        ),
-        (
-            "the squares are missing: the length is the root of the sum of squares",
-            lambda f, eps: f / (f.sum(1, keepdim=True) + eps).sqrt(),
-        ),
-        (
-            "the sum is squared: square each feature, then sum",
-            lambda f, eps: f / (f.sum(1, keepdim=True).pow(2) + eps).sqrt(),
-        ),
-        (
-            "this is the length: divide the features by it",
-            lambda f, eps: (f.pow(2).sum(1, keepdim=True) + eps).sqrt(),
-        ),
-        (
-            "the features are squared: divide the features themselves",
-            lambda f, eps: f.pow(2) / (f.pow(2).sum(1, keepdim=True) + eps),
-        ),
-        # by its exception
-        (
-            "keepdim=True is missing: the length must be (B, 1, h, w) to divide (B, C, h, w)",
-            lambda f, eps: f / f.sum(1),
-        ),
-    ]
+_PIXELS = "it is over the channels of each pixel, dimension 1"
+_SUM = "the length is the root of the sum of squares"
+LENGTH_MISTAKES = Mistakes()
+for message, divide in {
+    f"eps is not used, and 0/0 is left: {_INSIDE}": lambda f, eps: f / _squared(f).sqrt(),
+    f"eps outside of the root leaves an infinite slope at 0: {_INSIDE}": lambda f, eps: f / (_squared(f).sqrt() + eps),
+    f"the root of eps is added to the length: {_INSIDE}": lambda f, eps: f / (_squared(f).sqrt() + eps**0.5),
+    f"eps is a lower limit of the length, as in F.normalize: {_INSIDE}": lambda f, eps: F.normalize(f, eps=eps),
+    f"eps is not used, only 0/0 is avoided, as by F.normalize or nan_to_num: {_INSIDE}": lambda f, eps: F.normalize(f),
+    f"eps is a lower limit of the squared length: {_INSIDE}": lambda f, eps: f / _squared(f).clamp(min=eps).sqrt(),
+    f"eps is squared: {_INSIDE}, as it is": lambda f, eps: unit_length(f, eps**2),
+    f"the root of eps is added: {_INSIDE}, as it is": lambda f, eps: unit_length(f, eps**0.5),
+    f"eps is subtracted: {_INSIDE}": lambda f, eps: unit_length(f, -eps),
+    f"eps is added to each channel's square: {_INSIDE}, once": lambda f, eps: unit_length(f, f.shape[1] * eps),
+    f"eps is added to the features before they are squared: {_INSIDE}": lambda f, eps: f / _squared(f + eps).sqrt(),
+    f"eps is added to the features that are divided: {_INSIDE}": lambda f, eps: (f + eps) / (_squared(f) + eps).sqrt(),
+    f"eps is added to all features: {_INSIDE}": lambda f, eps: (f + eps) / _squared(f + eps).sqrt(),
+    f"eps is added after the division: {_INSIDE}, with a bracket": lambda f, eps: f / _squared(f).sqrt() + eps,
+    f"eps is added after the division by F.normalize: {_INSIDE}": lambda f, eps: F.normalize(f) + eps,
+    "multiplied by the length: divide by it": lambda f, eps: f * (_squared(f) + eps).sqrt(),
+    "this is the length: divide the features by it": lambda f, eps: (_squared(f) + eps).sqrt(),
+    "this is 1 / length: multiply the features by it": lambda f, eps: (_squared(f) + eps).rsqrt(),
+    "the features are squared: divide the features themselves": lambda f, eps: f**2 / (_squared(f) + eps),
+    f"the mean is subtracted, as by F.layer_norm or F.group_norm: {_SUM}": lambda f, eps: F.group_norm(f, 1, eps=eps),
+    f"the mean is subtracted, as by F.instance_norm: {_SUM}": lambda f, eps: F.instance_norm(f, eps=eps),
+    "roots of squares are summed: sum the squares first": lambda f, eps: f / (f**2 + eps).sqrt().sum(1, keepdim=True),
+    f"softmax makes the channels' sum 1: {_SUM}": lambda f, eps: f.softmax(1),
+    "the largest length of the batch is 1, not that of each pixel": lambda f, eps: f / (_squared(f) + eps).sqrt().max(),
+    # by their exceptions
+    "keepdim=True is missing: the length must be (B, 1, h, w) to divide (B, C, h, w)": lambda f, eps: f / f.sum(1),
+    "math.sqrt takes a single number: use torch.sqrt": lambda f, eps: f / math.sqrt(_squared(f)),
+    "the length's new dimension is elsewhere: it is (B, 1, h, w)": lambda f, eps: f / f.sum(1)[..., None],
+}.items():
+    LENGTH_MISTAKES(message)(lambda features, eps=1e-8, divide=divide: divide(features, eps))
+LENGTH_MISTAKES("another default for eps: leave the line with `def` as it is")(
+    lambda features, eps=1e-6: unit_length(features, eps)
 )
-
-_CONSTANT = (
-    "the gradient is that of a constant length: square the features themselves, without detach, .data or no_grad"
-)
-
-
-@LENGTH_MISTAKES(_CONSTANT)
-def length_of_detached_features(features: Tensor, eps: float) -> Tensor:
-    return features / torch.sqrt(features.detach().pow(2).sum(1, keepdim=True) + eps)
-
-
-@LENGTH_MISTAKES("the mean over the channels is subtracted: divide the features as they are")
-def length_of_centred_features(features: Tensor, eps: float) -> Tensor:
-    centred = features - features.mean(1, keepdim=True)
-    return centred / torch.sqrt(centred.pow(2).sum(1, keepdim=True) + eps)
+for fixed in (1e-12, 1e-10, 1e-8, 1e-6):
+    LENGTH_MISTAKES("eps is a fixed number in the code: use the argument")(
+        lambda features, eps=1e-8, fixed=fixed: unit_length(features, fixed)
+    )
+for message, square in {
+    f"the length is taken over space: {_PIXELS}": lambda f: f.pow(2).sum((2, 3), keepdim=True),
+    f"the length is taken over one row: {_PIXELS}": lambda f: f.pow(2).sum(3, keepdim=True),
+    f"the length is taken over one column: {_PIXELS}": lambda f: f.pow(2).sum(2, keepdim=True),
+    f"the length is taken over the batch: {_PIXELS}": lambda f: f.pow(2).sum(0, keepdim=True),
+    f"the length is taken over channels and batch: {_PIXELS}": lambda f: f.pow(2).sum((0, 1), keepdim=True),
+    f"the length is taken over space and batch: {_PIXELS}": lambda f: f.pow(2).sum((0, 2, 3), keepdim=True),
+    f"the length is taken over channels and space: {_PIXELS}": lambda f: f.pow(2).sum((1, 2, 3), keepdim=True),
+    f"the length is taken over everything: {_PIXELS}": lambda f: f.pow(2).sum(),
+    "each feature is divided by itself: sum the squares over the channels": lambda f: f.pow(2),
+    "the root is missing: divide by the length, not by its square": lambda f: _squared(f).pow(2),
+    "a second root: divide by the length itself": lambda f: _squared(f).sqrt(),
+    f"the root of the mean square: {_SUM}": lambda f: f.pow(2).mean(1, keepdim=True),
+    f"the mean square: {_SUM}": lambda f: f.pow(2).mean(1, keepdim=True).pow(2),
+    f"the sum of the absolute values (L1): {_SUM}": lambda f: f.abs().sum(1, keepdim=True).pow(2),
+    f"the mean of the absolute values: {_SUM}": lambda f: f.abs().mean(1, keepdim=True).pow(2),
+    f"the largest value: {_SUM}": lambda f: f.abs().amax(1, keepdim=True).pow(2),
+    f"the standard deviation of the channels: {_SUM}": lambda f: f.var(1, keepdim=True),
+    f"the squares are missing: {_SUM}": lambda f: f.sum(1, keepdim=True),
+    "the sum is squared: square each feature, then sum": lambda f: f.sum(1, keepdim=True).pow(2),
+}.items():
+    LENGTH_MISTAKES += [(message, code) for code in _divided(square)]
+for square in (_squared, lambda f: f.var(1, keepdim=True), lambda f: f.var(1, keepdim=True, correction=0)):
+    for code in _divided(square):
+        LENGTH_MISTAKES("the mean over the channels is subtracted: divide the features as they are")(
+            lambda features, eps=1e-8, code=code: code(features - features.mean(1, keepdim=True), eps)
+        )
 
 
 def _with_pixels_without_features() -> Tensor:
@@ -317,159 +269,124 @@ def _with_pixels_without_features() -> Tensor:
     return features
 
 
-_LENGTH_PROBES = (
-    (_with_pixels_without_features(), 1e-8),
-    (*probe((3, 4, 2, 6)), 1e-3),
-    (0.2 * probe((2, 3, 5, 4))[0], 0.5),
-)
-_judge_values = judge_function(
-    unit_length, _LENGTH_PROBES, LENGTH_MISTAKES, inputs=("features", "eps"), gradients=("features",)
-)
-
-
-def _gradient(attempt: Callable[..., Any]) -> Tensor:
-    features, eps = _LENGTH_PROBES[1]
-    leaf = features.clone().requires_grad_()
-    return torch.autograd.grad(weighted_sum(call(attempt, leaf, eps)), leaf)[0]
-
-
-def _judge_length(attempt: Any) -> str | None:
-    complaint = _judge_values(attempt)
-    if (
-        complaint
-        and "not the gradient" in complaint
-        and same(_gradient(attempt), _gradient(length_of_detached_features))
-    ):
-        return _CONSTANT
-    return complaint
-
-
 # 06.3
-
-_Taps = Sequence[Tensor]
-_Distance = Callable[[_Taps, _Taps, _Taps], Tensor]
 
 
 def _tapped(
-    difference: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda a, b, w: w * (a - b) ** 2,
-    reduce: Callable[[Tensor], Tensor] = lambda weighted: weighted.sum(1).mean((1, 2)),
-    join: Callable[[Tensor], Tensor] = lambda taps: taps.sum(0),
-) -> _Distance:
-    """The finished version with one part of it exchanged: a tap's differences, their reduction, the taps' sum."""
-    return lambda features, others, heads: join(
-        torch.stack([reduce(difference(*tap)) for tap in zip(features, others, heads, strict=True)])
-    )
+    reduce: Callable[..., Any] = lambda weighted: weighted.sum(1).mean((1, 2)),
+    difference: Callable[..., Any] = lambda a, b, head: head * (a - b) ** 2,
+    join: Callable[..., Any] = sum,
+) -> Callable[..., Any]:
+    """The solution with another reduction of a tap, another difference, or another sum of the taps."""
 
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
-
-
-def _added(reduce: Callable[[Tensor], Tensor]) -> _Distance:
-    """The taps in a running sum, not stacked: what cannot be added raises another exception."""
-
-    def distance(features: _Taps, others: _Taps, heads: _Taps) -> Tensor:
-        total = torch.zeros(())
-        for a, b, head in zip(features, others, heads, strict=True):
-            total = total + reduce(head * (a - b) ** 2)
-        return total
+    def distance(features, others, heads):
+        taps = [reduce(difference(*tap)) for tap in zip(features, others, heads, strict=True)]
+        return join(taps, features[0].new_zeros(len(features[0])))
 
     return distance
 
 
-_IN_HEAD = "the head multiplies the squared difference"
 _ALL_TAPS = "sum over all of them"
-_SIZES = "the taps differ in size: reduce each to (B,) before they are summed"
-DISTANCE_MISTAKES = Mistakes(
-    [
-        ("the squares are missing: differences of different sign cancel", _tapped(lambda a, b, w: w * (a - b))),
-        ("the absolute difference is taken: square it", _tapped(lambda a, b, w: w * (a - b).abs())),
-        (
-            "the heads are not used: each channel's squared difference is multiplied by its weight",
-            _tapped(lambda a, b, w: (a - b) ** 2),
-        ),
-        (f"the head is squared, too: {_IN_HEAD}", _tapped(lambda a, b, w: (w * (a - b)) ** 2)),
-        (f"the head multiplies the features of one image only: {_IN_HEAD}", _tapped(lambda a, b, w: (w * a - b) ** 2)),
-        ("the squares are subtracted: subtract, then square", _tapped(lambda a, b, w: w * (a**2 - b**2))),
-        ("divided by the heads: multiply by them", _tapped(lambda a, b, w: (a - b) ** 2 / w)),
-        (
-            "a root is taken at the end: the squared distance is asked for",
-            _tapped(join=lambda taps: taps.sum(0).sqrt()),
-        ),
-        (
-            "a root is taken at each pixel: the squared distance is asked for",
-            _tapped(reduce=lambda x: x.sum(1).sqrt().mean((1, 2))),
-        ),
-        (
-            "a root is taken at each tap: the squared distance is asked for",
-            _tapped(reduce=lambda x: x.sum(1).mean((1, 2)).sqrt()),
-        ),
-        (
-            "a sum over space: average over the pixels, or a large image is further off than a small one",
-            _tapped(reduce=lambda x: x.sum((1, 2, 3))),
-        ),
-        (
-            "a mean over the channels: the heads are their weights, so sum them",
-            _tapped(reduce=lambda x: x.mean((1, 2, 3))),
-        ),
-        (
-            "channels averaged and space summed: it is the other way round",
-            _tapped(reduce=lambda x: x.mean(1).sum((1, 2))),
-        ),
-        ("a mean over the taps: sum them", _tapped(join=lambda taps: taps.mean(0))),
-        (
-            f"the first tap alone counts: {_ALL_TAPS} (is the return inside of the loop?)",
-            _tapped(join=lambda taps: taps[0]),
-        ),
-        (f"the last tap alone counts: {_ALL_TAPS} (is the total overwritten?)", _tapped(join=lambda taps: taps[-1])),
-        (
-            "averaged over the batch: one number for each image is asked for, (B,)",
-            _tapped(join=lambda taps: taps.sum(0).mean()),
-        ),
-        ("summed over the batch: one number for each image is asked for, (B,)", _tapped(join=lambda taps: taps.sum())),
-        *(
-            (
-                "a mean over channels, pixels and batch, as F.mse_loss takes it: weight and sum the channels, one "
-                "number for each image, (B,)",
-                _tapped(difference, reduce, join),
-            )
-            for difference in (
-                lambda a, b, w: w * (a - b) ** 2,
-                lambda a, b, w: (a - b) ** 2,
-                lambda a, b, w: (w * (a - b)) ** 2,
-                lambda a, b, w: w.sum() * (a - b) ** 2,
-                lambda a, b, w: w.mean() * (a - b) ** 2,
-            )
-            for reduce, join in (
-                (lambda x: x.mean(), lambda taps: taps.sum()),
-                (lambda x: x.mean(), lambda taps: taps.mean()),
-                (lambda x: x.mean().expand(len(x)), lambda taps: taps.sum(0)),
-            )
-        ),
-        ("not summed over the taps: one number for each image is asked for, (B,)", _tapped(join=lambda taps: taps)),
-        ("not summed over the taps: one number for each image is asked for, (B,)", _tapped(join=lambda taps: taps.T)),
-        ("the sign: a distance is never negative", _tapped(join=lambda taps: -taps.sum(0))),
-        (
-            "this is a similarity, the weighted product of the features: take the squared difference",
-            _tapped(lambda a, b, w: w * a * b),
-        ),
-        # by its exception: nothing is left to sum over the taps
-        *(
-            (_SIZES, _tapped(reduce=reduce, join=join))
-            for reduce in (_as_it_is, lambda x: x.sum(1))
-            for join in (_as_it_is, lambda taps: taps.sum(0))
-        ),
-        *((_SIZES, _added(reduce)) for reduce in (_as_it_is, lambda x: x.sum(1))),
-    ]
+_EACH = "one number for each image is asked for, (B,)"
+DISTANCE_MISTAKES = Mistakes()
+for message, difference in {
+    "the squares are missing: differences of different sign cancel": lambda a, b, w: w * (a - b),
+    "the absolute difference is taken: square it": lambda a, b, w: w * (a - b).abs(),
+    "the heads are not used: multiply each channel's squared difference by its weight": lambda a, b, w: (a - b) ** 2,
+    "the head is squared, too: it multiplies the squared difference": lambda a, b, w: (w * (a - b)) ** 2,
+    "a root of the head: its weights are used as they are": lambda a, b, w: w.sqrt() * (a - b) ** 2,
+    "the head multiplies one image's features: it multiplies the squared difference": lambda a, b, w: (w * a - b) ** 2,
+    "heads and others are exchanged: look at the order of zip": lambda a, b, w: b * (a - w) ** 2,
+    "softmax of the head: its weights are used as they are": lambda a, b, w: w.softmax(1) * (a - b) ** 2,
+    "a head's weights are made to sum to 1: use them as they are": lambda a, b, w: w / w.sum() * (a - b) ** 2,
+    "a head's mean for all channels: each has a weight of its own": lambda a, b, w: w.mean() * (a - b) ** 2,
+    "a head's sum for all channels: each has a weight of its own": lambda a, b, w: w.sum() * (a - b) ** 2,
+    "the squares are subtracted: subtract, then square": lambda a, b, w: w * (a**2 - b**2),
+    "the features are added: subtract, then square": lambda a, b, w: w * (a + b) ** 2,
+    "divided by the heads: multiply by them": lambda a, b, w: (a - b) ** 2 / w,
+    "the head is added: it multiplies the squared difference": lambda a, b, w: w + (a - b) ** 2,
+    "averaged first: subtract and square at every pixel": lambda a, b, w: w * (a - b).mean((2, 3), True) ** 2,
+    "the head keeps its shape, (1, C, 1, 1), without flatten": lambda a, b, w: w.flatten() * (a - b) ** 2,
+    "this is 1 - cosine: take the squared difference": lambda a, b, w: 1 / a.shape[1] - a * b,
+    "this is 1 - weighted cosine: take the squared difference": lambda a, b, w: 1 / a.shape[1] - w * a * b,
+    "this is a similarity, a product of the features: take the squared difference": lambda a, b, w: w * a * b,
+}.items():
+    DISTANCE_MISTAKES(message)(_tapped(difference=difference))
+for message, reduce in {
+    "a root is taken at each pixel: the squared distance is asked for": lambda x: x.sum(1).sqrt().mean((1, 2)),
+    "a root is taken at each tap: the squared distance is asked for": lambda x: x.sum(1).mean((1, 2)).sqrt(),
+    "a sum over space: average over the pixels, or a large image is further off": lambda x: x.sum((1, 2, 3)),
+    "a mean over the channels: the heads are their weights, so sum them": lambda x: x.mean((1, 2, 3)),
+    "channels averaged and space summed: it is the other way round": lambda x: x.mean(1).sum((1, 2)),
+    "averaged over the width only: average over all pixels": lambda x: x.mean(3).sum((1, 2)),
+    "averaged over the height only: average over all pixels": lambda x: x.mean(2).sum((1, 2)),
+    "divided by the height squared: there are h · w pixels": lambda x: x.sum((1, 2, 3)) / x.shape[2] ** 2,
+    "divided by the width squared: there are h · w pixels": lambda x: x.sum((1, 2, 3)) / x.shape[3] ** 2,
+    "divided by all values of the batch: average over an image's pixels": lambda x: x.sum((1, 2, 3)) / x.numel(),
+    "divided by the number of images: average over the pixels only": lambda x: x.sum(1).mean((1, 2)) / len(x),
+    "the largest pixel: average over the pixels": lambda x: x.sum(1).amax((1, 2)),
+    "the largest channel: sum over the channels": lambda x: x.amax(1).mean((1, 2)),
+    "the median pixel: average over the pixels": lambda x: x.sum(1).flatten(1).median(1).values,
+    # by its exception
+    "after the sum over the channels, the pixels are dimensions 1 and 2": lambda x: x.sum(1).mean((2, 3)),
+}.items():
+    DISTANCE_MISTAKES(message)(_tapped(reduce))
+for message, join in {
+    "a root is taken at the end: the squared distance is asked for": lambda taps, _: torch.stack(taps).sum(0).sqrt(),
+    "a mean over the taps: sum them": lambda taps, _: sum(taps) / len(taps),
+    "divided by five taps: sum them, without a mean": lambda taps, _: sum(taps) / 5,
+    f"the first tap alone counts: {_ALL_TAPS} (is the return inside of the loop?)": lambda taps, _: taps[0],
+    f"the last tap alone counts: {_ALL_TAPS} (is the total overwritten?)": lambda taps, _: taps[-1],
+    f"the last tap is left out: {_ALL_TAPS}": lambda taps, _: sum(taps[:-1]),
+    f"the first tap is left out: {_ALL_TAPS}": lambda taps, _: sum(taps[1:]),
+    "the taps are multiplied: sum them": lambda taps, _: math.prod(taps),
+    f"the largest tap alone counts: {_ALL_TAPS}": lambda taps, _: torch.stack(taps).amax(0),
+    "the sign: a distance is never negative": lambda taps, _: -sum(taps),
+    "squeeze drops the batch, too, if it is one image: write squeeze(1)": lambda taps, _: sum(
+        x.squeeze() for x in taps
+    ),
+    f"not summed over the taps: {_EACH}": lambda taps, _: torch.stack(taps),
+    f"not summed over the taps, the last dimension: {_EACH}": lambda taps, _: torch.stack(taps, 1),
+    # by their exceptions
+    "there are fewer taps than the code takes: go through the lists with zip": lambda taps, _: taps[len(taps)],
+    "the total is one number: begin with one zero for each image": lambda taps, _: torch.zeros(()).add_(taps[0]),
+}.items():
+    DISTANCE_MISTAKES(message)(_tapped(join=join))
+for message, reduce in {
+    "the taps differ in size: reduce each to (B,) before they are summed": lambda x: x,
+    "the pixels are not averaged: the mean over them leaves (B,) of each tap": lambda x: x.sum(1),
+    "the pixels are averaged over the height only: take both sides of the map": lambda x: x.sum(1).mean(1),
+    "the pixels are averaged over the width only: take both sides of the map": lambda x: x.sum(1).mean(2),
+    "the channels are not summed: the sum over them leaves (B,) of each tap": lambda x: x.mean((2, 3)),
+    "keepdim leaves (B, 1) of each tap: (B,) is asked for": lambda x: x.sum(1, keepdim=True).mean((2, 3)),
+    "keepdim leaves (B, 1, 1, 1) of each tap: (B,) is asked for": lambda x: x.mean((2, 3), True).sum(1, True),
+    f"summed over the batch, dimension 0: {_EACH}": lambda x: x.sum(0).mean((1, 2)),
+    f"averaged over the batch: {_EACH}": lambda x: x.sum(1).mean(),
+    f"averaged over channels, pixels and batch, as by F.mse_loss: {_EACH}": lambda x: x.mean(),
+    f"summed over the batch: {_EACH}": lambda x: x.sum(1).mean((1, 2)).sum(),
+    f"summed over everything: {_EACH}, averaged over the pixels": lambda x: x.sum(),
+}.items():
+    for join in (sum, lambda taps, _: sum(taps), lambda taps, _: torch.stack(taps)):
+        DISTANCE_MISTAKES(message)(_tapped(reduce, join=join))
+        if "F.mse_loss" in message:
+            DISTANCE_MISTAKES(message)(_tapped(reduce, lambda a, b, w: (a - b) ** 2, join))
+            DISTANCE_MISTAKES(message)(_tapped(reduce, lambda a, b, w: (w * (a - b)) ** 2, join))
+
+
+DISTANCE_MISTAKES("every tap is divided by the pixels of the first: the maps become smaller")(
+    lambda f, o, h: _tapped(lambda x: x.sum((1, 2, 3)) / f[0][0, 0].numel())(f, o, h)
 )
 
 
-@DISTANCE_MISTAKES(
-    "squeeze removes the batch's dimension, too, where there is one image: name the dimension, squeeze(1)"
-)
-def distance_squeezed(features: _Taps, others: _Taps, heads: _Taps) -> Tensor:
-    taps = zip(features, others, heads, strict=True)
-    return torch.stack([F.conv2d((a - b) ** 2, head).mean((2, 3)).squeeze() for a, b, head in taps]).sum(0)
+_LISTS = "the values are right, but it changes the caller's lists: go through them without pop, reverse or the like"
+
+
+@DISTANCE_MISTAKES(_LISTS)
+def distance_emptying_the_lists(features, others, heads):
+    total = 0
+    while features:
+        total = total + (heads.pop() * (features.pop() - others.pop()) ** 2).sum(1).mean((1, 2))
+    return total
 
 
 def _lists(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -478,9 +395,18 @@ def _lists(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return [list(tensors[start : start + taps]) for start in (0, taps, 2 * taps)]
 
 
-def _on_taps(distance: Callable[..., Any]) -> Callable[..., Any]:
-    """The distance as a function of tensors alone."""
-    return lambda *tensors: distance(*_lists(tensors))
+@recipe
+def on_taps(answer: Any, *tensors: Tensor) -> Any:
+    """Call the answer with the lists that these tensors make up."""
+    return call(answer, *_lists(tensors))
+
+
+@recipe
+def lists_after(answer: Any, *tensors: Tensor) -> list[list[Tensor]]:
+    """Call the answer with lists, and return what is in them afterwards."""
+    given = _lists(tensors)
+    call(answer, *given)
+    return given
 
 
 def _taps(batch: int, *maps: tuple[int, int, int]) -> tuple[Tensor, ...]:
@@ -495,115 +421,125 @@ def _taps(batch: int, *maps: tuple[int, int, int]) -> tuple[Tensor, ...]:
 _NAMES = [f"{name}[{tap}]" for name in ("features", "others", "heads") for tap in range(3)]
 _TAP_PROBES = [_taps(2, (3, 6, 8), (5, 3, 4), (7, 2, 1)), _taps(1, (4, 4, 4), (2, 2, 2), (6, 1, 5))]
 _judge_of_tensors = judge_function(
-    _on_taps(perceptual_distance),
+    partial(on_taps, perceptual_distance),
     _TAP_PROBES,
-    [(message, _on_taps(code)) for message, code in DISTANCE_MISTAKES],
+    through_recipe(on_taps, DISTANCE_MISTAKES),
     inputs=_NAMES,
     gradients=_NAMES[:6],
+    through=on_taps,
 )
 
 
-def _judge_distance(attempt: Any) -> str | None:
-    complaint = _judge_of_tensors(_on_taps(attempt) if callable(attempt) else attempt)
+def _judge_distance(attempt: Attempt) -> str | None:
+    complaint = _judge_of_tensors(attempt)
     if complaint:
         return complaint
-    given, before = _lists(_TAP_PROBES[0]), _lists(_TAP_PROBES[0])
-    attempt(*given)
-    if [[*map(id, taps)] for taps in given] != [[*map(id, taps)] for taps in before]:
-        return (
-            "the values are right, but it changes the caller's lists: go through them without pop, reverse or the like"
-        )
-    return None
+    after = attempt.run(lists_after, *_TAP_PROBES[0])
+    return None if same(after, _lists(_TAP_PROBES[0])) else _LISTS
 
 
 # 06.4
 
 
 def _l1(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Summed for each image: (B,)."""
-    return (reconstruction - target).abs().flatten(1).sum(1)
+    return (reconstruction - target).abs().flatten(1).sum(1)  # (B,)
+
+
+def _summed(
+    pixels: Callable[..., Any] = _l1, count: Callable[..., Any] = lambda target: target[0].numel()
+) -> Callable[..., Any]:
+    """The solution with another pixel term, or another number of times that the distance counts."""
+
+    def loss(reconstruction, target, distance, perceptual_weight=1.0):
+        return (pixels(reconstruction, target) + count(target) * perceptual_weight * distance).mean()
+
+    return loss
 
 
 _ONCE = "CompVis adds it to every pixel value, so that in the sum it counts C·H·W times"
-TOTAL_MISTAKES = Mistakes(
-    [
-        (f"the distance counts once for an image: {_ONCE}", lambda r, t, d, w: (_l1(r, t) + w * d).mean()),
-        (
-            f"the distance counts once for a pixel, H·W times: {_ONCE}",
-            lambda r, t, d, w: (_l1(r, t) + w * d * t[0, 0].numel()).mean(),
-        ),
-        (
-            f"the distance counts B·C·H·W times, or is summed over the batch: {_ONCE}",
-            lambda r, t, d, w: (_l1(r, t) + w * d * t.numel()).mean(),
-        ),
-        (
-            "both terms are means over an image's values: CompVis sums over them, and averages over the batch only",
-            lambda r, t, d, w: (_l1(r, t) / t[0].numel() + w * d).mean(),
-        ),
-        (
-            "the pixels are averaged over C, H, W, the distance is not: sum the pixels, or neither counts C·H·W times",
-            lambda r, t, d, w: (_l1(r, t) / t[0].numel() + w * d * t[0].numel()).mean(),
-        ),
-        (
-            "summed over the batch: divide by the number of images",
-            lambda r, t, d, w: (_l1(r, t) + w * d * t[0].numel()).sum(),
-        ),
-        (
-            f"summed over the batch, and the distance counts once for an image: {_ONCE}; average over the images",
-            lambda r, t, d, w: (_l1(r, t) + w * d).sum(),
-        ),
-        (
-            "the pixels are summed over the batch: average over the images",
-            lambda r, t, d, w: _l1(r, t).sum() + w * d.mean() * t[0].numel(),
-        ),
-        (
-            "one number for each image: average over the batch at the end",
-            lambda r, t, d, w: _l1(r, t) + w * d * t[0].numel(),
-        ),
-        (
-            "one number for each pixel value: sum over C, H, W, then average over the batch",
-            lambda r, t, d, w: (r - t).abs() + w * d.view(-1, 1, 1, 1),
-        ),
-        (
-            "the weight is on the pixels: it belongs to the distance",
-            lambda r, t, d, w: (w * _l1(r, t) + d * t[0].numel()).mean(),
-        ),
-        (
-            "the weight is on both terms: it belongs to the distance",
-            lambda r, t, d, w: w * (_l1(r, t) + d * t[0].numel()).mean(),
-        ),
-        ("perceptual_weight is not used", lambda r, t, d, w: (_l1(r, t) + d * t[0].numel()).mean()),
-        ("the distance is missing", lambda r, t, d, w: _l1(r, t).mean()),
-        ("the pixels are missing", lambda r, t, d, w: w * d.mean() * t[0].numel()),
-        (
-            "the pixel term is squared (L2): the L1 distance |reconstruction - target| is asked for",
-            lambda r, t, d, w: ((r - t).pow(2).flatten(1).sum(1) + w * d * t[0].numel()).mean(),
-        ),
-        (
-            "the absolute value is missing: errors of different sign cancel",
-            lambda r, t, d, w: ((r - t).flatten(1).sum(1) + w * d * t[0].numel()).mean(),
-        ),
-        (
-            "the absolute value is taken of the sum: take it of every difference, before errors cancel",
-            lambda r, t, d, w: ((r - t).flatten(1).sum(1).abs() + w * d * t[0].numel()).mean(),
-        ),
-        (
-            "the sign of the distance: it is a cost, and added",
-            lambda r, t, d, w: (_l1(r, t) - w * d * t[0].numel()).mean(),
-        ),
-        ("the distance multiplies the pixels: it is added to them", lambda r, t, d, w: (_l1(r, t) * w * d).mean()),
-        # by its exception
-        ("the distance is (B,): to be added to each pixel value it must be (B, 1, 1, 1)", lambda r, t, d, w: r + d),
-    ]
+_L1 = "the L1 distance |reconstruction - target| is asked for"
+_AVERAGE = "average over the images, mean() at the end"
+_OWN = "each image has its own, distance.view(-1, 1, 1, 1)"
+TOTAL_MISTAKES = Mistakes()
+for message, count in {
+    f"the distance counts once for an image: {_ONCE}": lambda t: 1,
+    f"the distance counts once for a pixel, H·W times: {_ONCE}": lambda t: t[0, 0].numel(),
+    f"the distance counts once for a channel, C times: {_ONCE}": lambda t: t.shape[1],
+    f"the distance counts B·C·H·W times, or is summed over the batch: {_ONCE}": lambda t: t.numel(),
+    f"the distance is divided by C·H·W: {_ONCE}": lambda t: 1 / t[0].numel(),
+    "three channels are written into the code: count C of the images": lambda t: 3 * t[0, 0].numel(),
+    "3 · 256 · 256 is written into the code: take the size of the images": lambda t: 3 * 256 * 256,
+}.items():
+    TOTAL_MISTAKES(message)(_summed(count=count))
+for message, pixels in {
+    "the pixels are averaged over an image's values: sum them": lambda r, t: _l1(r, t) / t[0].numel(),
+    "the pixels are averaged over H and W: sum them": lambda r, t: _l1(r, t) / t[0, 0].numel(),
+    "the pixels are averaged over the channels: sum them": lambda r, t: _l1(r, t) / t.shape[1],
+    f"the pixels are summed over the batch: {_AVERAGE}": lambda r, t: _l1(r, t).sum(),
+}.items():
+    TOTAL_MISTAKES(message)(_summed(pixels))
+for message, pixels in {
+    f"the pixel term is squared (L2): {_L1}": lambda r, t: (r - t).pow(2).flatten(1).sum(1),
+    f"the pixel term is a mean of squares (L2): {_L1}, summed": F.mse_loss,
+    f"the pixel term is a root of squares (L2): {_L1}": lambda r, t: (r - t).flatten(1).norm(dim=1),
+    f"a smooth L1 is squared below 1: {_L1}": lambda r, t: F.smooth_l1_loss(r, t, reduction="none").flatten(1).sum(1),
+    "the absolute value is missing: errors of different sign cancel": lambda r, t: (r - t).flatten(1).sum(1),
+    "the absolute value is taken of the sum: take it of every difference": lambda r, t: (r - t).flatten(1).sum(1).abs(),
+}.items():
+    TOTAL_MISTAKES(message)(_summed(pixels))
+    TOTAL_MISTAKES(f"{message}, and the distance counts once for an image")(_summed(pixels, lambda t: 1))
+for message, reduce in {
+    "both terms are averaged over C, H, W: sum them, average over the batch only": lambda each: each.mean(),
+    "both terms are averaged over the channels: sum over C, H, W": lambda each: each.mean(1).sum((1, 2)).mean(),
+    "both terms are averaged over H and W: sum over C, H, W": lambda each: each.sum(1).mean(),
+    "both terms are averaged over the width: sum over C, H, W": lambda each: each.mean(3).sum((1, 2)).mean(),
+    "both terms are averaged over C and H: sum over C, H, W": lambda each: each.sum(3).mean(),
+    f"summed over the batch: {_AVERAGE}": lambda each: each.sum(),
+    "summed over the batch, averaged over C, H, W: it is the other way round": lambda each: each.mean((1, 2, 3)).sum(),
+    "divided by the number of channels, not of images": lambda each: each.sum() / each.shape[1],
+    f"one number for each image: {_AVERAGE}": lambda each: each.sum((1, 2, 3)),
+    "one number for each pixel value: sum over C, H, W, then average over the batch": lambda each: each,
+}.items():
+    TOTAL_MISTAKES(message)(lambda r, t, d, w=1.0, reduce=reduce: reduce((r - t).abs() + w * d.view(-1, 1, 1, 1)))
+for message, change in {  # of the arguments
+    "the weight is on the pixels: it belongs to the distance": lambda r, t, d, w: (w * r, w * t, d),
+    "the weight is on both terms: it belongs to the distance": lambda r, t, d, w: (w * r, w * t, d, w),
+    "1 - perceptual_weight is on the pixels: they have no weight": lambda r, t, d, w: ((1 - w) * r, (1 - w) * t, d, w),
+    "the weight is used twice: it multiplies the distance once": lambda r, t, d, w: (r, t, d, w**2),
+    "divided by perceptual_weight: multiply by it": lambda r, t, d, w: (r, t, d, 1 / w),
+    "perceptual_weight is added: it multiplies the distance": lambda r, t, d, w: (r, t, d + w),
+    "perceptual_weight is not used": lambda r, t, d, w: (r, t, d),
+    "the distance is missing": lambda r, t, d, w: (r, t, 0 * d),
+    "the distance is squared: it is added as it is": lambda r, t, d, w: (r, t, d**2, w),
+    "the sign of the distance: it is a cost, and added": lambda r, t, d, w: (r, t, -d, w),
+    f"the first image's distance for all: {_OWN}": lambda r, t, d, w: (r, t, d[:1], w),
+    f"the largest distance for all: {_OWN}": lambda r, t, d, w: (r, t, d.max(), w),
+    "`distance` is not used: it is the LPIPS": lambda r, t, d, w: (r, t, (r - t).pow(2).mean((1, 2, 3)), w),
+    "the pixels are missing: add |reconstruction - target|": lambda r, t, d, w: (t, t, d, w),
+    f"the target is missing: {_L1}": lambda r, t, d, w: (r, 0 * t, d, w),
+    f"the images are added: {_L1}": lambda r, t, d, w: (r, -t, d, w),
+}.items():
+    TOTAL_MISTAKES(message)(lambda r, t, d, w=1.0, change=change: reconstruction_loss(*change(r, t, d, w)))
+TOTAL_MISTAKES("another default for perceptual_weight: leave the line with `def` as it is")(
+    lambda r, t, d, w=0.1: reconstruction_loss(r, t, d, w)
 )
-
+for message, loss in {
+    f"summed over the batch, and the distance counts once: {_ONCE}": lambda r, t, d, w: (_l1(r, t) + w * d).sum(),
+    "the distance multiplies the pixels: it is added to them": lambda r, t, d, w: (_l1(r, t) * w * d).mean(),
+    "the distance is inside of the absolute value: add it afterwards": lambda r, t, d, w: _l1(
+        r + w * d.view(-1, 1, 1, 1), t
+    ).mean(),
+}.items():
+    TOTAL_MISTAKES(message)(lambda r, t, d, w=1.0, loss=loss: loss(r, t, d, w))
+for shape in ((-1,), (-1, 1), (-1, 1, 1), (1, -1, 1, 1)):  # by their exceptions
+    TOTAL_MISTAKES("the distance is (B,): to be added to each pixel value it must be (B, 1, 1, 1)")(
+        lambda r, t, d, w=1.0, shape=shape: r + d.view(shape)
+    )
 _ROOT = "the gradient is nan where a value is exactly right, as by the root of a square: use abs()"
 
 
 @TOTAL_MISTAKES(_ROOT)
-def total_of_roots_of_squares(
-    reconstruction: Tensor, target: Tensor, distance: Tensor, perceptual_weight: float
-) -> Tensor:
+def total_of_roots_of_squares(reconstruction, target, distance, perceptual_weight=1.0):
     each = ((reconstruction - target) ** 2).sqrt() + perceptual_weight * distance.view(-1, 1, 1, 1)
     return each.flatten(1).sum(1).mean()
 
@@ -611,6 +547,7 @@ def total_of_roots_of_squares(
 _TOTAL_PROBES = [
     (*probe((3, 2, 4, 5), (3, 2, 4, 5), (3,)), 0.7),
     (*probe((4, 3, 5, 2), (4, 3, 5, 2), (4,)), 0.2),
+    probe((2, 1, 3, 4), (2, 1, 3, 4), (2,)),
 ]
 _judge_sum = judge_function(
     reconstruction_loss,
@@ -621,119 +558,108 @@ _judge_sum = judge_function(
 )
 
 
-def _judge_total(attempt: Any) -> str | None:
+def _judge_total(attempt: Attempt) -> str | None:
     complaint = _judge_sum(attempt)
     if complaint:
         return complaint
     _, target, *others = _TOTAL_PROBES[0]
-    exact = target.clone().requires_grad_()
-    return None if torch.autograd.grad(attempt(exact, target, *others), exact)[0].isfinite().all() else _ROOT
+    (gradient,) = attempt.run(gradients_of, call, (target, target, *others), [0])
+    return None if gradient.isfinite().all() else _ROOT
 
 
 # 06.5
 
-_Shape = tuple[int, int, int]
-_Weights = Callable[[_Shape, _Shape, float, float], tuple[float, float]]
-
 
 def _weighing(
-    kl: Callable[[_Shape, _Shape], float] = lambda image, latent: math.prod(latent) / math.prod(image),
-    perceptual: Callable[[_Shape, _Shape], float] = lambda image, latent: 1.0,
-) -> _Weights:
+    kl: Callable[..., float] = lambda image, latent: math.prod(latent) / math.prod(image),
+    perceptual: Callable[..., float] = lambda image, latent: 1.0,
+) -> Callable[..., tuple[float, float]]:
     """Both weights times a factor of their own."""
     return lambda image, latent, w, v: (perceptual(image, latent) * w, kl(image, latent) * v)
 
 
 _PER_IMAGE = "the distance counts C·H·W times in the sum, so dividing by C·H·W leaves its weight as it was"
-WEIGHT_MISTAKES = (
-    (
-        "the factor of the KL is upside down: its weight becomes smaller, since an image has more values than a latent",
-        _weighing(lambda image, latent: math.prod(image) / math.prod(latent)),
-    ),
-    (
-        "the KL's weight is divided by C·H·W only: its mean is the sum over c·h·w, so this must come back as a factor",
-        _weighing(lambda image, latent: 1 / math.prod(image)),
-    ),
-    (
-        "the KL's weight is multiplied by c·h·w only: the whole loss is divided by the C·H·W of an image as well",
-        _weighing(lambda image, latent: math.prod(latent)),
-    ),
-    (
-        "the KL's weight is as before: a mean over the latent against a mean over the image is another balance",
-        _weighing(lambda image, latent: 1.0),
-    ),
-    (
-        "the KL's weight is divided by c·h·w: divide by C·H·W, multiply by c·h·w",
-        _weighing(lambda i, z: 1 / math.prod(z)),
-    ),
-    ("the KL's weight is multiplied by C·H·W: divide by it", _weighing(lambda i, z: math.prod(i) * math.prod(z))),
-    (
-        "the KL's weight is multiplied by C·H·W, and c·h·w is missing: divide by it",
-        _weighing(lambda i, z: math.prod(i)),
-    ),
-    (
-        "both numbers of values divide the KL's weight: c·h·w multiplies it",
-        _weighing(lambda i, z: 1 / math.prod(i) / math.prod(z)),
-    ),
-    ("the channels are forgotten: count C·H·W and c·h·w", _weighing(lambda i, z: z[1] * z[2] / (i[1] * i[2]))),
-    ("the channels of the image are forgotten: count C·H·W", _weighing(lambda i, z: math.prod(z) / (i[1] * i[2]))),
-    ("the channels of the latent are forgotten: count c·h·w", _weighing(lambda i, z: z[1] * z[2] / math.prod(i))),
-    (
-        "the ratio of both numbers of values is rounded by //: divide by /",
-        _weighing(lambda i, z: 1 / (math.prod(i) // math.prod(z))),
-    ),
-    ("the sides are added: the number of values is the product of C, H and W", _weighing(lambda i, z: sum(z) / sum(i))),
-    (
-        f"the perceptual weight is divided by C·H·W: {_PER_IMAGE}",
-        _weighing(perceptual=lambda image, latent: 1 / math.prod(image)),
-    ),
-    (
-        f"the perceptual weight is multiplied by C·H·W: {_PER_IMAGE}",
-        _weighing(perceptual=lambda image, latent: math.prod(image)),
-    ),
-    (
-        f"the perceptual weight gets the KL's factor, too: {_PER_IMAGE}",
-        _weighing(perceptual=lambda image, latent: math.prod(latent) / math.prod(image)),
-    ),
-    (
-        f"both weights are divided by C·H·W: {_PER_IMAGE}, and the KL's is multiplied by c·h·w",
-        _weighing(lambda image, latent: 1 / math.prod(image), lambda image, latent: 1 / math.prod(image)),
-    ),
-    (
-        "the results are exchanged: the perceptual weight comes first",
-        lambda image, latent, w, v: own_mean_weights(image, latent, w, v)[::-1],
-    ),
+_BOTH = "count C·H·W and c·h·w"
+WEIGHT_MISTAKES = Mistakes()
+for message, kl in {
+    "the KL's factor is upside down: a latent has fewer values than an image": lambda i, z: math.prod(i) / math.prod(z),
+    "the KL's weight is divided by C·H·W only: the KL is c·h·w times its mean": lambda i, z: 1 / math.prod(i),
+    "the KL's weight is multiplied by c·h·w only: the whole loss is divided by C·H·W": lambda i, z: math.prod(z),
+    "the KL's weight is as before, or len is taken for the number of values": lambda i, z: 1,
+    "the KL's weight is divided by c·h·w: divide by C·H·W, multiply by c·h·w": lambda i, z: 1 / math.prod(z),
+    "the KL's weight is multiplied by C·H·W: divide by it": lambda i, z: math.prod(i) * math.prod(z),
+    "the KL's weight is multiplied by C·H·W, and c·h·w is missing: divide by it": lambda i, z: math.prod(i),
+    "both numbers of values divide the KL's weight: c·h·w multiplies it": lambda i, z: 1 / math.prod(i) / math.prod(z),
+    "the KL's factor is squared: take c·h·w / (C·H·W) once": lambda i, z: (math.prod(z) / math.prod(i)) ** 2,
+    "a root of the KL's factor: take c·h·w / (C·H·W) itself": lambda i, z: (math.prod(z) / math.prod(i)) ** 0.5,
+    "divided by the values of image and latent: image only": lambda i, z: math.prod(z) / (math.prod(i) + math.prod(z)),
+    "mean and log-variance are counted: they share one KL, c·h·w": lambda i, z: 2 * math.prod(z) / math.prod(i),
+    f"the channels are forgotten: {_BOTH}": lambda i, z: z[1] * z[2] / (i[1] * i[2]),
+    "the channels of the image are forgotten: count C·H·W": lambda i, z: math.prod(z) / (i[1] * i[2]),
+    "the channels of the latent are forgotten: count c·h·w": lambda i, z: z[1] * z[2] / math.prod(i),
+    f"the channels alone are counted: {_BOTH}": lambda i, z: z[0] / i[0],
+    f"the width is forgotten: {_BOTH}": lambda i, z: z[0] * z[1] / (i[0] * i[1]),
+    f"the height is forgotten: {_BOTH}": lambda i, z: z[0] * z[2] / (i[0] * i[2]),
+    f"the height alone is counted: {_BOTH}": lambda i, z: z[1] / i[1],
+    f"the width alone is counted: {_BOTH}": lambda i, z: z[2] / i[2],
+    f"the height is taken for the width, too: {_BOTH}": lambda i, z: z[0] * z[1] ** 2 / (i[0] * i[1] ** 2),
+    f"the width is taken for the height, too: {_BOTH}": lambda i, z: z[0] * z[2] ** 2 / (i[0] * i[2] ** 2),
+    f"the height is squared, without width and channels: {_BOTH}": lambda i, z: (z[1] / i[1]) ** 2,
+    f"the width is squared, without height and channels: {_BOTH}": lambda i, z: (z[2] / i[2]) ** 2,
+    "the sides are added: the number of values is the product of C, H and W": lambda i, z: sum(z) / sum(i),
+    "the ratio is rounded by //: divide by /": lambda i, z: 1 / (math.prod(i) // math.prod(z)),
+    "the KL's weight is 0, as by //: divide by /": lambda i, z: 0,
+}.items():
+    WEIGHT_MISTAKES(message)(_weighing(kl))
+for message, perceptual in {
+    f"the perceptual weight is divided by C·H·W: {_PER_IMAGE}": lambda i, z: 1 / math.prod(i),
+    f"the perceptual weight is multiplied by C·H·W: {_PER_IMAGE}": lambda i, z: math.prod(i),
+    f"the perceptual weight is divided by H·W: {_PER_IMAGE}": lambda i, z: 1 / (i[1] * i[2]),
+    f"the perceptual weight gets the KL's factor, too: {_PER_IMAGE}": lambda i, z: math.prod(z) / math.prod(i),
+}.items():
+    WEIGHT_MISTAKES(message)(_weighing(perceptual=perceptual))
+WEIGHT_MISTAKES(f"both weights are divided by C·H·W only: {_PER_IMAGE}, and the KL is c·h·w times its mean")(
+    _weighing(lambda i, z: 1 / math.prod(i), lambda i, z: 1 / math.prod(i))
 )
-_WEIGHT_PROBES: tuple[tuple[_Shape, _Shape, float, float], ...] = (
-    ((3, 256, 256), (4, 32, 32), 1.0, 1e-6),
-    ((1, 24, 40), (5, 6, 10), 0.3, 0.02),
+WEIGHT_MISTAKES("the results are exchanged: the perceptual weight comes first")(
+    lambda i, z, w, v: own_mean_weights(i, z, w, v)[::-1]
 )
-_judge_weights, _judge_of_the_text = (
-    judge_numbers(
-        own_mean_weights,
-        probes,
-        WEIGHT_MISTAKES,
-        given=lambda probe: f"{probe[0]}, {probe[1]} and weights {probe[2]:g} and {probe[3]:g},",
-        asked="two numbers, the perceptual weight and the KL's",
+for digits in range(3, 13):
+    WEIGHT_MISTAKES("the weights are rounded: return them as they are")(
+        lambda i, z, w, v, digits=digits: (w, round(v * math.prod(z) / math.prod(i), digits))
     )
-    for probes in (_WEIGHT_PROBES, _WEIGHT_PROBES[:1])
+_WEIGHT_PROBES = (((3, 256, 256), (4, 32, 32), 1.0, 1e-6), ((1, 21, 40), (5, 6, 10), 0.3, 0.02))
+_SOURCES = {"the perceptual weight": ["perceptual_weight"], "the KL's weight": ["image", "latent", "kl_weight"]}
+_judge_weights = judge_numbers(
+    own_mean_weights,
+    _WEIGHT_PROBES,
+    WEIGHT_MISTAKES,
+    given=lambda probe: f"{probe[0]}, {probe[1]} and weights {probe[2]:g} and {probe[3]:g},",
+    asked="two numbers, the perceptual weight and the KL's",
 )
 
 
-def _judge_own_weights(attempt: Any) -> str | None:
+def _judge_own_weights(attempt: Attempt) -> str | None:
     complaint = _judge_weights(attempt)
-    if complaint and complaint not in dict(WEIGHT_MISTAKES) and _judge_of_the_text(attempt) is None:
-        return "right for KL-f8's numbers only: is 48, 1.0 or 1e-6 written into the code? Compute from the arguments"
-    return complaint
+    return _judge_dependence(attempt) or complaint if complaint and complaint.startswith("for ") else complaint
 
 
-def _stretched(count: int, new: int, values: int) -> tuple[Tensor, Tensor]:
-    """Patches whose values differ in spread, so that the order of the directions leaves no doubt."""
-    train, patches = probe((count, values), (new, values))
-    return tuple(x * torch.arange(1.0, values + 1) + 1.0 for x in (train, patches))
+def _judge_dependence(attempt: Attempt) -> str | None:
+    """Exchange one argument after the other, and look which of the two weights changes."""
+    probe, other = _WEIGHT_PROBES
+    before = attempt.run(numbers_of, probe, True)["numbers"]
+    for position, name in reversed([*enumerate(("image", "latent", "perceptual_weight", "kl_weight"))]):
+        changed = (*probe[:position], other[position], *probe[position + 1 :])
+        after = attempt.run(numbers_of, changed, True)["numbers"]
+        for (weight, names), old, new in zip(_SOURCES.items(), before, after, strict=True):
+            if name in names and old == new:
+                return f"{weight} does not depend on `{name}`: it is computed from {' and '.join(names)}"
+            if name not in names and old != new:
+                return f"{weight} depends on `{name}`: it is computed from {' and '.join(names)} only"
+    return None
 
 
-EXERCISES: tuple[Exercise, ...] = (
+EXERCISES = (
     Exercise(
         id="06.1",
         title="Patch-PCA",
@@ -747,12 +673,8 @@ EXERCISES: tuple[Exercise, ...] = (
             "torch.linalg.svd gives (U, S, Vh); the rows of Vh are the directions, the strongest first.",
             "With basis (components, D) the code is (patches - mean) @ basis.T, and code @ basis leads back.",
         ),
-        judge=judge_function(
-            through_pca,
-            [(*_stretched(12, 5, 6), 2), (*_stretched(9, 14, 4), 1)],
-            PCA_MISTAKES,
-            inputs=("train", "patches", "components"),
-        ),
+        judge=_judge_pca,
+        mistakes=PCA_MISTAKES,
     ),
     Exercise(
         id="06.2",
@@ -767,7 +689,19 @@ EXERCISES: tuple[Exercise, ...] = (
             "The sum is to divide (B, C, h, w): keepdim=True makes it (B, 1, h, w).",
             "eps keeps the root away from 0, so it belongs inside: torch.sqrt(squared + eps).",
         ),
-        judge=_judge_length,
+        judge=judge_function(
+            unit_length,
+            [
+                (_with_pixels_without_features(), 1e-8),
+                (*probe((3, 4, 2, 6)), 1e-3),
+                (0.2 * probe((2, 3, 5, 4))[0], 0.5),
+                (1e-3 * probe((2, 3, 4, 2))[0],),
+            ],
+            LENGTH_MISTAKES,
+            inputs=("features", "eps"),
+            gradients=("features",),
+        ),
+        mistakes=LENGTH_MISTAKES,
     ),
     Exercise(
         id="06.3",
@@ -783,6 +717,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "One tap: (head * (a - b) ** 2).sum(1).mean((1, 2))",
         ),
         judge=_judge_distance,
+        mistakes=DISTANCE_MISTAKES,
     ),
     Exercise(
         id="06.4",
@@ -798,6 +733,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "each.flatten(1).sum(1).mean(), with each = |difference| + perceptual_weight · distance",
         ),
         judge=_judge_total,
+        mistakes=TOTAL_MISTAKES,
     ),
     Exercise(
         id="06.5",
@@ -813,5 +749,6 @@ EXERCISES: tuple[Exercise, ...] = (
             "perceptual_weight stays; kl_weight · c·h·w / (C·H·W), where math.prod(image) is C·H·W",
         ),
         judge=_judge_own_weights,
+        mistakes=WEIGHT_MISTAKES,
     ),
 )

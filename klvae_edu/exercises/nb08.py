@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,79 +15,894 @@ from torch.nn import functional as F
 
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.discriminator import NLayerDiscriminator
-from klvae_edu.exercises.exercise import Blank, Exercise, Mistakes, OpenGap, call
-from klvae_edu.exercises.judges.functions import judge_function, name_error, probe, same
-from klvae_edu.gaussian import DiagonalGaussianDistribution
+from klvae_edu.exercises.attempt import Attempt, Blank, Local, NothingReturned, OpenGap, call, kind, one_line, recipe
+from klvae_edu.exercises.exercise import Exercise, Mistakes
+from klvae_edu.exercises.given import restore
+from klvae_edu.exercises.judges.functions import judge_function, probe, same, through_recipe
+from klvae_edu.exercises.solutions.nb08 import ema_update, generator_step, snapshot, surrogate, training_step
 from klvae_edu.losses import adaptive_weight, adversarial_loss, generator_loss, kl_loss, pixel_loss
 from klvae_edu.training import checkpoint, setup, steps, trainer
 
 NOTEBOOK = "08_training_loop"
-
-# The finished versions, in the form in which the exercises ask for them. The tests hold them to the package.
-# Annotated with names that the notebook knows, because `solution` shows them and readers paste them.
+_NO_NAME = ("the values are not: ", " is added ", "in another order")  # in complaints that only describe wrong values
 
 
-def generator_step(
-    vae: AutoencoderKL,
-    discriminator: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: torch.Tensor,
-    disc_weight: float = 0.5,
-    kl_weight: float = 1e-6,
-) -> torch.Tensor:
-    """One step of the autoencoder on images (B, 3, H, W). Returns their reconstruction, without a graph."""
-    posterior = vae.encode(images).latent_dist
-    reconstruction = vae.decode(posterior.sample()).sample
-    nll, kl = pixel_loss(reconstruction, images, "l2"), kl_loss(posterior, images)
+def each(make, **parts):
+    """Make a mistake of every (message, code) in the list of a part: the answer with this code as that part."""
+    return [(message, make(**{part: code})) for part, mistakes in parts.items() for message, code in mistakes]
+
+
+def _in_words(complaint: str | None, raised: Mapping[str, tuple[str, Any]]) -> str | None:
+    """Replace a complaint that quotes an exception, by a part of its text, if it is known what that means here."""
+    if not complaint or not complaint.startswith("it raised"):
+        return complaint
+    return next((message for part, (message, _) in raised.items() if part in complaint), complaint)
+
+
+def _has_no_name(complaint: str | None) -> bool:
+    return complaint is not None and any(words in complaint for words in _NO_NAME)
+
+
+def _first(effects: Mapping[str, tuple[str, Any]], found: Mapping[str, bool]) -> str | None:
+    """Return the message of the first effect that was found; None if there is none."""
+    return next((message for name, (message, _) in effects.items() if found[name]), None)
+
+
+def _refuse(attempt: Attempt) -> str | None:
+    about = attempt.run(kind)
+    if about["callable"]:
+        return None
+    return f"expected the function itself, got its result or another object ({about['type']})"
+
+
+def _factors(found: Any, parts: Sequence[Tensor]) -> list[float] | None:
+    """Return the factors with which the parts add up to a result, rounding aside; None if they do not."""
+    if not isinstance(found, Tensor) or not found.isfinite().all():
+        return None
+    basis = torch.stack([part.flatten().double() for part in parts], dim=1)
+    factors = torch.linalg.lstsq(basis, found.flatten().double()[:, None]).solution.flatten()
+    if not same(basis @ factors, found.flatten()):
+        return None
+    least = factors.abs().max() * (1e-9 if found.dtype == torch.float64 else 1e-5)
+    return torch.where(factors.abs() > least, factors, 0.0).tolist()
+
+
+# 08.1
+
+
+clip = nn.utils.clip_grad_norm_
+
+
+def frozen_logits(discriminator, reconstruction):
     discriminator.requires_grad_(False)
-    adversarial = adversarial_loss(discriminator(reconstruction))
+    logits = discriminator(reconstruction)
     discriminator.requires_grad_(True)
-    last_layer = vae.decoder.conv_out.weight
-    (nll_gradient,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
-    (adversarial_gradient,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    weight = disc_weight * adaptive_weight(nll_gradient, adversarial_gradient)
+    return logits
+
+
+def update(vae, optimizer, loss):
     optimizer.zero_grad()
-    (nll + kl_weight * kl + weight * adversarial).backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
-    return reconstruction.detach()
 
 
-def surrogate(
-    reconstruction: torch.Tensor, losses: Sequence[Callable[[torch.Tensor], torch.Tensor]], weights: Sequence[float]
-) -> torch.Tensor:
-    """A scalar, linear in the reconstruction, whose gradient is that of the losses' weighted sum."""
-    leaf = reconstruction.detach().requires_grad_()
-    gradient = torch.zeros_like(leaf)
-    for loss, weight in zip(losses, weights, strict=True):
-        gradient += weight * torch.autograd.grad(loss(leaf), leaf)[0]
-    return (reconstruction * gradient).sum()
+def step_with(
+    encode=lambda vae, images: vae.encode(images).latent_dist,
+    draw=lambda posterior: posterior.sample(),
+    image=lambda output: output.sample,
+    nll=lambda reconstruction, images: pixel_loss(reconstruction, images, "l2"),
+    kl=kl_loss,
+    logits=lambda discriminator, reconstruction, images: frozen_logits(discriminator, reconstruction),
+    adversarial=adversarial_loss,
+    at=lambda vae, reconstruction: vae.decoder.conv_out.weight,
+    gradient=lambda term, at: torch.autograd.grad(term, at, retain_graph=True)[0],
+    weigh=lambda a, b, share: share * adaptive_weight(a, b),
+    total=lambda nll, kl, adversarial, kl_weight, weight: nll + kl_weight * kl + weight * adversarial,
+    update=update,
+    result=lambda reconstruction: reconstruction.detach(),
+):
+    """The step with one of its parts made otherwise."""
+
+    def step(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
+        posterior = encode(vae, images)
+        reconstruction = image(vae.decode(draw(posterior)))
+        terms = [nll(reconstruction, images), kl(posterior, images)]
+        terms.append(adversarial(logits(discriminator, reconstruction, images)))
+        last = at(vae, reconstruction)
+        weight = weigh(gradient(terms[0], last), gradient(terms[2], last), disc_weight)
+        update(vae, optimizer, total(*terms, kl_weight, weight))
+        return result(reconstruction)
+
+    return step
 
 
-def training_step(
-    step: int,
-    images: torch.Tensor,
-    generator_step: Callable[..., torch.Tensor],
-    discriminator_step: Callable[..., object],
-    disc_start: int,
-    disc_warmup: int,
-) -> torch.Tensor:
-    """Step 1, 2, … on one batch. Returns the reconstructions that generator_step(images, adversarial) gives."""
-    adversarial, trains_discriminator = step > disc_start, step > disc_start - disc_warmup
-    reconstructions = generator_step(images, adversarial)
-    if trains_discriminator:
-        discriminator_step(images, reconstructions)
-    return reconstructions
+def step_and(act, step=generator_step):
+    """The step, and something after it."""
+
+    def both(vae, discriminator, optimizer, images, disc_weight=0.5, kl_weight=1e-6):
+        reconstruction = step(vae, discriminator, optimizer, images, disc_weight, kl_weight)
+        act(vae, discriminator)
+        return reconstruction
+
+    return both
 
 
-def ema_update(
-    averages: list[torch.Tensor], weights: list[torch.Tensor], n: int, decay: float = 0.9999
-) -> list[torch.Tensor]:
-    """Update n = 1, 2, …: move each average, in place, towards its weight. Returns the averages."""
-    d = min(decay, (1 + n) / (10 + n))
+_ORDER = "the autoencoder does not change: zero_grad(), backward() and optimizer.step() must come in this order"
+_CLIPPED = "the gradients are clipped: that is not asked for, and changes the step"
+_NO_ENCODER = "the pixel loss does not reach the encoder: no detach or no_grad from vae.encode to vae.decode"
+_SQUEEZED = "the reconstruction is clamped or squeezed: all losses get what vae.decode gives"
+_SUM = "it is a sum over an image's values, averaged over the batch"
+_NO_KL = "the KL term is missing, or has a fixed weight such as 1e-6: multiply it by the argument kl_weight"
+_UNHEARD = "nothing of the adversarial term reaches the autoencoder: is it in the loss, of the reconstruction's logits?"
+_ON_PIXELS = "the adaptive weight multiplies the pixel loss: it belongs to the adversarial term"
+_ON_MORE = "the adaptive weight multiplies other terms, too: it belongs to the adversarial term alone"
+_NO_GRAPH = "a loss has no graph back to the autoencoder: of the reconstruction, not the images; no detach, no no_grad"
+_OWN_LOSS = "this is the discriminator's loss: the autoencoder's is minus the mean of the logits"
+_SHAPED = "the logits go through another function first: the autoencoder's loss is minus their mean"
+_LAYER = "the gradients are taken at another layer: the last one is vae.decoder.conv_out"
+_ONE = "the adaptive weight is 1: it is missing, limited by a third argument, or both gradients are the same .grad"
+_LIMITED = "the adaptive weight is cut off at disc_weight: its third argument is a limit, leave it out"
+_TOO_EARLY = "disc_weight multiplies the adversarial term before its gradient, and the adaptive weight undoes it"
+_OWN_WEIGHT = "the adaptive weight is written out, but not as min(‖a‖ / (‖b‖ + 1e-4), 1e4): take adaptive_weight"
+_OF_LOSSES = "the adaptive weight is a ratio of the losses: it takes their gradients, from torch.autograd.grad"
+_NO_GRADIENT = "adaptive_weight takes two gradients: the [0] of torch.autograd.grad; a .grad is empty before backward()"
+_DICTIONARY = 'a loss is a dictionary: take its entry, such as ["loss"]'
+_RETAIN = "a backward pass frees the graph that the next one needs: retain_graph=True in both torch.autograd.grad"
+_DEFAULTS = "without its last two arguments the step must use disc_weight=0.5 and kl_weight=1e-6"
+_OTHER_IMAGE = "what comes back is not vae.decode(posterior.sample()).sample: look at what is decoded, and done to it"
+_OTHER_LOSS = (
+    "the update is none by pixel loss (L2), KL and adversarial loss of this reconstruction: one is something else"
+)
+_OTHER_RESULT = "the update is right, but what is returned is not the reconstruction that was judged: detach that"
+_SEED = "every step draws the same sample: no seed, and no generator of its own"
+_FREEZE = "requires_grad_(False) while it judges"
+_UNFROZEN = step_with(logits=lambda d, x, images: d(x))
+_STEP_EFFECTS = {
+    "seed": (_SEED, step_with(draw=lambda posterior: [torch.manual_seed(0), posterior.sample()][1])),
+    "gradients": (f"it leaves gradients in the discriminator: {_FREEZE}", _UNFROZEN),
+    "cleared": (f"it clears the discriminator's gradients: {_FREEZE}", step_and(lambda _, d: d.zero_grad(), _UNFROZEN)),
+    "judge changed": ("it changes the discriminator's weights", step_and(lambda vae, d: d.main[0].weight.data.neg_())),
+    "judge frozen": ("the discriminator stays frozen afterwards", step_and(lambda vae, d: d.requires_grad_(False))),
+    "graph": ("the reconstruction comes back with its graph: detach it", step_with(result=lambda x: x)),
+    "frozen": ("the autoencoder stays frozen: unfreeze it", step_and(lambda vae, d: vae.requires_grad_(False))),
+    "eval": ("a network is left in eval mode: leave both in train mode", step_and(lambda vae, d: vae.eval())),
+}
+_RAISED_BY_STEP = {
+    "'DecoderOutput'": ("vae.decode(…) gives an object: take its .sample", step_with(image=lambda output: output)),
+    "'AutoencoderKLOutput'": ("vae.encode(…) gives an object: take its .latent_dist", step_with(AutoencoderKL.encode)),
+    "only for scalar": ("a loss must be a number: take its mean", step_with(adversarial=torch.neg)),
+    "attribute 'norm'": (_NO_GRADIENT, step_with(gradient=lambda term, at: None)),
+    "'Conv2d'": ("gradients are taken at the layer's .weight", step_with(at=lambda vae, x: vae.decoder.conv_out)),
+    "clamp() received": ("it takes two gradients, no more", step_with(weigh=lambda a, b, w: adaptive_weight(a, b, a))),
+    "a second time": (_RETAIN, step_with(gradient=lambda term, at: torch.autograd.grad(term, at)[0])),
+    "element 0 of tensors": (_NO_GRAPH, step_with(logits=lambda d, x, images: frozen_logits(d, x.detach()))),
+    "not have been used": (_NO_GRAPH, step_with(logits=lambda d, x, images: d(images))),
+    "'dict' object": (_DICTIONARY, step_with(total=lambda *terms: {"loss": terms})),
+    "to be a torch.Tensor": (_DICTIONARY, step_with(adversarial=lambda logits: {"loss": logits})),
+}
+GENERATOR_MISTAKES = Mistakes(
+    [
+        *each(
+            step_with,
+            update=[
+                ("old gradients are not cleared before backward()", lambda vae, o, loss: [loss.backward(), o.step()]),
+                (_ORDER, lambda vae, o, loss: [o.zero_grad(), loss.backward()]),
+                (_CLIPPED, lambda vae, o, loss: [o.zero_grad(), loss.backward(), clip(vae.parameters(), 1), o.step()]),
+            ],
+            draw=[
+                ("the mean is decoded: in training the decoder gets posterior.sample()", lambda q: q.mode()),
+                (_NO_ENCODER, lambda q: q.sample().detach()),
+            ],
+            encode=[(_NO_ENCODER, torch.no_grad()(lambda vae, images: vae.encode(images).latent_dist))],
+            image=[(_SQUEEZED, lambda output: output.sample.clamp(-1, 1))],
+            nll=[
+                ("the pixel loss is L1, the default of pixel_loss: L2 is asked for", pixel_loss),
+                (f"the pixel loss is L1, and a mean: {_SUM}", F.l1_loss),
+                (f"the pixel loss is a mean over the values: {_SUM}", F.mse_loss),
+                (f"the pixel loss is summed over the batch: {_SUM}", partial(F.mse_loss, reduction="sum")),
+            ],
+            kl=[
+                (f"the KL is summed over the batch: {_SUM}", lambda q, images: q.kl().sum()),
+                (f"the KL is a mean over the image's values: {_SUM}", partial(kl_loss, reduction="mean")),
+            ],
+            total=[
+                (_NO_KL, lambda nll, kl, adv, kl_weight, w: nll + w * adv),
+                ("kl_weight is missing on the KL term", lambda nll, kl, adv, kl_weight, w: nll + kl + w * adv),
+                ("the pixel term is missing", lambda nll, kl, adv, kl_weight, w: kl_weight * kl + w * adv),
+                (_UNHEARD, lambda nll, kl, adv, kl_weight, w: nll + kl_weight * kl),
+                (_ON_PIXELS, lambda nll, kl, adv, kl_weight, w: w * nll + kl_weight * kl + adv),
+                (_ON_MORE, lambda nll, kl, adv, kl_weight, w: w * nll + kl_weight * kl + w * adv),
+            ],
+            logits=[("the discriminator judges in eval mode", lambda d, x, images: frozen_logits(d.eval(), x))],
+            adversarial=[
+                ("the sign of the adversarial term: it is minus the mean of the logits, which are to rise", torch.mean),
+                ("the logits are summed: take their mean", lambda logits: -logits.sum()),
+                (_OWN_LOSS, lambda logits: F.relu(1 + logits).mean()),
+                (_OWN_LOSS, lambda logits: F.relu(1 + logits).mean() / 2),
+                (_SHAPED, lambda logits: F.relu(1 - logits).mean()),
+                (_SHAPED, lambda logits: F.softplus(-logits).mean()),
+                (_SHAPED, lambda logits: -logits.sigmoid().mean()),
+                (_SHAPED, lambda logits: (logits - 1).square().mean()),
+            ],
+            at=[
+                (_LAYER, lambda vae, x: vae.decoder.conv_in.weight),
+                (_LAYER, lambda vae, x: vae.decoder.conv_norm_out.weight),
+                (_LAYER, lambda vae, x: vae.post_quant_conv.weight),
+                (_LAYER, lambda vae, x: vae.encoder.conv_out.weight),
+                ("the gradients are taken at the last bias: take the weight", lambda vae, x: vae.decoder.conv_out.bias),
+                ("the gradients are taken at the reconstruction, not at the last layer's weight", lambda vae, x: x),
+            ],
+            weigh=[
+                (_ONE, lambda a, b, share: share),
+                (_ONE, lambda a, b, share: adaptive_weight(a, b, share)),
+                (_LIMITED, lambda a, b, share: share * adaptive_weight(a, b, share)),
+                ("disc_weight is missing before the adaptive weight", lambda a, b, share: adaptive_weight(a, b)),
+                ("disc_weight is multiplied in twice", lambda a, b, share: share**2 * adaptive_weight(a, b)),
+                (_TOO_EARLY, lambda a, b, share: share * adaptive_weight(a, share * b)),
+                (_TOO_EARLY, lambda a, b, share: share**2 * adaptive_weight(a, share * b)),
+                ("disc_weight and the adaptive weight are added", lambda a, b, share: share + adaptive_weight(a, b)),
+                ("disc_weight is a fixed number: take the argument", lambda a, b, share: 0.5 * adaptive_weight(a, b)),
+                ("the adaptive weight is upside down: nll first", lambda a, b, share: share * adaptive_weight(b, a)),
+                (_OWN_WEIGHT, lambda a, b, share: share * (a.norm() / b.norm()).clamp(0, 1e4)),
+                (_OWN_WEIGHT, lambda a, b, share: share * (a.norm() / (b.norm() + 1e-6)).clamp(0, 1e4)),
+                (_OWN_WEIGHT, lambda a, b, share: share * a.norm() / (b.norm() + 1e-4)),
+                (_OWN_WEIGHT, lambda a, b, share: share * (a.norm() / (b.norm() + 1e-4)).clamp(0, 1)),
+                (_OWN_WEIGHT, lambda a, b, share: share * a.square().sum() / (b.square().sum() + 1e-4)),
+            ],
+            gradient=[(_OF_LOSSES, lambda term, at: term)],
+        ),
+        (_DEFAULTS, lambda vae, d, o, x, disc=1.0, kl_weight=1e-6: generator_step(vae, d, o, x, disc, kl_weight)),
+        (_OTHER_RESULT, lambda vae, d, o, x, *rest: [generator_step(vae, d, o, x, *rest), vae(x).sample.detach()][1]),
+        *_RAISED_BY_STEP.values(),
+        *_STEP_EFFECTS.values(),
+    ]
+)
+
+
+def networks(seed: int) -> tuple[AutoencoderKL, NLayerDiscriminator, Tensor]:
+    """Build small networks in float64, and images. All terms count, with seed 1 the limit and with 2 the 1e-4, too."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2, latent_channels=2).double()
+    discriminator = NLayerDiscriminator(3, 4, 1).double()
     with torch.no_grad():
-        for average, weight in zip(averages, weights, strict=True):
-            average.mul_(d).add_(weight, alpha=1 - d)
+        for parameter in discriminator.parameters():
+            parameter.mul_(20)
+        discriminator.main[-1].get_parameter("weight").mul_((1.0, 1e-6, 1e-2)[seed])
+    return vae, discriminator, 2 * torch.rand(2, 3, 8, 8, dtype=torch.float64) - 1
+
+
+_Move = tuple[Any, Tensor]
+
+
+@recipe
+def step_made(step: Any, seed: int, *weights: float) -> _Move:
+    """Make one step, and return its result and the change of the weights. Gradients are not empty before it."""
+    with torch.random.fork_rng(devices=[]):
+        vae, discriminator, images = networks(seed)
+        for parameter in vae.parameters():
+            parameter.grad = torch.full_like(parameter, 3.0)
+        before = vae.get_parameters()
+        optimizer = torch.optim.SGD(vae.parameters(), lr=1e-4)
+        torch.manual_seed(seed)  # for the posterior's sample
+        reconstruction = call(step, vae, discriminator, optimizer, images, *weights)
+        return reconstruction, (before - vae.get_parameters()) * 1e4
+
+
+@recipe
+def effects_of_step(step: Any) -> dict[str, bool]:
+    """Make a step beside a discriminator that holds gradients, and tell what it does besides."""
+    vae, discriminator, images = networks(0)
+    weights, asked = [*discriminator.parameters()], []
+    before = [weight.detach().clone() for weight in weights]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    discriminator.register_forward_pre_hook(
+        lambda judge, _: asked.append(any(weight.requires_grad for weight in judge.parameters()))
+    )
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    reconstruction = call(step, vae, discriminator, torch.optim.SGD(vae.parameters(), lr=1e-4), images, 0.5, 0.1)
+    held = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    return {
+        "seed": torch.initial_seed() != 123 or torch.equal(torch.get_rng_state(), state),
+        "gradients": any(bool(gradient.any()) and not bool((gradient == 1).all()) for gradient in held),
+        "cleared": any(asked) and not all(bool(gradient.any()) for gradient in held),
+        "judge changed": not all(map(torch.equal, before, weights)),
+        "judge frozen": not all(weight.requires_grad for weight in weights),
+        "graph": reconstruction.requires_grad,
+        "frozen": not all(weight.requires_grad for weight in vae.parameters()),
+        "eval": not (vae.training and discriminator.training),
+    }
+
+
+_move = cache(step_made)
+_MOVES = [(0, 0.5, 0.1), (1, 0.8, 0.3), (2, 0.5, 0.1)]
+_TERMS = ("pixel loss", "KL", "adversarial loss")
+_OF_TERMS = [step_with(total=lambda *terms, number=number: terms[number]) for number in range(3)]
+_judge_move = judge_function(
+    partial(_move, generator_step),
+    _MOVES,
+    through_recipe(_move, GENERATOR_MISTAKES),
+    inputs=("seed", "disc_weight", "kl_weight"),
+    outputs=("the reconstruction", "the change of the autoencoder's weights"),
+    through=step_made,
+)
+
+
+def _judge_generator_step(attempt: Attempt) -> str | None:
+    complaint = _in_words(_judge_move(attempt), _RAISED_BY_STEP)
+    if complaint and not _has_no_name(complaint):
+        return complaint.split(", for seed = ")[0]
+    left = attempt.run(effects_of_step)
+    if complaint:
+        return _name_move(attempt, left)
+    if not same(*(torch.tensor(_shares(move)) for move in (attempt.run(step_made, 0), _move(generator_step, 0)))):
+        return _DEFAULTS
+    return _first(_STEP_EFFECTS, left)
+
+
+def _shares(move: _Move, seed: int = 0) -> list[float]:
+    """Return how often each of the three losses counts in a change of the weights; empty if it is made otherwise."""
+    return _factors(move[1], [_move(step, seed, 0.5, 0.1)[1] for step in _OF_TERMS]) or []
+
+
+def _name_move(attempt: Attempt, left: dict[str, bool]) -> str:
+    """Name what is wrong with a step that does not do the same as a known mistake."""
+    for given in _MOVES:
+        mine, right = attempt.run(step_made, *given), _move(generator_step, *given)
+        if not same(mine[0], right[0]):
+            return _SEED if left["seed"] else _OTHER_RESULT if same(mine[1], right[1]) else _OTHER_IMAGE
+        if not same(mine[1], right[1]):
+            counts = zip(_TERMS, _shares(mine, given[0]), _shares(right, given[0]), strict=False)
+            wrong = [f"{name} {a:.3g} times, not {b:.3g}" for name, a, b in counts if abs(a - b) > 1e-4 * abs(b)]
+            asked = f"with disc_weight={given[1]} and kl_weight={given[2]}, the loss has the"
+            return f"{asked} {', the '.join(wrong)}" if wrong else _OTHER_LOSS
+    return _OTHER_LOSS
+
+
+# 08.2
+
+
+def leaf_of(reconstruction):
+    return reconstruction.detach().requires_grad_()
+
+
+def at_a_leaf(reconstruction, losses, **options):
+    leaf = leaf_of(reconstruction)
+    return [torch.autograd.grad(loss(leaf), leaf, **options)[0] for loss in losses]
+
+
+def by_backward(reconstruction, losses):
+    leaves = [leaf_of(reconstruction) for _ in losses]
+    for leaf, loss in zip(leaves, losses, strict=True):
+        loss(leaf).backward()
+    return [leaf.grad for leaf in leaves]
+
+
+def weighted_sum(gradients, weights):
+    return sum(weight * gradient for gradient, weight in zip(gradients, weights, strict=True))
+
+
+def plain_sum(reconstruction, losses, weights):
+    return weighted_sum([loss(reconstruction) for loss in losses], weights)
+
+
+def surrogate_with(gradients=at_a_leaf, add=weighted_sum, product=lambda r, gradient: (r * gradient).sum()):
+    """The surrogate with one of its parts made otherwise."""
+    return lambda r, losses, weights: product(r, add(gradients(r, losses), weights))
+
+
+_LINEAR = "the surrogate is reconstruction · gradient, summed over everything"
+_NO_REACH = f"no gradient reaches the autoencoder: {_LINEAR}, with the reconstruction as it came, not the detached one"
+_BY_VALUE = "reconstruction and gradient are to be multiplied value by value, and then summed: (a * b).sum()"
+_NO_SUM = "its gradient is not the sum of the losses' gradients at the reconstruction, each times its weight"
+_TOO = "the losses themselves are added, too: the surrogate has their gradients already"
+_BENT = f"the surrogate is not linear in the reconstruction: {_LINEAR}"
+_MEAN = "the product is averaged, over everything or a part: sum it, or the gradient is too small"
+_CHANGED = "it changes the reconstruction in place: work on other tensors, such as torch.zeros_like"
+_WENT_BACK = "it calls backward() on the surrogate: return it, the training step goes back from there"
+_LATE = "the gradient is right, but it runs through the losses in the backward pass: take theirs at a leaf beforehand"
+_NOT_UNPACKED = "torch.autograd.grad gives a tuple of gradients, one for each input: take its [0]"
+_NO_LEAF = "the losses are taken where no gradient is kept: the leaf is reconstruction.detach().requires_grad_()"
+_TWO_LEAVES = "a loss and its gradient are taken at different tensors: loss(leaf), then torch.autograd.grad(…, leaf)"
+_EQUAL = "the gradients lose their lengths: take each as it is, times its weight"
+_NO_CONSTANT = "the gradient depends on the reconstruction: it must be a constant, taken at a detached leaf"
+_VALUES = "the losses' values are multiplied in: it is their gradients at the reconstruction that are needed"
+_ROUNDED = "in float64 the gradient is rounded: add up in tensors like the reconstruction, as torch.zeros_like makes"
+_SURROGATE_EFFECTS = {
+    "changed": (_CHANGED, surrogate_with(product=lambda r, g: (r.add_(1) * g).sum())),
+    "went back": (_WENT_BACK, surrogate_with(product=lambda r, g: [(r * g).sum().backward(), (r * g).sum()][1])),
+    "late": (_LATE, plain_sum),
+    "left": ("backward() leaves gradients in the discriminator: take torch.autograd.grad", surrogate_with(by_backward)),
+    "twice": ("a loss is computed twice: once is enough", surrogate_with(lambda r, f: at_a_leaf(r, f + f)[: len(f)])),
+    "graph": ("the gradient keeps a graph: no create_graph", surrogate_with(partial(at_a_leaf, create_graph=True))),
+    "bent": (_BENT, surrogate_with(product=lambda r, g: (r - (r - g).detach()).square().sum() / 2)),
+}
+_RAISED_BY_SURROGATE = {
+    "multiply sequence": (_NOT_UNPACKED, surrogate_with(lambda r, losses: [(g,) for g in at_a_leaf(r, losses)])),
+    "'Tensor' and 'tuple'": (_NOT_UNPACKED, surrogate_with(add=lambda g, weights: g[0] + (g[1],))),
+    "numpy()": ("NumPy knows no gradients: stay with tensors", surrogate_with(product=lambda r, g: r.numpy())),
+    "for scalar outputs": ("the product is not summed: a scalar is asked for", surrogate_with(product=torch.mul)),
+    "not have been used": (_TWO_LEAVES, surrogate_with(lambda r, f: torch.autograd.grad(f[0](leaf_of(r)), r))),
+    "does not require grad": (_NO_LEAF, surrogate_with(lambda r, f: torch.autograd.grad(f[0](r.detach()), r))),
+}
+SURROGATE_MISTAKES = Mistakes(
+    [
+        *each(
+            surrogate_with,
+            product=[
+                (_NO_REACH, lambda r, g: (leaf_of(r) * g).sum()),
+                (_MEAN, lambda r, g: (r * g).mean()),
+                (_MEAN, lambda r, g: (r * g).sum() / len(r)),
+                (_MEAN, lambda r, g: (r * g).mean(1).sum()),
+                (_MEAN, lambda r, g: (r * g).sum() / r[0].numel()),
+                (_MEAN, lambda r, g: (r * g).mean((2, 3)).sum()),
+                ("the sign: the gradient is taken as it is", lambda r, g: -(r * g).sum()),
+                (_BENT, lambda r, g: (r.square() * g).sum()),
+                (_BENT, lambda r, g: (r.square() * g).sum() / 2),
+                (_BENT, lambda r, g: (r * g).square().sum()),
+                (_BENT, lambda r, g: (r - g).square().sum()),
+                (_BY_VALUE, lambda r, g: (r + g).sum()),
+                (_BY_VALUE, lambda r, g: (r @ g).sum()),
+                (_BY_VALUE, lambda r, g: r.sum() * g.sum()),
+            ],
+            add=[
+                ("the weights are missing", lambda g, weights: sum(g)),
+                ("each weight is applied twice", lambda g, weights: weighted_sum(g, [w * w for w in weights])),
+                ("the gradients are averaged: add them up", lambda g, weights: weighted_sum(g, weights) / len(g)),
+                ("only the last loss counts: add the gradients up", lambda g, weights: weights[-1] * g[-1]),
+                ("only the first loss counts: return after the loop", lambda g, weights: weights[0] * g[0]),
+                ("only two losses count: take all", lambda g, weights: weighted_sum(g[:2], weights[:2])),
+                ("every loss gets every weight: go in pairs, with zip", lambda g, weights: sum(weights) * sum(g)),
+                ("the gradients' sum begins at 1: begin at zeros", lambda g, weights: 1 + weighted_sum(g, weights)),
+                (_ROUNDED, lambda g, weights: weighted_sum(g, weights).float()),
+            ],
+            gradients=[
+                ("leaf.grad adds up over the losses", lambda r, losses: [*itertools.accumulate(at_a_leaf(r, losses))]),
+                (_EQUAL, lambda r, losses: [g / g.norm() for g in at_a_leaf(r, losses)]),
+                (_EQUAL, lambda r, losses: [g.sign() for g in at_a_leaf(r, losses)]),
+                (_NO_CONSTANT, lambda r, f: [torch.autograd.grad(loss(r), r, create_graph=True)[0] for loss in f]),
+                (_VALUES, lambda r, losses: [loss(r.detach()) for loss in losses]),
+            ],
+        ),
+        (_TOO, lambda r, losses, weights: surrogate(r, losses, weights) + plain_sum(r, losses, weights)),
+        *_SURROGATE_EFFECTS.values(),
+        *_RAISED_BY_SURROGATE.values(),
+    ]
+)
+
+
+class _Scene:
+    """A reconstruction behind the weight of a layer, and losses of it, which count their calls."""
+
+    def __init__(self, weight: Tensor, count: int) -> None:
+        self.weight = weight.detach().clone().requires_grad_()
+        images = torch.linspace(1, 2, 3 * (len(weight) - 1), dtype=weight.dtype).view(-1, 3, 1, 1)
+        self.reconstruction = images * (self.weight.sin() @ self.weight)  # (2, 3, 3, 3) or (3, 3, 4, 4)
+        self.judge = torch.ones((), requires_grad=True)  # a weight of the network that judges
+        values = (lambda x: (x - 1).pow(2).sum(), lambda x: -(self.judge * x).pow(3).mean(), lambda x: x.sin().sum())
+        self.calls, self.passes = [0] * count, 0  # of each loss; back through any of them
+        self.losses = [partial(self._counted, number, value) for number, value in enumerate(values[:count])]
+
+    def _counted(self, number: int, value: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        self.calls[number] += 1
+        x = x.clone()
+        if x.requires_grad:
+            x.register_hook(self._count_pass)
+        return value(x)
+
+    def _count_pass(self, gradient: Tensor) -> None:
+        self.passes += 1
+
+
+@recipe
+def gradient_behind(answer: Any, weight: Tensor, weights: Sequence[float]) -> Any:
+    """Return the surrogate's gradient at the weight of a layer that the reconstruction comes from."""
+    scene = _Scene(weight, len(weights))
+    scalar = call(answer, scene.reconstruction, scene.losses, weights)
+    if not isinstance(scalar, Tensor):
+        return scalar
+    if not scalar.requires_grad:
+        return torch.zeros_like(weight)
+    return torch.autograd.grad(scalar, scene.weight, allow_unused=True, materialize_grads=True)[0]
+
+
+@recipe
+def effects_of_surrogate(answer: Any, weight: Tensor, weights: Sequence[float]) -> dict[str, bool]:
+    """Tell what a surrogate does besides the gradient: to the reconstruction, to the losses, and in a backward pass."""
+    learning, scene = _Scene(weight, len(weights)), _Scene(weight, len(weights))
+    call(answer, learning.reconstruction, learning.losses, weights)
+    scene.judge.requires_grad_(False)
+    before = scene.reconstruction.detach().clone()
+    scalar = call(answer, scene.reconstruction, scene.losses, weights)
+    found = dict.fromkeys(_SURROGATE_EFFECTS, False) | {
+        "changed": not torch.equal(scene.reconstruction, before),
+        "went back": scene.weight.grad is not None,
+        "left": learning.judge.grad is not None,
+        "twice": max(scene.calls) > 1,
+    }
+    if found["changed"] or not scalar.requires_grad:
+        return found
+    passes = [scene.passes]
+    (slope,) = torch.autograd.grad(scalar, scene.reconstruction, create_graph=True)
+    passes.append(scene.passes)
+    scalar.backward()
+    found |= {"late": passes[1] > passes[0], "graph": scene.passes > passes[1], "bent": slope.requires_grad}
+    return found
+
+
+_SCENES = [(*probe((3, 3)), (0.7, 3.0, 2.0)), (*probe((4, 4)), (0.5, 2.0))]
+_judge_gradient = judge_function(
+    partial(gradient_behind, surrogate),
+    _SCENES,
+    through_recipe(gradient_behind, SURROGATE_MISTAKES),
+    inputs=("weight", "the losses' weights"),
+    outputs=("the gradient behind the reconstruction",),
+    through=gradient_behind,
+)
+
+
+def _judge_surrogate(attempt: Attempt) -> str | None:
+    complaint = _in_words(_judge_gradient(attempt), _RAISED_BY_SURROGATE)
+    if complaint and not _has_no_name(complaint):
+        return complaint
+    found = attempt.run(effects_of_surrogate, *_SCENES[0])
+    if complaint:
+        return _CHANGED if found["changed"] else _name_gradient(attempt) or (_BENT if found["bent"] else _NO_SUM)
+    return _first(_SURROGATE_EFFECTS, found) or _judge_precision(attempt)
+
+
+def _judge_precision(attempt: Attempt) -> str | None:
+    weight, weights = _SCENES[0]
+    found, right = (it.run(gradient_behind, weight.double(), weights) for it in (attempt, Local(surrogate)))
+    return None if torch.allclose(found, right, rtol=1e-9, atol=1e-9) else _ROUNDED
+
+
+def _name_gradient(attempt: Attempt) -> str | None:
+    """Tell how often each loss counts, in a gradient that is a sum of the losses' gradients."""
+    for weight, weights in _SCENES:
+        ones = torch.eye(len(weights)).tolist()
+        found = attempt.run(gradient_behind, weight, weights)
+        factors = _factors(found, [gradient_behind(surrogate, weight, one) for one in ones])
+        if factors and not same(torch.tensor(factors), torch.tensor(weights)):
+            listed = " and ".join(f"{factor:.3g}" for factor in factors)
+            return f"the losses count {listed} times, and their weights are {' and '.join(map(str, weights))}"
+    return None
+
+
+# 08.3
+
+
+@recipe
+def timeline(answer: Any, disc_start: int, disc_warmup: int) -> list[list[str]]:
+    """Return what happens in each of the steps 1 to 6, in words."""
+    batch, made, judged = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2), torch.full((), 2.0)
+    things = {"images": batch, "reconstructions": made, "what discriminator_step returns": judged}
+    happened: list[list[str]] = []
+
+    def happens(name: str, *arguments: Any) -> None:
+        words = []
+        for value in arguments:
+            if value is ...:
+                raise OpenGap(f"an argument of {name}")
+            known = (word for word, thing in things.items() if same(thing, value))
+            words.append(next(known, str(value) if isinstance(value, bool) else type(value).__name__))
+        happened[-1].append(f"{name}({', '.join(words)})")
+
+    def generator_step(images: Any, adversarial: Any) -> Tensor:
+        no_flag = adversarial is ... or (isinstance(adversarial, Tensor) and adversarial.numel() > 1)
+        happens("generator_step", images, adversarial if no_flag else bool(adversarial))
+        return made
+
+    def discriminator_step(images: Any, reconstructions: Any) -> Tensor:
+        happens("discriminator_step", images, reconstructions)
+        return judged
+
+    for double in (generator_step, discriminator_step):
+        double.__qualname__ = double.__name__  # as a TypeError quotes it
+    for step in range(1, 7):
+        happened.append([])
+        try:
+            happens("return", call(answer, step, batch, generator_step, discriminator_step, disc_start, disc_warmup))
+        except NothingReturned:
+            happens("return", None)
+    if all(events[-1] == "return(NoneType)" for events in happened):
+        raise NothingReturned
+    return happened
+
+
+def scheduled(
+    sees=lambda step, start, warmup: step > start,
+    trains=lambda step, start, warmup: step > start - warmup,
+    given=lambda images, made: (images, made),
+    result=lambda images, made, judged: made,
+):
+    """The step with another schedule, or other tensors handed on."""
+
+    def one_step(step, images, generator_step, discriminator_step, disc_start, disc_warmup):
+        made, judged = generator_step(images, sees(step, disc_start, disc_warmup)), None
+        if trains(step, disc_start, disc_warmup):
+            judged = discriminator_step(*given(images, made))
+        return result(images, made, judged)
+
+    return one_step
+
+
+_ZERO = "0 is taken for never: disc_start=0 means from the first step on, disc_warmup=0 no step before disc_start"
+_ONCE = "the condition holds in one step only: it must hold from there on"
+_COUNTED = "one step late: step counts from 1 already, so that step > disc_start is right as it stands"
+_EXAMPLE = "the numbers of the example are fixed: take the arguments disc_start and disc_warmup"
+_TURNS = "the discriminator is trained in every second step only: from its first on it is trained in every one"
+_NOT_RETURNED = "what generator_step returns, the reconstructions, is to be returned in every step"
+_TWO_STEPS = "the autoencoder makes two steps on one batch: call generator_step once, and hand its result on"
+_RESTS = "the autoencoder rests in some steps: it is trained in every one"
+_FIRST = "the discriminator's step comes first: it needs the reconstructions of this batch"
+_TWO_JUDGED = "the discriminator makes two steps on one batch"
+_CALLED = "discriminator_step({}, {}) is called: it takes (images, reconstructions)"
+_UPSIDE_DOWN = "the condition is upside down: step > disc_start, and step > disc_start - disc_warmup"
+SCHEDULE_MISTAKES = Mistakes(
+    [
+        *each(
+            scheduled,
+            sees=[
+                ("the discriminator is heard one step early: step > disc_start", lambda s, start, w: s >= start),
+                ("the discriminator is heard in its warm-up: step > disc_start", lambda s, start, w: s > start - w),
+                ("the warm-up ends at disc_start: the discriminator is heard then", lambda s, start, w: s > start + w),
+                ("the discriminator is heard from the first step on: step > disc_start", lambda s, start, w: True),
+                ("the discriminator is never heard", lambda s, start, w: False),
+                (_UPSIDE_DOWN, lambda s, start, w: s <= start),
+                (_UPSIDE_DOWN, lambda s, start, w: s < start),
+                (_ONCE, lambda s, start, w: s == start),
+                (_ONCE, lambda s, start, w: s == start + 1),
+                (_COUNTED, lambda s, start, w: s > start + 1),
+                (_ZERO, lambda s, start, w: start and s > start),
+                (_EXAMPLE, lambda s, start, w: s > 4),
+            ],
+            trains=[
+                ("the discriminator is trained one step early: >, not >=", lambda s, start, w: s >= start - w),
+                ("the warm-up is ignored: training begins disc_warmup steps early", lambda s, start, w: s > start),
+                ("the warm-up is added: training begins before disc_start", lambda s, start, w: s > start + w),
+                ("disc_warmup is a number of steps, not the first of them", lambda s, start, w: s > w),
+                ("training ends with the warm-up: it must go on", lambda s, start, w: start - w < s <= start),
+                ("training ends before disc_start: it must go on", lambda s, start, w: start - w < s < start),
+                ("the difference is turned: disc_start - disc_warmup", lambda s, start, w: s > w - start),
+                (_UPSIDE_DOWN, lambda s, start, w: s <= start - w),
+                (_UPSIDE_DOWN, lambda s, start, w: s < start - w),
+                ("the discriminator is trained from the first step on", lambda s, start, w: True),
+                ("the discriminator is never trained", lambda s, start, w: False),
+                (_TURNS, lambda s, start, w: s > start - w and s % 2 == 0),
+                (_TURNS, lambda s, start, w: s > start - w and s % 2 == 1),
+                (_ONCE, lambda s, start, w: s == start - w),
+                (_ONCE, lambda s, start, w: s == start - w + 1),
+                (_COUNTED, lambda s, start, w: s > start - w + 1),
+                (_ZERO, lambda s, start, w: w and s > start - w),
+                (_EXAMPLE, lambda s, start, w: s > 2),
+            ],
+            given=[
+                (_CALLED.format("reconstructions", "images"), lambda images, made: (made, images)),
+                (_CALLED.format("images", "images"), lambda images, made: (images, images)),
+                (_CALLED.format("reconstructions", "reconstructions"), lambda images, made: (made, made)),
+            ],
+            result=[
+                (_NOT_RETURNED, lambda images, made, judged: made if judged is None else judged),
+                (_NOT_RETURNED, lambda images, made, judged: None if judged is None else made),
+            ],
+        ),
+    ]
+)
+
+
+@SCHEDULE_MISTAKES(_TWO_STEPS)
+def reconstruct_twice(step, images, generator_step, discriminator_step, disc_start, disc_warmup):
+    if step > disc_start - disc_warmup:
+        discriminator_step(images, generator_step(images, step > disc_start))
+    return generator_step(images, step > disc_start)
+
+
+@SCHEDULE_MISTAKES(_FIRST)
+def train_the_discriminator_first(step, images, generator_step, discriminator_step, disc_start, disc_warmup):
+    if step > disc_start - disc_warmup:
+        discriminator_step(images, images)
+    return generator_step(images, step > disc_start)
+
+
+@SCHEDULE_MISTAKES(_RESTS)
+def train_the_discriminator_alone(step, images, generator_step, discriminator_step, disc_start, disc_warmup):
+    if disc_start - disc_warmup < step <= disc_start:
+        discriminator_step(images, images)
+        return images
+    return training_step(step, images, generator_step, discriminator_step, disc_start, disc_warmup)
+
+
+_Events = list[list[str]]  # of each step
+_CALLS = [f"generator_step(images, {heard})" for heard in (True, False)] + [
+    "discriminator_step(images, reconstructions)"
+]
+_SCHEDULES = ((4, 2), (2, 0), (0, 0), (1, 3))
+
+
+def _events(attempt: Attempt) -> _Events:
+    return [step for schedule in _SCHEDULES for step in attempt.run(timeline, *schedule)]
+
+
+def _happens(event: str, events: _Events) -> list[bool]:
+    return [any(it.startswith(event) for it in step) for step in events]
+
+
+_events_of = cache(lambda answer: _events(Local(answer)))
+
+
+def _judge_schedule(attempt: Attempt) -> str | None:
+    refused = _refuse(attempt)
+    if refused:
+        return refused
+    found, expected = _events(attempt), _events_of(training_step)
+    in_a_step = next(filter(None, map(_name_step, found)), None)
+    if in_a_step or found == expected:
+        return in_a_step
+    for event in ("generator_step(images, True)", "discriminator_step"):
+        for message, code in SCHEDULE_MISTAKES:
+            if _happens(event, found) == _happens(event, _events_of(code)) != _happens(event, expected):
+                return message
+    number = [a == b for a, b in zip(found, expected, strict=True)].index(False)
+    (start, warmup), step = _SCHEDULES[number // 6], number % 6 + 1
+    wanted, got = ", ".join(expected[number]), ", ".join(found[number])
+    return f"in step {step}, with disc_start={start} and disc_warmup={warmup}: expected {wanted}; got {got}"
+
+
+def _name_step(events: list[str]) -> str | None:
+    """Name what is wrong in one step, whenever it is made."""
+    order = "".join(event[0] for event in events)  # of generator_step, discriminator_step and return
+    if order.count("g") != 1:
+        return _TWO_STEPS if "g" in order else _RESTS
+    if order != "gr" and order != "gdr":
+        return _FIRST if order == "dgr" else _TWO_JUDGED
+    for event, right in zip(events[:-1], ("(images, adversarial)", "(images, reconstructions)"), strict=False):
+        if event not in _CALLS:
+            return f"{event} is called: it takes {right}"
+    return None if events[-1] == "return(reconstructions)" else _NOT_RETURNED
+
+
+# 08.4
+
+
+def averaged(
+    rate=lambda n, decay: min(decay, (1 + n) / (10 + n)),
+    blend=lambda average, weight, d: d * average + (1 - d) * weight,
+    context=torch.no_grad,
+):
+    """The update with another rate, or another blend, or in another context."""
+
+    def update(averages, weights, n, decay=0.9999):
+        with context():
+            for average, weight in zip(averages, weights, strict=True):
+                average.copy_(blend(average.clone(), weight, rate(n, decay)))
+        return averages
+
+    return update
+
+
+def replace_averages(averages, weights, n, decay=0.9999):
+    averages[:] = ema_update([average.clone() for average in averages], weights, n, decay)
     return averages
+
+
+_UNCHANGED = "the averages stay as they were: change them in place (mul_, add_, lerp_, copy_); average = … only renames"
+_FORMULA = "d is the smaller of decay and (1 + n) / (10 + n), with both brackets"
+_WEIGHTS_CHANGED = "the weights are changed: they belong to the model that trains, change the averages only"
+_FROZEN = "the weights are frozen: leave their requires_grad, they are being trained"
+_NO_RETURN = "the averages are right, but they are not what is returned"
+_ONLY_FIRST = "only the first average moves: is the return inside of the loop?"
+_ONLY_LAST = "only the last average moves: is the update outside of the loop?"
+_DECAY = "without its last argument the update must use decay=0.9999"
+_UPDATE_EFFECTS = {
+    "weights": (_WEIGHTS_CHANGED, averaged(blend=lambda a, w, d: d * a + w.mul_(1 - d))),
+    "other tensors": ("the list has new tensors in it: change the old ones, with mul_ and add_", replace_averages),
+    "graph": ("the averages get a graph: work in torch.no_grad()", averaged(context=torch.enable_grad)),
+    "frozen": (_FROZEN, lambda a, weights, *rest: ema_update(a, [w.requires_grad_(False) for w in weights], *rest)),
+    "other result": (_NO_RETURN, lambda *given: [average.clone() for average in ema_update(*given)]),
+}
+_RAISED_BY_UPDATE = {
+    "leaf Variable": (_WEIGHTS_CHANGED, lambda averages, weights, *_: weights[0].mul_(0.1)),
+    "equal size": ("the shapes differ: update pair after pair", lambda averages, *_: torch.stack(averages)),
+}
+EMA_MISTAKES = Mistakes(
+    [
+        *each(
+            averaged,
+            blend=[
+                (_UNCHANGED, lambda a, w, d: a),
+                ("d and 1 - d are exchanged: the average keeps the share d", lambda a, w, d: (1 - d) * a + d * w),
+                ("the average is not scaled by d before the weights are added", lambda a, w, d: a + (1 - d) * w),
+                ("the weights are not scaled by 1 - d", lambda a, w, d: d * a + w),
+                ("the weights are missing: add them, times 1 - d, in place", lambda a, w, d: d * a),
+                ("1 - d itself is added: it multiplies the weights", lambda a, w, d: d * a + 1 - d),
+                ("the sign: average + (1 - d) · (weight - average)", lambda a, w, d: a + (1 - d) * (a - w)),
+                ("d scales the average before the difference is taken", lambda a, w, d: d * a + (1 - d) * (w - d * a)),
+                (_WEIGHTS_CHANGED, lambda a, w, d: [w.lerp_(a, 1 - d), a][1]),
+            ],
+            rate=[
+                (f"the warm-up has no effect: {_FORMULA}", lambda n, decay: decay),
+                (f"d is the larger of the two: {_FORMULA}", lambda n, decay: max(decay, (1 + n) / (10 + n))),
+                (f"the two are multiplied: {_FORMULA}", lambda n, decay: decay * (1 + n) / (10 + n)),
+                ("decay is ignored: it limits the share d", lambda n, decay: (1 + n) / (10 + n)),
+                ("decay is a fixed number: take the argument", lambda n, decay: min(0.9999, (1 + n) / (10 + n))),
+                ("the warm-up is one update ahead: n counts from 1", lambda n, decay: min(decay, (2 + n) / (11 + n))),
+                ("the warm-up is one update late: n counts from 1", lambda n, decay: min(decay, n / (9 + n))),
+                (f"the 1 is missing in the warm-up: {_FORMULA}", lambda n, decay: min(decay, n / (10 + n))),
+                ("this is the plain mean of n updates: take the formula's d", lambda n, decay: min(decay, (n - 1) / n)),
+                ("the averages become the weights: d is 0, as by copy_ or //", lambda n, decay: 0),
+            ],
+        ),
+        (_ONLY_FIRST, lambda averages, weights, *rest: [ema_update(averages[:1], weights[:1], *rest), averages][1]),
+        (_ONLY_LAST, lambda averages, weights, *rest: [ema_update(averages[-1:], weights[-1:], *rest), averages][1]),
+        (_DECAY, lambda averages, weights, n, decay=0.999: ema_update(averages, weights, n, decay)),
+        *_UPDATE_EFFECTS.values(),
+        *_RAISED_BY_UPDATE.values(),
+    ]
+)
+
+
+@recipe
+def updated(answer: Any, averages: Tensor, weights: Tensor, n: int, *decay: float) -> Tensor:
+    """Return both averages after the update, in one vector."""
+    mine = [averages[0].clone(), averages[1:].clone()]
+    call(answer, mine, [nn.Parameter(weights[0].clone()), nn.Parameter(weights[1:].clone())], n, *decay)
+    return torch.cat([average.flatten() for average in mine])
+
+
+@recipe
+def effects_of_update(answer: Any) -> dict[str, bool]:
+    """Make an update, and tell what it does besides the new values of the averages."""
+    averages, weights = [torch.zeros(3)], [nn.Parameter(torch.ones(3))]
+    average = averages[0]
+    result = call(answer, averages, weights, 1, 0.5)
+    return {
+        "weights": not torch.equal(weights[0], torch.ones(3)),
+        "other tensors": averages[0] is not average,
+        "graph": average.requires_grad,
+        "frozen": not weights[0].requires_grad,
+        "other result": not isinstance(result, (list, tuple)) or len(result) != 1 or result[0] is not average,
+    }
+
+
+_UPDATES = [(*probe((3, 4), (3, 4)), *rest) for rest in ((1, 0.9), (5, 0.99), (1000, 0.95), (10**6,))]
+_judge_averages = judge_function(
+    partial(updated, ema_update),
+    _UPDATES,
+    through_recipe(updated, EMA_MISTAKES),
+    inputs=("the averages", "the weights", "n", "decay"),
+    outputs=("the averages",),
+    through=updated,
+)
+
+
+def _judge_ema(attempt: Attempt) -> str | None:
+    complaint = _in_words(_judge_averages(attempt), _RAISED_BY_UPDATE)
+    if _has_no_name(complaint):
+        return _name_average(attempt) or complaint
+    if complaint and complaint != _UNCHANGED:
+        return complaint
+    found = attempt.run(effects_of_update)
+    return _WEIGHTS_CHANGED if found["weights"] else complaint or _first(_UPDATE_EFFECTS, found)
+
+
+def _name_average(attempt: Attempt) -> str | None:
+    """Tell which shares of average and weight a wrong average is made of."""
+    for averages, weights, *rest in _UPDATES:
+        found, right = (it.run(updated, averages, weights, *rest) for it in (attempt, Local(ema_update)))
+        shares = _factors(found, [averages, weights])
+        if shares and not same(found, right):
+            n, *decay = rest
+            if not decay:
+                return _DECAY
+            d = min(*decay, (1 + n) / (10 + n))
+            mine = f"the average keeps {shares[0]:.3g} of itself and takes {shares[1]:.3g} of the weight"
+            return f"in update n={n}, with decay={decay[0]}, {mine}: it should be d and 1 - d, with d = {d:.3g}"
+    return None
+
+
+# 08.5
 
 
 @dataclass
@@ -99,786 +915,12 @@ class Run:
     step: int = 0
 
 
-def snapshot(run: Run) -> dict[str, object]:
-    """All that `restore` needs, under the keys "model", "optimizer", "average", "step" and "random"."""
-    return {
-        "model": copy.deepcopy(run.model.state_dict()),
-        "optimizer": copy.deepcopy(run.optimizer.state_dict()),
-        "average": copy.deepcopy(run.average.state_dict()),
-        "step": run.step,
-        "random": torch.get_rng_state(),
-    }
-
-
-def restore(run: Run, kept: dict[str, Any]) -> None:
-    """Put the run back into the state that `snapshot` found; what was not kept stays as it is."""
-    for name in ("model", "optimizer", "average"):
-        if name in kept:
-            getattr(run, name).load_state_dict(copy.deepcopy(kept[name]))
-    run.step = kept.get("step", run.step)
-    if "random" in kept:
-        torch.set_rng_state(kept["random"])
-
-
-_Raised = Sequence[tuple[str, str]]  # a part of what Python says of an exception, and what it means here
-
-
-def _in_words(complaint: str | None, raised: _Raised) -> str | None:
-    """The complaint; where it quotes an exception that has a meaning here, that meaning."""
-    if complaint is None or not complaint.startswith("it raised"):
-        return complaint
-    return next((message for part, message in raised if part in complaint), complaint)
-
-
-# 08.1
-
-
-def _l2(reconstruction: Tensor, images: Tensor) -> Tensor:
-    return pixel_loss(reconstruction, images, "l2")
-
-
-def _stepped(
-    *,
-    draw: Callable[[DiagonalGaussianDistribution], Tensor] = lambda posterior: posterior.sample(),
-    nll: Callable[[Tensor, Tensor], Tensor] = _l2,
-    kl: Callable[[DiagonalGaussianDistribution], Tensor] = lambda posterior: posterior.kl().mean(),
-    adversarial: Callable[[Tensor], Tensor] = adversarial_loss,
-    shown: Callable[[Tensor], Tensor] = lambda reconstruction: reconstruction,
-    layer: Callable[[AutoencoderKL], Tensor] = lambda vae: vae.decoder.conv_out.weight,
-    weight: Callable[..., Any] = lambda a, b, share: share * adaptive_weight(a, b),
-    weights: Callable[[float, float], tuple[float, float, float]] = lambda kl_weight, w: (1.0, kl_weight, w),
-    clears: bool = True,
-    updates: bool = True,
-    freezes: bool = True,
-    frees: bool = True,
-    retains: bool = True,
-    create_graph: bool = False,
-    of_losses: bool = False,
-    mode: bool = True,
-    detaches: bool = True,
-    clip: float = 0.0,
-    ends_frozen: bool = False,
-    ends_in_eval: bool = False,
-) -> Callable[..., Tensor]:
-    """The finished step with one of its parts made otherwise."""
-
-    def step(
-        vae: AutoencoderKL,
-        discriminator: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        images: Tensor,
-        disc_weight: float = 0.5,
-        kl_weight: float = 1e-6,
-    ) -> Tensor:
-        posterior = vae.encode(images).latent_dist
-        reconstruction = vae.decode(draw(posterior)).sample
-        discriminator.requires_grad_(not freezes).train(mode)
-        terms = [nll(reconstruction, images), kl(posterior), adversarial(discriminator(shown(reconstruction)))]
-        discriminator.requires_grad_(frees or not freezes)
-        gradients = [
-            torch.autograd.grad(term, layer(vae), retain_graph=retains, create_graph=create_graph)[0]
-            for term in (terms[0], terms[2])
-        ]
-        nll_gradient, adversarial_gradient = (terms[0], terms[2]) if of_losses else gradients
-        factors = weights(kl_weight, weight(nll_gradient, adversarial_gradient, disc_weight))
-        if clears:
-            optimizer.zero_grad()
-        total = sum(factor * term for factor, term in zip(factors, terms, strict=True))
-        assert isinstance(total, Tensor)
-        total.backward()  # type: ignore[no-untyped-call]
-        if clip:
-            nn.utils.clip_grad_norm_(vae.parameters(), clip)
-        if updates:
-            optimizer.step()
-        vae.requires_grad_(not ends_frozen).train(not ends_in_eval)
-        return reconstruction.detach() if detaches else reconstruction
-
-    return step
-
-
-_SUMMED = "each term is a sum over an image's values, averaged over the batch"
-_JUDGED = "the discriminator must judge the reconstruction with its graph: no detach, no no_grad before the loss"
-_MOVING_MISTAKES = (
-    ("old gradients are not cleared: optimizer.zero_grad() belongs before backward()", _stepped(clears=False)),
-    (
-        "the autoencoder does not change: zero_grad(), backward() and optimizer.step() must come in this order",
-        _stepped(updates=False),
-    ),
-    (
-        "the mean is decoded: in training the decoder gets a sample of the posterior",
-        _stepped(draw=lambda posterior: posterior.mode()),
-    ),
-    (_JUDGED, _stepped(shown=lambda reconstruction: reconstruction.detach())),
-    (
-        "the sign of the adversarial term: the autoencoder wants high logits, so it is minus their mean",
-        _stepped(adversarial=lambda logits: logits.mean()),
-    ),
-    *(
-        (
-            "this is the discriminator's loss: the autoencoder's is minus the mean of the logits",
-            _stepped(adversarial=loss),
-        )
-        for loss in (lambda logits: (1 + logits).relu().mean(), lambda logits: (1 + logits).relu().mean() / 2)
-    ),
-    (
-        "the logits have a hinge: it is the discriminator's, the autoencoder's loss is minus their mean",
-        _stepped(adversarial=lambda logits: (1 - logits).relu().mean()),
-    ),
-    (
-        "this is -log sigmoid of the logits, the vanilla loss: the autoencoder's here is minus their mean",
-        _stepped(adversarial=lambda logits: F.softplus(-logits).mean()),
-    ),
-    (
-        "nothing of the adversarial term reaches the autoencoder: is it in the loss, of the reconstruction's logits?",
-        _stepped(weights=lambda kl_weight, w: (1.0, kl_weight, 0.0)),
-    ),
-    (
-        "the encoder learns by the KL only: decode the posterior's sample as it is, without detach or no_grad",
-        _stepped(draw=lambda posterior: posterior.sample().detach()),
-    ),
-    (
-        "the adaptive weight multiplies the pixel loss: it belongs to the adversarial term",
-        _stepped(weights=lambda kl_weight, w: (w, kl_weight, 1.0)),
-    ),
-    *(
-        (
-            "the adaptive weight multiplies other terms, too: it belongs to the adversarial term alone",
-            _stepped(weights=weights),
-        )
-        for weights in (lambda kl_weight, w: (w, kl_weight, w), lambda kl_weight, w: (w, w * kl_weight, w))
-    ),
-    ("the logits are summed: take their mean", _stepped(adversarial=lambda logits: -logits.sum())),
-    *(
-        ("the gradients are clipped: that is not asked for, and changes the step", _stepped(clip=norm))
-        for norm in (0.5, 1.0, 5.0)
-    ),
-    *(
-        (
-            "the adaptive weight is made without 1e-4 below the line: take adaptive_weight, imported above",
-            _stepped(weight=lambda a, b, share, eps=eps: share * (a.norm() / (b.norm() + eps)).clamp(0, 1e4)),
-        )
-        for eps in (0.0, 1e-8, 1e-6)
-    ),
-    *(
-        (
-            "the adaptive weight has no limit: adaptive_weight, imported above, clamps it to 1e4",
-            _stepped(weight=lambda a, b, share, eps=eps: share * a.norm() / (b.norm() + eps)),
-        )
-        for eps in (1e-4, 0.0)
-    ),
-    (
-        "the adaptive weight is missing, or cut off at disc_weight: its third argument is a limit, leave it out",
-        _stepped(weight=lambda a, b, share: share),
-    ),
-    (
-        "disc_weight is missing: it multiplies the adaptive weight",
-        _stepped(weight=lambda a, b, share: adaptive_weight(a, b)),
-    ),
-    (
-        "disc_weight and the adaptive weight are added: multiply them",
-        _stepped(weight=lambda a, b, share: share + adaptive_weight(a, b)),
-    ),
-    (
-        "disc_weight is a fixed number: take the argument",
-        _stepped(weight=lambda a, b, share: 0.5 * adaptive_weight(a, b)),
-    ),
-    (
-        "a pass back frees the graph that backward() needs: retain_graph=True in both calls of torch.autograd.grad",
-        _stepped(retains=False),
-    ),
-    (
-        "the adaptive weight is upside down: the nll's gradient comes first",
-        _stepped(weight=lambda a, b, share: share * adaptive_weight(b, a)),
-    ),
-    (
-        "the adaptive weight is a ratio of the losses: it takes their gradients, from torch.autograd.grad",
-        _stepped(of_losses=True),
-    ),
-    (
-        "the adaptive weight is cut off at disc_weight: its third argument is a limit, leave it out",
-        _stepped(weight=lambda a, b, share: share * adaptive_weight(a, b, share)),
-    ),
-    *(
-        (
-            "a gradient runs through the adaptive weight: it is a number, detach it",
-            _stepped(
-                weight=lambda a, b, share, limit=limit: share * (a.norm() / (b.norm() + 1e-4)).clamp(0, limit),
-                create_graph=True,
-            ),
-        )
-        for limit in (1e4, float("inf"))
-    ),
-    (
-        "the gradients are taken at another layer: the last one is vae.decoder.conv_out",
-        _stepped(layer=lambda vae: vae.decoder.conv_in.weight),
-    ),
-    (
-        "the gradients are taken at the last layer's bias: take its weight",
-        _stepped(layer=lambda vae: vae.decoder.get_parameter("conv_out.bias")),
-    ),
-    (
-        "the KL term is missing, or has a fixed weight such as 1e-6: multiply it by the argument kl_weight",
-        _stepped(weights=lambda kl_weight, w: (1.0, 0.0, w)),
-    ),
-    ("kl_weight is missing on the KL term", _stepped(weights=lambda kl_weight, w: (1.0, 1.0, w))),
-    (
-        f"the KL is summed over the batch: {_SUMMED}",
-        _stepped(kl=lambda posterior: posterior.kl().sum()),
-    ),
-    (
-        f"the KL is averaged over the latent's values: {_SUMMED}",
-        _stepped(kl=lambda posterior: posterior.kl().mean() / posterior.mean[0].numel()),
-    ),
-    ("the pixel term is missing", _stepped(weights=lambda kl_weight, w: (0.0, kl_weight, w))),
-    (
-        f"the pixel loss is a mean over the values, the KL a sum: {_SUMMED}",
-        _stepped(nll=lambda reconstruction, images: _l2(reconstruction, images) / images[0].numel()),
-    ),
-    ("the pixel loss is L1: L2 is asked for", _stepped(nll=pixel_loss)),
-    (
-        "the discriminator judges in eval mode: it is in train mode during training",
-        _stepped(mode=False),
-    ),
-)
-_LEFT_BEHIND = (
-    (
-        "the step is right, but it leaves gradients in the discriminator: freeze its weights (requires_grad_(False)) "
-        "while it judges, or its own next step may use them",
-        _stepped(freezes=False),
-    ),
-    (
-        "the step is right, but the discriminator stays frozen: requires_grad_(True) after it has judged",
-        _stepped(frees=False),
-    ),
-    (
-        "the step is right, but the reconstruction comes back with its graph, and with it all activations: detach it",
-        _stepped(detaches=False),
-    ),
-    (
-        "the step is right, but the autoencoder stays frozen, and its next step would fail: leave its requires_grad",
-        _stepped(ends_frozen=True),
-    ),
-    (
-        "the step is right, but a network is left in eval mode: both train, so leave both in train mode",
-        _stepped(ends_in_eval=True),
-    ),
-)
-GENERATOR_MISTAKES = (*_MOVING_MISTAKES, *_LEFT_BEHIND)
-_STEP_RAISED = (
-    ("'DecoderOutput'", "vae.decode(…) gives an object with the images in it: take its .sample"),
-    ("'AutoencoderKLOutput'", "vae.encode(…) gives an object with the posterior in it: take its .latent_dist"),
-    ("only for scalar outputs", "a loss must be a number: take the mean of the logits"),
-    ("'NoneType' object has no attribute 'norm'", "a .grad is empty before backward(): use torch.autograd.grad"),
-    ("'tuple' object has no attribute 'norm'", "torch.autograd.grad gives a tuple of gradients: take its [0]"),
-    ("'Conv2d'", "gradients are with respect to tensors: take the convolution's .weight"),
-    ("clamp()", "adaptive_weight takes two gradients and nothing else: torch.autograd.grad is asked at the last layer"),
-)
-
-
-def _networks(seed: int) -> tuple[AutoencoderKL, NLayerDiscriminator, Tensor]:
-    """Small ones in float64, with weights large enough for every term to count, and a batch of images.
-
-    The second discriminator's last weights are so small that the adaptive weight is at its limit, the third one's so
-    small that the 1e-4 in it counts.
-    """
-    torch.manual_seed(seed)
-    vae = AutoencoderKL(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2, latent_channels=2).double()
-    discriminator = NLayerDiscriminator(3, 4, 1).double()
-    with torch.no_grad():
-        for parameter in discriminator.parameters():
-            parameter.mul_(20)
-        discriminator.main[-1].get_parameter("weight").mul_((1.0, 1e-6, 1e-2)[seed])
-    return vae, discriminator, 2 * torch.rand(2, 3, 8, 8, dtype=torch.float64) - 1
-
-
-def _stepping(step: Callable[..., Any]) -> Callable[[int, float, float], tuple[Tensor, Tensor]]:
-    """Make a function that returns a step's result and the change of the weights. Gradients are not empty before it."""
-
-    def stepped(seed: int, disc_weight: float, kl_weight: float) -> tuple[Tensor, Tensor]:
-        vae, discriminator, images = _networks(seed)
-        for parameter in vae.parameters():
-            parameter.grad = torch.full_like(parameter, 3.0)
-        before = vae.get_parameters()
-        optimizer = torch.optim.SGD(vae.parameters(), lr=1e-4)
-        torch.manual_seed(seed)  # for the posterior's sample
-        reconstruction = call(step, vae, discriminator, optimizer, images, disc_weight, kl_weight)
-        change = (before - vae.get_parameters()) * 1e4
-        return reconstruction.detach() if isinstance(reconstruction, Tensor) else reconstruction, change
-
-    return stepped
-
-
-_judge_the_move = judge_function(
-    cache(_stepping(generator_step)),
-    [(0, 0.5, 0.1), (1, 0.8, 0.3), (2, 0.5, 0.1)],
-    [(message, cache(_stepping(code))) for message, code in _MOVING_MISTAKES],
-    inputs=("seed", "disc_weight", "kl_weight"),
-    outputs=("the reconstruction", "the change of the autoencoder's weights"),
-)
-
-
-def _judge_generator_step(attempt: Any) -> str | None:
-    if not callable(attempt):
-        return f"expected the function itself, got an object of type {type(attempt).__name__}"
-    complaint = _in_words(_judge_the_move(_stepping(attempt)), _STEP_RAISED)
-    if complaint:
-        return complaint.split(", for seed = ")[0]
-    vae, discriminator, images = _networks(0)
-    reconstruction = attempt(vae, discriminator, torch.optim.SGD(vae.parameters(), lr=1e-4), images, 0.5, 0.1)
-    left = [parameter.grad for parameter in discriminator.parameters() if parameter.grad is not None]
-    faults = (
-        any(bool(gradient.any()) for gradient in left),
-        not all(parameter.requires_grad for parameter in discriminator.parameters()),
-        reconstruction.requires_grad,
-        not all(parameter.requires_grad for parameter in vae.parameters()),
-        not (vae.training and discriminator.training),
-    )
-    return _LEFT_BEHIND[faults.index(True)][0] if any(faults) else None
-
-
-# 08.2
-
-_Losses = Sequence[Callable[[Tensor], Tensor]]
-
-
-def _gradients(leaf: Tensor, losses: _Losses, weights: Sequence[float], create_graph: bool = False) -> list[Tensor]:
-    pairs = zip(losses, weights, strict=True)
-    return [w * torch.autograd.grad(loss(leaf), leaf, create_graph=create_graph)[0] for loss, w in pairs]
-
-
-def _total(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([*tensors]).sum(0)
-
-
-def _leaf(reconstruction: Tensor) -> Tensor:
-    return reconstruction.detach().requires_grad_()
-
-
-_LINEAR = "the surrogate is reconstruction · gradient, summed over everything"
-SURROGATE_MISTAKES = (
-    (
-        f"no gradient reaches the autoencoder: {_LINEAR}, with the reconstruction as it came, not the detached one",
-        lambda r, losses, weights: (_leaf(r) * _total(_gradients(_leaf(r), losses, weights))).sum(),
-    ),
-    (
-        "the losses are taken where no gradient is kept: the leaf is reconstruction.detach().requires_grad_()",
-        lambda r, losses, weights: (r * _total(_gradients(r.detach(), losses, weights))).sum(),
-    ),
-    (
-        "the product is averaged: sum it, or the gradient is too small",
-        lambda r, losses, weights: (r * _total(_gradients(_leaf(r), losses, weights))).mean(),
-    ),
-    (
-        "the product is averaged over the batch: sum it over everything, or the gradient is too small",
-        lambda r, losses, weights: (r * _total(_gradients(_leaf(r), losses, weights))).flatten(1).sum(1).mean(),
-    ),
-    (
-        "the product is averaged over the channels: sum it over everything, or the gradient is too small",
-        lambda r, losses, weights: (r * _total(_gradients(_leaf(r), losses, weights))).mean(1).sum(),
-    ),
-    (
-        "the product is averaged over each image: sum it over everything, or the gradient is too small",
-        lambda r, losses, weights: (r * _total(_gradients(_leaf(r), losses, weights))).flatten(1).mean(1).sum(),
-    ),
-    (
-        "the product is averaged over the pixels: sum it over everything, or the gradient is too small",
-        lambda r, losses, weights: (r * _total(_gradients(_leaf(r), losses, weights))).mean((2, 3)).sum(),
-    ),
-    (
-        "the product is not summed: a scalar is asked for",
-        lambda r, losses, weights: r * _total(_gradients(_leaf(r), losses, weights)),
-    ),
-    (
-        "the weights are missing",
-        lambda r, losses, weights: (r * _total(_gradients(_leaf(r), losses, [1.0] * len(weights)))).sum(),
-    ),
-    (
-        "only the last loss counts: add the gradients up",
-        lambda r, losses, weights: (r * _gradients(_leaf(r), losses, weights)[-1]).sum(),
-    ),
-    (
-        "only the first loss counts: add the gradients up",
-        lambda r, losses, weights: (r * _gradients(_leaf(r), losses, weights)[0]).sum(),
-    ),
-    (
-        "the sign: the gradient is taken as it is",
-        lambda r, losses, weights: -(r * _total(_gradients(_leaf(r), losses, weights))).sum(),
-    ),
-    (
-        "the gradient depends on the reconstruction: it must be a constant, taken at a detached leaf",
-        lambda r, losses, weights: (r * _total(_gradients(r, losses, weights, create_graph=True))).sum(),
-    ),
-    (
-        "the values of the losses are multiplied in: it is their gradients at the reconstruction that are needed",
-        lambda r, losses, weights: sum(
-            w * (r * loss(_leaf(r)).detach()).sum() for loss, w in zip(losses, weights, strict=True)
-        ),
-    ),
-)
-_THROUGH = (
-    "the gradient is right, but it runs through the losses in the backward pass: take theirs at a leaf beforehand"
-)
-_LEAKS = (
-    "the gradient is right, but backward() leaves gradients in a network that a loss uses, such as the discriminator: "
-    "torch.autograd.grad(…, leaf) leaves none"
-)
-_NOT_UNPACKED = "torch.autograd.grad gives a tuple of gradients, one for each input: take its [0]"
-_SURROGATE_RAISED = (("multiply sequence", _NOT_UNPACKED), ("'Tensor' and 'tuple'", _NOT_UNPACKED))
-_TWICE = "the gradient is right, but a loss is computed {} times: once is enough"
-
-
-class _Counted(torch.autograd.Function):
-    """The identity, counting the passes back through it. Its form is one that torch.func takes, too."""
-
-    passes = 0
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep nothing."""
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        _Counted.passes += 1
-        return gradients[0]
-
-
-def _behind(attempt: Callable[..., Any], counts: dict[str, int] | None = None) -> Callable[[Tensor], Tensor]:
-    """The surrogate's gradient at the weight of a layer that the reconstruction comes from."""
-
-    def gradient(weight: Tensor) -> Tensor:
-        weight = weight.detach().clone().requires_grad_()
-        images = torch.linspace(1, 2, 2 * (len(weight) - 1), dtype=weight.dtype).view(-1, 2, 1, 1)
-        reconstruction = images * (weight.sin() @ weight)  # (2, 2, 3, 3) or (3, 2, 4, 4)
-        calls, judge = [0, 0], torch.ones((), requires_grad=True)  # a weight of the network that judges
-
-        def counted(number: int, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-            def run(x: Tensor) -> Tensor:
-                calls[number] += 1
-                return loss(_Counted.apply(x))
-
-            return run
-
-        losses = [counted(0, lambda x: (x - 1).pow(2).sum()), counted(1, lambda x: -(judge * x).pow(3).mean())]
-        scalar = call(attempt, reconstruction, losses, (0.7, 3.0))
-        if not isinstance(scalar, Tensor):
-            raise TypeError(f"expected a Tensor, got {type(scalar).__name__}")
-        before = _Counted.passes
-        found = torch.autograd.grad(scalar, weight, allow_unused=True)[0] if scalar.requires_grad else None
-        if found is None:
-            raise ValueError("no gradient reaches the autoencoder")
-        if counts is not None:
-            counts.update(calls=max(calls), late=_Counted.passes - before, left=int(judge.grad is not None))
-        return found
-
-    return gradient
-
-
-_judge_gradient = judge_function(
-    _behind(surrogate),
-    [probe((3, 3)), probe((4, 4))],
-    [(message, _behind(code)) for message, code in SURROGATE_MISTAKES],
-    inputs=("weight",),
-    outputs=("the gradient behind the reconstruction",),
-)
-
-
-def _judge_surrogate(attempt: Any) -> str | None:
-    if not callable(attempt):
-        return f"expected the function itself, got an object of type {type(attempt).__name__}"
-    complaint = _in_words(_judge_gradient(_behind(attempt)), _SURROGATE_RAISED)
-    if complaint:
-        return complaint
-    counts: dict[str, int] = {}
-    _behind(attempt, counts)(probe((3, 3))[0])
-    if counts["late"]:
-        return _THROUGH
-    if counts["left"]:
-        return _LEAKS
-    return _TWICE.format(counts["calls"]) if counts["calls"] > 1 else None
-
-
-# 08.3
-
-_CALL, _SEEN, _JUDGED_BY = "the autoencoder's step", "with the adversarial term", "the discriminator's step"
-
-
-def _timeline(attempt: Callable[..., Any], disc_start: int, disc_warmup: int) -> list[str]:
-    """Describe in words what happens in steps 1 to 6."""
-    images, made = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
-    happened: list[str] = []
-
-    def generator(*arguments: Any, **named: Any) -> Tensor:
-        batch, adversarial = _two("generator_step", "(images, adversarial)", *arguments, *named.values())
-        with_term = _SEEN if bool(adversarial) else "without the adversarial term"
-        happened.append(f"{_CALL} {with_term}{'' if batch is images else ' on something else than the batch'}")
-        return made
-
-    def discriminator(*arguments: Any, **named: Any) -> Tensor:
-        real, fake = _two("discriminator_step", "(images, reconstructions)", *arguments, *named.values())
-        given = (real is images, same(fake, made)), (same(real, made), fake is images), (real is images, fake is images)
-        names = "(images, reconstructions)", "(reconstructions, images)", "(images, images)", "something else"
-        happened.append(f"{_JUDGED_BY} on {names[([*map(all, given), True]).index(True)]}")
-        return torch.zeros(())
-
-    found = []
-    for step in range(1, 7):
-        happened.clear()
-        result = call(attempt, step, images, generator, discriminator, disc_start, disc_warmup)
-        if not same(result, made):
-            happened.append("a result that is not the reconstructions")
-        found.append(", then ".join(happened) or "nothing")
-    return found
-
-
-def _two(name: str, expected: str, *arguments: Any) -> tuple[Any, ...]:
-    if any(argument is ... for argument in arguments):
-        raise OpenGap(f"an argument of {name}")
-    if len(arguments) != 2:
-        raise TypeError(f"{name} takes {expected}, got {len(arguments)} argument{'s' * (len(arguments) != 1)}")
-    return arguments
-
-
-def _scheduled(
-    sees: Callable[[int, int, int], bool] = lambda step, start, warmup: step > start,
-    trains: Callable[[int, int, int], bool] = lambda step, start, warmup: step > start - warmup,
-    order: str = "generator",
-    real: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda images, made: (images, made),
-    again: bool = False,
-) -> Callable[..., Tensor]:
-    """The finished step with another schedule."""
-
-    def scheduled(
-        step: int, images: Tensor, generator: Callable[..., Tensor], discriminator: Callable[..., Any], *when: int
-    ) -> Tensor:
-        adversarial, judged = sees(step, *when), trains(step, *when)
-        if judged and order == "discriminator":
-            discriminator(images, torch.ones(1, 3, 2, 2))
-        made = generator(images, adversarial)
-        if judged and order == "generator":
-            discriminator(*real(images, generator(images, adversarial) if again else made))
-        return made
-
-    return scheduled
-
-
-SCHEDULE_MISTAKES = (
-    (
-        "one step early: after disc_start steps comes number disc_start + 1, so step > disc_start",
-        _scheduled(lambda step, start, warmup: step >= start, lambda step, start, warmup: step >= start - warmup),
-    ),
-    (
-        "the autoencoder sees the discriminator one step early: step > disc_start",
-        _scheduled(sees=lambda step, start, warmup: step >= start),
-    ),
-    (
-        "the discriminator begins one step early: step > disc_start - disc_warmup",
-        _scheduled(trains=lambda step, start, warmup: step >= start - warmup),
-    ),
-    (
-        "the warm-up is ignored: the discriminator's training begins disc_warmup steps before disc_start",
-        _scheduled(trains=lambda step, start, warmup: step > start),
-    ),
-    (
-        "the warm-up is added: the discriminator begins before disc_start, not after it",
-        _scheduled(trains=lambda step, start, warmup: step > start + warmup),
-    ),
-    (
-        "the autoencoder sees the discriminator during its warm-up: it has to wait for disc_start",
-        _scheduled(sees=lambda step, start, warmup: step > start - warmup),
-    ),
-    (
-        "both wait for the other's condition: the discriminator is the one that begins earlier",
-        _scheduled(lambda step, start, warmup: step > start - warmup, lambda step, start, warmup: step > start),
-    ),
-    (
-        "the discriminator is trained from the first step on: it begins disc_warmup steps before disc_start",
-        _scheduled(trains=lambda step, start, warmup: True),
-    ),
-    (
-        "the autoencoder sees the discriminator from the first step on: it has to wait for disc_start",
-        _scheduled(sees=lambda step, start, warmup: True),
-    ),
-    ("the discriminator is never trained", _scheduled(trains=lambda step, start, warmup: False)),
-    ("the autoencoder never sees the discriminator", _scheduled(sees=lambda step, start, warmup: False)),
-    (
-        "images and reconstructions are exchanged in discriminator_step: the images come first",
-        _scheduled(real=lambda images, made: (made, images)),
-    ),
-    (
-        "the discriminator gets the images twice: the second argument is what generator_step returns",
-        _scheduled(real=lambda images, made: (images, images)),
-    ),
-    (
-        "the autoencoder makes two steps on one batch: hand the reconstructions of the first on",
-        _scheduled(again=True),
-    ),
-    (
-        "the discriminator's step comes first: it needs the reconstructions of this batch",
-        _scheduled(order="discriminator"),
-    ),
-)
-_SCHEDULES = ((4, 2), (2, 0))
-
-
-def _judge_schedule(attempt: Any) -> str | None:
-    if not callable(attempt):
-        return f"expected the function itself, got an object of type {type(attempt).__name__}"
-    try:
-        found = [_timeline(attempt, *schedule) for schedule in _SCHEDULES]
-    except (Blank, OpenGap):
-        raise
-    except Exception as error:
-        return name_error(error, (), lambda code: code)
-    expected = [_timeline(training_step, *schedule) for schedule in _SCHEDULES]
-    if found == expected:
-        return None
-    for message, code in SCHEDULE_MISTAKES:
-        if found == [_timeline(code, *schedule) for schedule in _SCHEDULES]:
-            return message
-    return next(_first_differences(found, expected))
-
-
-def _first_differences(found: list[list[str]], expected: list[list[str]]) -> Iterator[str]:
-    for (start, warmup), mine, right in zip(_SCHEDULES, found, expected, strict=True):
-        for step, (a, b) in enumerate(zip(mine, right, strict=True), 1):
-            if a != b:
-                yield f"in step {step}, with disc_start={start} and disc_warmup={warmup}: expected {b}; got {a}"
-
-
-# 08.4
-
-_AVERAGES = "the averages"
-
-
-def _averaged(
-    rate: Callable[[int, float], float] = lambda n, decay: min(decay, (1 + n) / (10 + n)),
-    blend: Callable[[Tensor, Tensor, float], Tensor] = lambda a, w, d: d * a + (1 - d) * w,
-) -> Callable[..., list[Tensor]]:
-    """The finished update with another rate, or another blend."""
-
-    def update(averages: list[Tensor], weights: list[Tensor], n: int, decay: float) -> list[Tensor]:
-        with torch.no_grad():
-            for average, weight in zip(averages, weights, strict=True):
-                average.copy_(blend(average.clone(), weight, rate(n, decay)))
-        return averages
-
-    return update
-
-
-EMA_MISTAKES = Mistakes(
-    [
-        (
-            "the averages stay as they were: change them in place (mul_, add_, lerp_, copy_); average = … only renames",
-            _averaged(blend=lambda a, w, d: a),
-        ),
-        (
-            "decay and 1 - decay are exchanged: the average keeps the share d",
-            _averaged(blend=lambda a, w, d: (1 - d) * a + d * w),
-        ),
-        (
-            "the warm-up has no effect: d is the smaller of decay and (1 + n) / (10 + n), with both brackets",
-            _averaged(lambda n, decay: decay),
-        ),
-        (
-            "d is the larger of the two: early averages have to forget faster, take the smaller",
-            _averaged(lambda n, decay: max(decay, (1 + n) / (10 + n))),
-        ),
-        ("decay is ignored: it limits the share d", _averaged(lambda n, decay: (1 + n) / (10 + n))),
-        (
-            "the warm-up is one update ahead: n counts from 1 already, (1 + n) / (10 + n)",
-            _averaged(lambda n, decay: min(decay, (2 + n) / (11 + n))),
-        ),
-        (
-            "the warm-up is one update late: (1 + n) / (10 + n), and n counts from 1",
-            _averaged(lambda n, decay: min(decay, n / (9 + n))),
-        ),
-        ("the 1 is missing in the warm-up: (1 + n) / (10 + n)", _averaged(lambda n, decay: min(decay, n / (10 + n)))),
-        (
-            "the average is not scaled by d before the weights are added",
-            _averaged(blend=lambda a, w, d: a + (1 - d) * w),
-        ),
-        ("the weights are not scaled by 1 - d", _averaged(blend=lambda a, w, d: d * a + w)),
-        ("the averages become the weights: only a share of 1 - d moves", _averaged(blend=lambda a, w, d: w)),
-        (
-            "the sign: average + (1 - d) · (weight - average)",
-            _averaged(blend=lambda a, w, d: a + (1 - d) * (a - w)),
-        ),
-    ]
-)
-
-
-@EMA_MISTAKES("only the first average moves: is the return inside of the loop?")
-def update_of_the_first(averages: list[Tensor], weights: list[Tensor], n: int, decay: float) -> list[Tensor]:
-    ema_update(averages[:1], weights[:1], n, decay)
-    return averages
-
-
-@EMA_MISTAKES("only the last average moves: is the update outside of the loop?")
-def update_of_the_last(averages: list[Tensor], weights: list[Tensor], n: int, decay: float) -> list[Tensor]:
-    ema_update(averages[-1:], weights[-1:], n, decay)
-    return averages
-
-
-def _after_update(update: Callable[..., Any]) -> Callable[[Tensor, Tensor, int, float], Tensor]:
-    """Both averages after the update, in one vector."""
-
-    def updated(averages: Tensor, weights: Tensor, n: int, decay: float) -> Tensor:
-        mine = [averages[0].clone(), averages[1:].clone()]
-        parameters = [nn.Parameter(weights[0].clone()), nn.Parameter(weights[1:].clone())]
-        try:
-            call(update, mine, parameters, n, decay)
-        except RuntimeError as error:
-            if "leaf Variable" in str(error):
-                raise RuntimeError("the weights are changed in place: change the averages") from None
-            raise
-        return torch.cat([average.detach().flatten() for average in mine])
-
-    return updated
-
-
-_judge_averages = judge_function(
-    _after_update(ema_update),
-    [(*probe((3, 4), (3, 4)), n, decay) for n, decay in ((1, 0.9), (5, 0.99), (1000, 0.95))],
-    [(message, _after_update(code)) for message, code in EMA_MISTAKES],
-    inputs=(_AVERAGES, "the weights", "n", "decay"),
-    outputs=(_AVERAGES,),
-)
-
-
-def _judge_ema(attempt: Any) -> str | None:
-    if not callable(attempt):
-        return f"expected the function itself, got an object of type {type(attempt).__name__}"
-    complaint = _judge_averages(_after_update(attempt))
-    if complaint:
-        return complaint
-    averages, weights = [torch.zeros(3)], [nn.Parameter(torch.ones(3))]
-    average, kept = averages[0], weights[0].detach().clone()
-    result = attempt(averages, weights, 1, 0.5)
-    if averages[0] is not average:
-        return "the list has new tensors in it, and whoever holds the old ones sees no change: use mul_ and add_"
-    if average.requires_grad:
-        return "the averages carry a graph that grows with every update: work under torch.no_grad()"
-    if not torch.equal(weights[0], kept):
-        return "the values are right, but the weights are changed, too: leave them as they are"
-    if not isinstance(result, (list, tuple)) or len(result) != 1 or result[0] is not average:
-        return "the averages are right, but they are not what is returned"
-    return None
-
-
-# 08.5
-
-
-def _run(steps_made: int = 3) -> Run:
-    """A model with dropout, so that the random numbers matter, after a few steps."""
+def _run() -> Run:
+    """Make three steps of a model with dropout, so that the random numbers matter."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4))
     run = Run(model, torch.optim.AdamW(model.parameters(), lr=0.05), copy.deepcopy(model))
-    _go_on(run, steps_made)
+    _go_on(run, 3)
     return run
 
 
@@ -892,19 +934,48 @@ def _go_on(run: Run, count: int) -> None:
         ema_update([*run.average.parameters()], [*run.model.parameters()], run.step)
 
 
-def _keeping(*names: str, copies: Callable[[Any], Any] = copy.deepcopy) -> Callable[[Run], dict[str, object]]:
-    """A snapshot of some parts only."""
+def _state(run: Run) -> dict[str, Any]:
+    """Copy the state that a snapshot has to hold, in a form that can be compared; and the model's mode."""
+    optimizer = run.optimizer.state_dict()
+    memory = [value.clone() for of_one in optimizer["state"].values() for value in of_one.values()]
+    settings = [{name: group[name] for name in group if name != "params"} for group in optimizer["param_groups"]]
+    return {
+        "model": [*map(torch.clone, run.model.state_dict().values())],
+        "optimizer": [memory, settings],
+        "average": [*map(torch.clone, run.average.state_dict().values())],
+        "step": run.step,
+        "random": torch.get_rng_state(),
+        "mode": [
+            run.model.training,
+            run.average.training,
+            *(weight.requires_grad for weight in run.model.parameters()),
+        ],
+    }
 
-    def taken(run: Run) -> dict[str, object]:
-        parts = snapshot(run) | {
-            name: copies(getattr(run, name).state_dict()) for name in ("model", "optimizer", "average")
-        }
-        return {name: parts[name] for name in names}
 
-    return taken
+@recipe
+def restored(take: Any) -> dict[str, Any]:
+    """Take a snapshot, go on, and restore; return the run's state at each of these points, and the snapshot's keys."""
+    run = _run()
+    found: dict[str, Any] = {"before": _state(run)}
+    kept = call(take, run)
+    found |= {"type": type(kept).__name__, "taken": _state(run)}
+    if not isinstance(kept, dict):
+        return found
+    open_gaps = [str(name) for name, value in kept.items() if value is ...]
+    if open_gaps:
+        raise Blank if len(open_gaps) == len(kept) else OpenGap(", ".join(open_gaps))
+    found |= {"keys": [str(key) for key in kept], "error": ""}
+    try:
+        _go_on(run, 2)
+        found["moved"] = _state(run)
+        restore(run, kept)
+    except Exception as error:
+        found["error"] = f"it raised {one_line(error)}"
+    return found | {"after": _state(run)}
 
 
-_ALL = ("model", "optimizer", "average", "step", "random")
+_KEYS = ("model", "optimizer", "average", "step", "random")
 _WHAT_IT_COSTS = {
     "model": "the model's weights are missing",
     "optimizer": "the optimiser's state is missing: Adam's averages of the gradient would start from nothing",
@@ -912,189 +983,122 @@ _WHAT_IT_COSTS = {
     "step": "the number of the step is missing: learning rate and data follow from it",
     "random": "the random numbers' state is missing: torch.get_rng_state()",
 }
+_OTHER_VALUES = 'under "{}" lies something else than what the run holds at this moment'
 _REFERENCES = "state_dict() hands out the tensors themselves, which the next steps change: copy.deepcopy it"
-SNAPSHOT_MISTAKES = Mistakes(
-    [
-        (f"nothing is copied: {_REFERENCES}", _keeping(*_ALL, copies=lambda kept: kept)),
-        *((message, _keeping(*(other for other in _ALL if other != name))) for name, message in _WHAT_IT_COSTS.items()),
-        (
-            "the optimiser's state is a copy of a dictionary only, with the optimiser's own tensors: copy.deepcopy it",
-            lambda run: snapshot(run) | {"optimizer": dict(run.optimizer.state_dict())},
-        ),
-        (
-            f"the model's weights are not copied: {_REFERENCES}",
-            lambda run: snapshot(run) | {"model": run.model.state_dict()},
-        ),
-        (
-            f"the averaged weights are not copied: {_REFERENCES}",
-            lambda run: snapshot(run) | {"average": run.average.state_dict()},
-        ),
-        (
-            'under "average" lie the model\'s own weights',
-            lambda run: snapshot(run) | {"average": copy.deepcopy(run.model.state_dict())},
-        ),
-        (
-            "the whole objects are kept, not their state: restore needs what state_dict() gives",
-            lambda run: (
-                snapshot(run) | {name: copy.deepcopy(getattr(run, name)) for name in ("model", "optimizer", "average")}
-            ),
-        ),
-        ("the step is another number: keep run.step as it is", lambda run: snapshot(run) | {"step": run.step + 1}),
-        (
-            "a seed says how the random numbers began, not how far they have come: torch.get_rng_state()",
-            lambda run: snapshot(run) | {"random": torch.initial_seed()},
-        ),
-    ]
-)
+_DRAWN = "it draws a random number, or sets a seed: only look at the state, torch.get_rng_state()"
+_MODE = "the run's model is left in eval mode, or frozen: a snapshot only looks"
+_RUN_CHANGED = "taking the snapshot changes the run itself, which goes on otherwise than without it: only look"
+_HALVES = "the weights are kept in half precision, and come back rounded: keep them as they are"
+_NOT_THE_STATE = "restore needs what state_dict() gives, with its brackets: the names of the weights, and tensors"
+_NOT_RANDOM = 'under "random" restore needs the tensor that torch.get_rng_state() gives'
+_OBJECT = "whole objects are kept, not their state: restore needs what state_dict() gives"
+_EXCHANGED = "the model's weights and the averaged ones are exchanged, or the same: each state has its own key"
+_NOT_WHOLE = 'under "optimizer" restore needs all that state_dict() gives: "state" and "param_groups"'
+_WITH_A_GRAPH = "the tensors are kept with a graph: copy.deepcopy what state_dict() gives"
+_HOLLOW = "the optimiser's settings are kept without its state: Adam's averages would start from nothing"
 
 
-@SNAPSHOT_MISTAKES("the optimiser's settings are kept without its state: Adam's averages would start from nothing")
-def snapshot_with_settings_only(run: Run) -> dict[str, object]:
-    settings = copy.deepcopy(run.optimizer.state_dict()["param_groups"])
-    return snapshot(run) | {"optimizer": {"state": {}, "param_groups": settings}}
+def halves(module):
+    return {name: weight.half() for name, weight in module.state_dict().items()}
 
 
-@SNAPSHOT_MISTAKES("the weights are kept in half precision, and come back rounded: keep them as they are")
-def snapshot_of_halves(run: Run) -> dict[str, object]:
-    halves = {name: weight.half() for name, weight in run.model.state_dict().items()}
-    return snapshot(run) | {"model": halves}
+def states(*names):
+    return {name: lambda run, name=name: getattr(run, name).state_dict() for name in names}
 
 
-@SNAPSHOT_MISTAKES("the weights are kept in half precision, and come back rounded: keep them as they are")
-def snapshot_of_all_in_halves(run: Run) -> dict[str, object]:
-    of_both = {"model": run.model.state_dict(), "average": run.average.state_dict()}
-    halves = {part: {name: weight.half() for name, weight in kept.items()} for part, kept in of_both.items()}
-    return snapshot(run) | halves
-
-
-_SIDE_EFFECTS = {
-    "drawn": "it draws a random number itself: only look at the state, torch.get_rng_state()",
-    "mode": "the run's model is left in eval mode, and its dropout is off from here on: a snapshot only looks",
-    "changed": "taking the snapshot changes the run itself, which goes on otherwise than without it: only look",
-}
-
-
-@SNAPSHOT_MISTAKES(_SIDE_EFFECTS["mode"])
-def snapshot_in_eval_mode(run: Run) -> dict[str, object]:
-    run.model.eval()
-    return snapshot(run)
-
-
-@SNAPSHOT_MISTAKES(_SIDE_EFFECTS["changed"])
-def snapshot_that_counts(run: Run) -> dict[str, object]:
-    kept = snapshot(run)
-    run.step += 1
-    return kept
-
-
-@SNAPSHOT_MISTAKES(_SIDE_EFFECTS["changed"])
-def snapshot_that_ends_the_run(run: Run) -> dict[str, object]:
-    kept = snapshot(run)
-    for group in run.optimizer.param_groups:
-        group["lr"] = 0.0
-    return kept
-
-
-_OBJECT = "under {!r} lies the whole object, not its state: restore needs what state_dict() gives"
-_SNAPSHOT_RAISED = (
-    ("'AdamW' object", _OBJECT.format("optimizer")),
-    ("torch.ByteTensor", 'under "random" restore needs the tensor that torch.get_rng_state() gives'),
-    ("dict-like", "restore needs what state_dict() gives, with the names of the weights"),
-    ("'generator'", "restore needs what state_dict() gives, with the names of the weights"),
-    ("NoneType", "a part is None: restore needs the state of each"),
-)
-
-
-def _as_kept(run: Run) -> dict[str, Any]:
-    """Copy the state that a snapshot has to hold, in a form that can be compared."""
-    return {
-        "model": [*map(torch.clone, run.model.state_dict().values())],
-        "average": [*map(torch.clone, run.average.state_dict().values())],
-        "optimizer": _of_optimizer(run.optimizer.state_dict()),
-        "step": run.step,
-        "random": torch.get_rng_state(),
+def snapshot_with(missing="", **changed):
+    """The snapshot with parts made otherwise, or without one."""
+    return lambda run: {
+        name: changed[name](run) if name in changed else value
+        for name, value in snapshot(run).items()
+        if name != missing
     }
 
 
-def _of_optimizer(state: dict[str, Any]) -> list[Any]:
-    """All tensors of the state, and all settings but the list of parameters."""
-    settings = [{name: group[name] for name in group.keys() - {"params"}} for group in state["param_groups"]]
-    return [*(value.clone() for of_one in state["state"].values() for value in of_one.values()), *settings]
+def snapshot_and(act):
+    """The snapshot, and something done to the run."""
+    return lambda run: [snapshot(run), act(run)][0]
 
 
-def _wrong_after_restoring(take: Callable[[Run], Any]) -> list[str]:
-    """The parts of the run that are not as they were when the snapshot was taken."""
-    run = _run()
-    before = _as_kept(run)
-    kept = call(take, run)
-    if not isinstance(kept, dict):
-        raise TypeError(f"expected a dictionary, got {type(kept).__name__}")
-    open_gaps = [name for name, value in kept.items() if value is ...]
-    if open_gaps:
-        raise Blank if len(open_gaps) == len(kept) else OpenGap(", ".join(map(str, open_gaps)))
-    if not torch.equal(torch.get_rng_state(), before["random"]):
-        return ["drawn"]
-    if not run.model.training:
-        return ["mode"]
-    if not _equal([*_as_kept(run).values()], [*before.values()]):
-        return ["changed"]
-    _go_on(run, 2)
-    restore(run, kept)
-    after = _as_kept(run)
-    return [name for name in _ALL if not _equal(before[name], after[name])]
+_RAISED_BY_RESTORE = {
+    "'AdamW' object": (_OBJECT, snapshot_with(optimizer=lambda run: copy.deepcopy(run.optimizer))),
+    "torch.ByteTensor": (_NOT_RANDOM, snapshot_with(random=lambda run: torch.get_rng_state)),
+    "dict-like": (_NOT_THE_STATE, snapshot_with(model=lambda run: run.model.state_dict)),
+    "'generator'": (_NOT_THE_STATE, snapshot_with(model=lambda run: run.model.parameters())),
+    "Tensor-like": (_NOT_THE_STATE, snapshot_with(model=lambda run: dict.fromkeys(run.model.state_dict()))),
+    "'param_groups'": (_NOT_WHOLE, snapshot_with(optimizer=lambda run: run.optimizer.state_dict()["state"])),
+    "parameter groups": (_NOT_WHOLE, snapshot_with(optimizer=lambda run: run.optimizer.state)),
+    "list indices": (_NOT_WHOLE, snapshot_with(optimizer=lambda run: run.optimizer.param_groups)),
+    "attribute 'copy'": (_NOT_WHOLE, snapshot_with(optimizer=lambda run: run.optimizer.state_dict)),
+    "Missing key(s)": (_NOT_THE_STATE, snapshot_with(model=lambda run: {})),
+    "graph leaves": (_WITH_A_GRAPH, snapshot_with(model=lambda run: {"w": run.model[0].weight.clone()})),
+    "NoneType": ("a part is None: restore needs the state of each", snapshot_with(optimizer=lambda run: None)),
+}
+SNAPSHOT_MISTAKES = Mistakes(
+    [
+        (f"nothing is copied: {_REFERENCES}", snapshot_with(**states("model", "optimizer", "average"))),
+        (f"not copied: model and average; {_REFERENCES}", snapshot_with(**states("model", "average"))),
+        *((f"not copied: {name}; {_REFERENCES}", snapshot_with(**states(name))) for name in _KEYS[:3]),
+        *((message, snapshot_with(name)) for name, message in _WHAT_IT_COSTS.items()),
+        (_EXCHANGED, lambda run: snapshot(Run(run.average, run.optimizer, run.model, run.step))),
+        (_EXCHANGED, snapshot_with(average=lambda run: copy.deepcopy(run.model.state_dict()))),
+        (_EXCHANGED, snapshot_with(model=lambda run: copy.deepcopy(run.average.state_dict()))),
+        (_OBJECT, lambda run: {**snapshot(run), **{name: copy.deepcopy(getattr(run, name)) for name in _KEYS[:3]}}),
+        (_OTHER_VALUES.format("step"), snapshot_with(step=lambda run: run.step + 1)),
+        (_OTHER_VALUES.format("random"), snapshot_with(random=lambda run: torch.Generator().get_state())),
+        ("a seed is where random numbers began: get_rng_state()", snapshot_with(random=lambda run: 0)),
+        (_HOLLOW, snapshot_with(optimizer=lambda run: copy.deepcopy(run.optimizer.state_dict()) | {"state": {}})),
+        (_HALVES, snapshot_with(model=lambda run: halves(run.model))),
+        (_HALVES, snapshot_with(model=lambda run: halves(run.model), average=lambda run: halves(run.average))),
+        (_DRAWN, snapshot_with(random=lambda run: torch.rand(1))),
+        (_MODE, snapshot_and(lambda run: run.model.eval())),
+        (_MODE, snapshot_and(lambda run: run.model.requires_grad_(False))),
+        (_RUN_CHANGED, snapshot_and(lambda run: setattr(run, "step", run.step + 1))),
+        *_RAISED_BY_RESTORE.values(),
+    ]
+)
+_found_of = cache(restored)
+
+
+def _judge_snapshot(attempt: Attempt) -> str | None:
+    refused = _refuse(attempt)
+    if refused:
+        return refused
+    found = attempt.run(restored)
+    changed = [name for name, value in found["before"].items() if not _equal(value, found["taken"][name])]
+    if changed:
+        return {"random": _DRAWN, "mode": _MODE}.get(changed[-1], _RUN_CHANGED)
+    if "keys" not in found:
+        return f"expected a dictionary, got {found['type']}"
+    wrong = [name for name in _KEYS if not _equal(found["before"][name], found["after"][name])]
+    if not found["error"] and not wrong:
+        return None
+    named = (message for message, code in SNAPSHOT_MISTAKES if _equal(found, _found_of(code)))
+    error = _in_words(found["error"], _RAISED_BY_RESTORE) or ""
+    return next(named, None) or error.replace("it raised", "restore raised") or _name_parts(wrong, found)
+
+
+def _name_parts(wrong: list[str], found: dict[str, Any]) -> str:
+    """Name what is the matter with parts that are not as they were when the snapshot was taken."""
+    unknown = [name for name in found["keys"] if name not in _KEYS]
+    if unknown:
+        return f"restore does not know {', '.join(unknown)}: the keys are {', '.join(_KEYS)}"
+    kept = [name for name in wrong if name in found["keys"]]
+    references = [name for name in kept if _equal(found["after"][name], found["moved"][name])]
+    if references:
+        return f"not copied: {' and '.join(references)}; {_REFERENCES}"
+    return "; ".join(_OTHER_VALUES.format(name) if name in kept else _WHAT_IT_COSTS[name] for name in wrong)
 
 
 def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
+    """Tell whether two values are equal to the bit."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, list):
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(_equal, a, b))
-    return bool(a == b)
-
-
-def _judge_snapshot(attempt: Any) -> str | None:
-    if not callable(attempt):
-        return f"expected the function itself, got an object of type {type(attempt).__name__}"
-    try:
-        wrong = _wrong_after_restoring(attempt)
-    except (Blank, OpenGap):
-        raise
-    except Exception as error:
-        return _in_words(name_error(error, SNAPSHOT_MISTAKES, _wrong_after_restoring), _SNAPSHOT_RAISED)
-    if not wrong:
-        return None
-    if wrong[0] in _SIDE_EFFECTS:
-        return _SIDE_EFFECTS[wrong[0]]
-    kept = attempt(_run())
-    unknown = [str(name) for name in kept if name not in _ALL]
-    if unknown:
-        return f"restore does not know {', '.join(unknown)}: the keys are {', '.join(_ALL)}"
-    for message, code in SNAPSHOT_MISTAKES:
-        if kept.keys() == code(_run()).keys() and _does(code, wrong) and _alike(kept, code(_run())):
-            return message
-    if _alike(kept, snapshot(_run())) and all(name in kept for name in wrong):
-        return f"not copied: {' and '.join(wrong)}; {_REFERENCES}"
-    missing = [_WHAT_IT_COSTS[name] for name in wrong if name not in kept]
-    return "; ".join(missing) or f"after restore these parts are not as they were: {', '.join(wrong)}"
-
-
-def _does(mistake: Callable[[Run], Any], wrong: list[str]) -> bool:
-    """Tell whether the same parts are wrong after this mistake. Some mistakes cannot be restored at all."""
-    try:
-        return _wrong_after_restoring(mistake) == wrong
-    except Exception:
-        return False
-
-
-def _alike(mine: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Tell whether two snapshots of equal runs hold the same tensors and settings, as far as both have them."""
-    both = mine.keys() & other.keys()
-    parts = {
-        "model": lambda kept: [*kept.values()],
-        "average": lambda kept: [*kept.values()],
-        "optimizer": _of_optimizer,
-    }
-    return all(_equal(flat(mine[name]), flat(other[name])) for name, flat in parts.items() if name in both)
+    return bool(a == b) and not isinstance(a, Tensor) and not isinstance(b, Tensor)
 
 
 EXERCISES = (
@@ -1116,6 +1120,7 @@ EXERCISES = (
             "loss.backward(), optimizer.step(), return reconstruction.detach().",
         ),
         judge=_judge_generator_step,
+        mistakes=GENERATOR_MISTAKES,
     ),
     Exercise(
         id="08.2",
@@ -1131,6 +1136,7 @@ EXERCISES = (
             "Add up weight · gradient over the losses, then return (reconstruction * gradient).sum().",
         ),
         judge=_judge_surrogate,
+        mistakes=SURROGATE_MISTAKES,
     ),
     Exercise(
         id="08.3",
@@ -1147,6 +1153,7 @@ EXERCISES = (
             "step > disc_start, and step > disc_start - disc_warmup; discriminator_step comes last.",
         ),
         judge=_judge_schedule,
+        mistakes=SCHEDULE_MISTAKES,
     ),
     Exercise(
         id="08.4",
@@ -1162,6 +1169,7 @@ EXERCISES = (
             "Under torch.no_grad(): average.mul_(d).add_(weight, alpha=1 - d) for each pair.",
         ),
         judge=_judge_ema,
+        mistakes=EMA_MISTAKES,
     ),
     Exercise(
         id="08.5",
@@ -1177,5 +1185,6 @@ EXERCISES = (
             "copy.deepcopy(….state_dict()) for model, optimizer and average; run.step; torch.get_rng_state().",
         ),
         judge=_judge_snapshot,
+        mistakes=SNAPSHOT_MISTAKES,
     ),
 )

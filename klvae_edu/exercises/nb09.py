@@ -3,820 +3,346 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from klvae_edu import baselines, latents, metrics
-from klvae_edu.exercises.exercise import Exercise, Mistakes, call
-from klvae_edu.exercises.judges.functions import judge_function, probe
+from klvae_edu.exercises.attempt import Attempt, call, recipe
+from klvae_edu.exercises.exercise import Exercise, Judge, Mistakes
+from klvae_edu.exercises.given import local_mean
+from klvae_edu.exercises.judges.functions import judge_function, probe, through_recipe
 from klvae_edu.exercises.judges.linalg import FiniteLinalg
 from klvae_edu.exercises.judges.numbers import judge_numbers
+from klvae_edu.exercises.solutions.nb09 import (
+    compression,
+    frechet_distance,
+    mean_psnr,
+    quantise,
+    ssim,
+)
 
 NOTEBOOK = "09_measuring_quality"
 
 
-# The finished versions, in the form in which the exercises ask for them. The tests hold them to the package.
-# Annotated with torch.Tensor, which a notebook knows, because `solution` shows them and readers paste them.
-
-
-def mean_psnr(reconstruction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, H, W) in [-1, 1] -> a scalar: each image's PSNR in dB, averaged over the batch."""
-    error = (reconstruction.clamp(-1, 1) - target).pow(2).mean((1, 2, 3))
-    return (10 * torch.log10(2**2 / error)).mean()
-
-
-def local_mean(images: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, H, W), window (k, k) that sums to 1 -> at each pixel the weighted mean around it (B, C, H, W)."""
-    margin = len(window) // 2
-    padded = F.pad(images, (margin, margin, margin, margin), mode="reflect")
-    return F.conv2d(padded.flatten(0, 1).unsqueeze(1), window[None, None]).view(images.shape)
-
-
-def ssim(reconstruction: torch.Tensor, target: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, H, W) in [-1, 1], window (k, k) that sums to 1 -> their structural similarity (B,)."""
-    a, b = (reconstruction + 1) / 2, (target + 1) / 2
-    mean_a, mean_b = local_mean(a, window), local_mean(b, window)
-    var_a = local_mean(a * a, window) - mean_a**2
-    var_b = local_mean(b * b, window) - mean_b**2
-    cov = local_mean(a * b, window) - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
-    structure = (2 * cov + 0.03**2) / (var_a + var_b + 0.03**2)
-    return (luminance * structure).mean((1, 2, 3))
-
-
-def frechet_distance(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Features (N, D) and (M, D) -> a scalar: the squared distance of Gaussians with their moments."""
-    means = (features.mean(0) - others.mean(0)).pow(2).sum()
-    a, b = torch.cov(features.T), torch.cov(others.T)
-    roots = torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt()  # below 0 and complex only by rounding
-    return means + a.trace() + b.trace() - 2 * roots.sum()
-
-
-def compression(side: int, factor: int, channels: int, bits: int, codes: int) -> tuple[float, float]:
-    """Bits of an RGB image, side x side, 8 bits a value, over those of its latent: with KL, and with VQ."""
-    image, places = 3 * side**2 * 8, (side // factor) ** 2
-    return image / (places * channels * bits), image / (places * math.log2(codes))
-
-
-def quantise(z: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """z (B, C, h, w), codebook (K, C) -> the nearest codebook vectors (B, C, h, w), codebook loss, commitment loss."""
-    vectors = z.permute(0, 2, 3, 1).flatten(0, 2)  # (B·h·w, C)
-    nearest = codebook[torch.cdist(vectors, codebook).argmin(1)]
-    nearest = nearest.view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
-    codebook_loss = F.mse_loss(nearest, z.detach())
-    commitment_loss = F.mse_loss(z, nearest.detach())
-    return z + (nearest - z).detach(), codebook_loss, commitment_loss
+@recipe
+def in_float64(answer: Any, *arguments: Any) -> Any:
+    """Return the result in float64, as the text asks for no precision."""
+    result = call(answer, *arguments)
+    return result.double() if isinstance(result, Tensor) and result.is_floating_point() else result
 
 
 # 09.1
 
-_Metric = Callable[[Tensor, Tensor], Tensor]
+
+def _error(low=-1, high=1, dims=(1, 2, 3)):
+    return lambda r, t: (r.clamp(low, high) - t).pow(2).mean(dims)
 
 
-def _decibels(
-    error: _Metric = lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean((1, 2, 3)),
-    peak: float = 4.0,
-    scale: Callable[[Tensor], Tensor] = lambda ratio: 10 * ratio.log10(),
-    join: Callable[[Tensor], Tensor] = lambda decibels: decibels.mean(),
-) -> _Metric:
-    """The finished version with one part of it exchanged."""
-    return lambda r, t: join(scale(peak / error(r, t)))
+def _decibels(error=_error(), peak=2, scale=lambda x: 10 * x.log10(), join=torch.mean):  # noqa: B008
+    """The solution with one of its parts exchanged."""
+    return lambda r, t: join(scale(peak**2 / error(r, t)))
 
 
-_SQUARED = "the peak is the width of the range, 2, and it is squared: 4"
+def _decibels_over(peak):
+    """The solution with a peak that is taken from the target."""
+    return lambda r, t: (10 * (peak(t) ** 2 / _error()(r, t)).log10()).mean()
+
+
+_FREE, _ALL = math.inf, (0, 1, 2, 3)
+_CLAMPS = {
+    "the reconstruction is not clamped": _error(-_FREE, _FREE),
+    "the reconstruction is clamped to [0, 1]": _error(0, 1),
+    "only values above 1 are clamped, not those below -1": _error(-_FREE, 1),
+    "only values below -1 are clamped, not those above 1": _error(-1, _FREE),
+    "both images are clamped to [0, 1]": lambda r, t: _error(0, 1)(r, t.clamp(0, 1)),
+    "the reconstruction goes through tanh": lambda r, t: _error()(r.tanh(), t),
+    "the difference is clamped": lambda r, t: (r - t).clamp(-1, 1).pow(2).mean((1, 2, 3)),
+}
+_MEANS = {
+    "one PSNR for each channel": _error(dims=(2, 3)),
+    "one PSNR for each pixel": _error(dims=1),
+    "one PSNR for each value": lambda r, t: (r.clamp(-1, 1) - t).pow(2),
+    "one PSNR for each column": _error(dims=(1, 2)),
+    "one PSNR for each row": _error(dims=(1, 3)),
+    "the error is averaged over the batch": _error(dims=0),
+    "the squared error is summed over the image": lambda r, t: r[0].numel() * _error()(r, t),
+    "the squared error is divided by the channels only": lambda r, t: r[0, 0].numel() * _error()(r, t),
+    "the squared error is summed over the channels": lambda r, t: r.shape[1] * _error()(r, t),
+    "the size 64 × 64 is written into the code": lambda r, t: r[0].numel() * _error()(r, t) / (3 * 64 * 64),
+}
+_SQUARES = {
+    "it is the variance of the differences": lambda r, t: (r.clamp(-1, 1) - t).var((1, 2, 3)),
+    "its root is taken": lambda r, t: _error()(r, t).sqrt(),
+    "it is made of absolute differences": lambda r, t: (r.clamp(-1, 1) - t).abs().mean((1, 2, 3)),
+    "the differences are averaged before they are squared": lambda r, t: (r.clamp(-1, 1) - t).mean((1, 2, 3)) ** 2,
+    "a number such as 0.01 is added": lambda r, t: _error()(r, t) + 1e-2,
+    "a number such as 0.001 is added": lambda r, t: _error()(r, t) + 1e-3,
+}
+_PEAKS = {
+    "it is the brightest value in the image": lambda t: t.amax((1, 2, 3)),
+    "it is the range of the image": lambda t: t.amax((1, 2, 3)) - t.amin((1, 2, 3)),
+}
+_SCALES = {
+    "20 · log₁₀ belongs to a ratio of lengths: that of squares takes 10": lambda x: 20 * x.log10(),
+    "the factor 10 is missing: these are bels": torch.log10,
+    "the natural logarithm: decibels use base 10": lambda x: 10 * x.log(),
+    "the logarithm to base 2: decibels use base 10": lambda x: 10 * x.log2(),
+    "the ratio is upside down: the peak is over the error": lambda x: -10 * x.log10(),
+}
+_JOINED = {
+    "one number for each image: average them at the end": lambda decibels: decibels,
+    "summed over the images: average them": torch.sum,
+    "the ratios are averaged, then their logarithm is taken: average the dB": lambda x: (
+        10 * (10 ** (x / 10)).mean().log10()
+    ),
+    "the median of the images' dB: their mean is asked for": torch.median,
+    "the worst image's dB: the mean over all is asked for": torch.min,
+    "the best image's dB: the mean over all is asked for": torch.max,
+}
+_SQUARED = "take the width of the range, 2, and square it"
 PSNR_MISTAKES = Mistakes(
     [
         (
             "this is the dB of the mean error, which the worst image rules: average the dB of the images",
-            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean()),
+            _decibels(_error(dims=_ALL)),
         ),
         (
             "the dB of the mean error, and without the clamp: average the dB of the images, clamped to [-1, 1]",
-            _decibels(lambda r, t: (r - t).pow(2).mean()),
+            _decibels(_error(-_FREE, _FREE, _ALL)),
         ),
+        *((f"{fault}: clamp the reconstruction to [-1, 1] first", _decibels(it)) for fault, it in _CLAMPS.items()),
+        *(
+            (f"{fault}: average the squared error over C, H and W, before the logarithm", _decibels(error))
+            for fault, error in _MEANS.items()
+        ),
+        *(
+            (f"the error: {fault}; take the mean of the squares, as it is", _decibels(it))
+            for fault, it in _SQUARES.items()
+        ),
+        *((f"the peak: {fault}; {_SQUARED}", _decibels_over(peak)) for fault, peak in _PEAKS.items()),
+        (f"the peak is 1, as for images from 0 to 1, or missing: {_SQUARED}", _decibels(peak=1)),
+        (f"the peak is 255, as for bytes: {_SQUARED}", _decibels(peak=255)),
+        (f"the peak is not squared: {_SQUARED}", _decibels(peak=2**0.5)),
+        (f"the peak is twice the range, as if the images were shifted to [0, 1]: {_SQUARED}", _decibels(peak=4)),
+        ("not clamped, and the peak is 1: take the range, 2, and clamp to it", _decibels(_error(-_FREE, _FREE), 1)),
+        ("not clamped, and the peak is 255: take the range, 2, and clamp to it", _decibels(_error(-_FREE, _FREE), 255)),
         (
-            "the reconstruction is not clamped: a value that no screen can show counts as the nearest one that it can",
-            _decibels(lambda r, t: (r - t).pow(2).mean((1, 2, 3))),
+            "20 · log₁₀ is for a ratio of lengths, 2 over the root of the error: here it is 2 over the squared error",
+            _decibels(peak=2**0.5, scale=lambda x: 20 * x.log10()),
         ),
-        (
-            "the difference is clamped: clamp the reconstruction, then subtract",
-            _decibels(lambda r, t: (r - t).clamp(-1, 1).pow(2).mean((1, 2, 3))),
-        ),
-        (
-            "the reconstruction is clamped to [0, 1]: images here are from -1 to 1",
-            _decibels(lambda r, t: (r.clamp(0, 1) - t).pow(2).mean((1, 2, 3))),
-        ),
-        (f"the peak is 1, as for images from 0 to 1: {_SQUARED}", _decibels(peak=1.0)),
-        (f"the peak is 255, as for bytes: {_SQUARED}", _decibels(peak=255.0**2)),
-        (f"the peak is not squared: {_SQUARED}", _decibels(peak=2.0)),
-        (
-            f"the peak is the brightest value in the image, so that it depends on the picture: {_SQUARED}",
-            lambda r, t: (10 * (t.amax((1, 2, 3)).pow(2) / (r.clamp(-1, 1) - t).pow(2).mean((1, 2, 3))).log10()).mean(),
-        ),
-        (
-            "20 · log₁₀ belongs to a ratio of lengths: that of squares takes 10",
-            _decibels(scale=lambda ratio: 20 * ratio.log10()),
-        ),
-        ("the factor 10 is missing: these are bels", _decibels(scale=lambda ratio: ratio.log10())),
-        ("the natural logarithm: decibels use base 10", _decibels(scale=lambda ratio: 10 * ratio.log())),
-        ("the logarithm to base 2: decibels use base 10", _decibels(scale=lambda ratio: 10 * ratio.log2())),
-        ("the ratio is upside down: the peak is over the error", _decibels(scale=lambda ratio: -10 * ratio.log10())),
-        (
-            "the root of the mean squared error is taken, but the peak is squared: use the squares of both",
-            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean((1, 2, 3)).sqrt()),
-        ),
-        (
-            "the absolute error is taken: PSNR is made of the squared one",
-            _decibels(lambda r, t: (r.clamp(-1, 1) - t).abs().mean((1, 2, 3))),
-        ),
-        (
-            "the squared error is summed over the image: take its mean, or large pictures look worse than small ones",
-            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).sum((1, 2, 3))),
-        ),
-        (
-            "one PSNR for each channel: the squared error is averaged over C, H and W before the logarithm",
-            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean((2, 3))),
-        ),
-        (
-            "one PSNR for each pixel: the squared error is averaged over C, H and W before the logarithm",
-            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean(1)),
-        ),
-        (
-            "the error is averaged over the batch instead of the image: average over dimensions 1, 2 and 3",
-            _decibels(lambda r, t: (r.clamp(-1, 1) - t).pow(2).mean(0)),
-        ),
-        ("one number for each image: average them at the end", _decibels(join=lambda decibels: decibels)),
-        ("summed over the images: average them", _decibels(join=lambda decibels: decibels.sum())),
+        *((message, _decibels(scale=scale)) for message, scale in _SCALES.items()),
+        *((message, _decibels(join=join)) for message, join in _JOINED.items()),
     ]
 )
 
-
-@PSNR_MISTAKES(
-    "20 · log₁₀ is for a ratio of lengths, 2 over the root of the error: here it is of 2 over the squared error"
-)
-def decibels_of_a_length_over_a_square(reconstruction: Tensor, target: Tensor) -> Tensor:
-    error = (reconstruction.clamp(-1, 1) - target).pow(2).mean((1, 2, 3))
-    return (20 * torch.log10(2 / error)).mean()
-
-
-@PSNR_MISTAKES("only values above 1 are clamped, not those below -1: clamp(-1, 1)")
-def decibels_clamped_from_above(reconstruction: Tensor, target: Tensor) -> Tensor:
-    error = (reconstruction.clamp(max=1) - target).pow(2).mean((1, 2, 3))
-    return (10 * torch.log10(4 / error)).mean()
-
-
-@PSNR_MISTAKES("only values below -1 are clamped, not those above 1: clamp(-1, 1)")
-def decibels_clamped_from_below(reconstruction: Tensor, target: Tensor) -> Tensor:
-    error = (reconstruction.clamp(min=-1) - target).pow(2).mean((1, 2, 3))
-    return (10 * torch.log10(4 / error)).mean()
-
-
-@PSNR_MISTAKES("the images are shifted to [0, 1], where the range is 1 wide, but the peak is 2: shift nothing")
-def decibels_from_zero_to_one(reconstruction: Tensor, target: Tensor) -> Tensor:
-    a, b = (reconstruction.clamp(-1, 1) + 1) / 2, (target + 1) / 2
-    return (10 * torch.log10(4 / (a - b).pow(2).mean((1, 2, 3)))).mean()
-
-
 # 09.2
 
-_Terms = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, float], Tensor]
+
+class _Moments(NamedTuple):
+    """What SSIM is made of, around every pixel, and its two constants."""
+
+    ma: Tensor
+    mb: Tensor
+    va: Tensor
+    vb: Tensor
+    cov: Tensor
+    c1: float = 0.01**2
+    c2: float = 0.03**2
 
 
-def _product(ma: Tensor, mb: Tensor, va: Tensor, vb: Tensor, cov: Tensor, c1: float, c2: float) -> Tensor:
-    return _luminance(ma, mb, c1) * _structure(va, vb, cov, c2)
+def _luminance(m, two=2):
+    return (two * m.ma * m.mb + m.c1) / (m.ma**2 + m.mb**2 + m.c1)
 
 
-def _luminance(ma: Tensor, mb: Tensor, c1: float, two: float = 2) -> Tensor:
-    return (two * ma * mb + c1) / (ma**2 + mb**2 + c1)
+def _structure(m, two=2):
+    return (two * m.cov + m.c2) / (m.va + m.vb + m.c2)
 
 
-def _structure(va: Tensor, vb: Tensor, cov: Tensor, c2: float, two: float = 2) -> Tensor:
-    return (two * cov + c2) / (va + vb + c2)
+def _product(m):
+    return _luminance(m) * _structure(m)
+
+
+def _deviations(m):
+    return m.va.clamp(min=0).sqrt(), m.vb.clamp(min=0).sqrt()
 
 
 def _similarity(
-    terms: _Terms = _product,
-    shift: float = 1.0,
-    width: float = 2.0,
-    constants: tuple[float, float] = (0.01**2, 0.03**2),
-    mean: Callable[[Tensor, Tensor], Tensor] = local_mean,
-    centred: bool = True,
-    join: Callable[[Tensor], Tensor] = lambda found: found.mean((1, 2, 3)),
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The finished version with one part of it exchanged: terms, range, constants, window, moments or average."""
+    terms=_product,
+    a=lambda r: (r + 1) / 2,
+    b=lambda t: (t + 1) / 2,
+    mean=local_mean,
+    join=lambda found: found.mean((1, 2, 3)),
+):
+    """The solution with one part exchanged: terms, range, window or average."""
 
-    def similarity(reconstruction: Tensor, target: Tensor, window: Tensor) -> Tensor:
-        a, b = (reconstruction + shift) / width, (target + shift) / width
-        ma, mb = mean(a, window), mean(b, window)
-        pairs = ((a, a), (b, b), (a, b))
-        va, vb, cov = (mean(x * y, window) - centred * mean(x, window) * mean(y, window) for x, y in pairs)
-        return join(terms(ma, mb, va, vb, cov, *constants))
+    def similarity(reconstruction, target, window):
+        x, y = a(reconstruction), b(target)
+        ma, mb = mean(x, window), mean(y, window)
+        xx, yy, xy = mean(x * x, window), mean(y * y, window), mean(x * y, window)
+        return join(terms(_Moments(ma, mb, xx - ma * ma, yy - mb * mb, xy - ma * mb)))
 
     return similarity
 
 
-_FROM_BLACK = "SSIM compares means, and expects black to be 0: use (x + 1) / 2"
-_CONSTANTS = "they are 0.01² and 0.03² where the range is 1 wide"
-SSIM_MISTAKES = Mistakes(
-    [
-        (f"computed from -1 to 1: {_FROM_BLACK}", _similarity(shift=0, width=1)),
-        (
-            f"not shifted, though constants and width fit each other: {_FROM_BLACK}",
-            _similarity(shift=0, width=1, constants=(0.02**2, 0.06**2)),
-        ),
-        (f"from 0 to 2, with the constants of a range 1 wide: {_CONSTANTS}", _similarity(width=1)),
-        (f"the constants are those of a range 2 wide: {_CONSTANTS}", _similarity(constants=(0.02**2, 0.06**2))),
-        (f"the constants are those of bytes: {_CONSTANTS}", _similarity(constants=(2.55**2, 7.65**2))),
-        (f"the constants are not squared: {_CONSTANTS}", _similarity(constants=(0.01, 0.03))),
-        (
-            "the constants are exchanged: 0.01² goes with the means, 0.03² with the variances",
-            _similarity(constants=(0.03**2, 0.01**2)),
-        ),
-        *(
-            (
-                "the constants are missing: an even patch would be 0/0; 0.01² goes with means, 0.03² with variances",
-                _similarity(constants=constants),
-            )
-            for constants in ((0.0, 0.0), (1e-8, 1e-8), (1e-12, 1e-12))
-        ),
-        (
-            "the means are not subtracted from the means of squares and products: these are no variances yet",
-            _similarity(centred=False),
-        ),
-        (
-            "the 2 is missing in the product of the means: equal images would not have 1",
-            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1, 1) * _structure(va, vb, cov, c2)),
-        ),
-        (
-            "the 2 is missing before the covariance: equal images would not have 1",
-            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1) * _structure(va, vb, cov, c2, 1)),
-        ),
-        (
-            "the 2 is missing in both terms: equal images would not have 1",
-            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1, 1) * _structure(va, vb, cov, c2, 1)),
-        ),
-        (
-            "this is the term of the means alone: multiply it by that of the covariance",
-            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1)),
-        ),
-        (
-            "this is the term of the covariance alone: multiply it by that of the means",
-            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _structure(va, vb, cov, c2)),
-        ),
-        (
-            "this is the term of contrast, of the standard deviations: the covariance tells whether they go together",
-            _similarity(
-                lambda ma, mb, va, vb, cov, c1, c2: (
-                    _luminance(ma, mb, c1) * _structure(va, vb, (va.clamp(min=0) * vb.clamp(min=0)).sqrt(), c2)
-                )
-            ),
-        ),
-        (
-            "the two terms are added: multiply them, at each pixel",
-            _similarity(lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1) + _structure(va, vb, cov, c2)),
-        ),
-        (
-            "the two terms are averaged: multiply them, at each pixel",
-            _similarity(lambda ma, mb, va, vb, cov, c1, c2: (_luminance(ma, mb, c1) + _structure(va, vb, cov, c2)) / 2),
-        ),
-        (
-            "each term is averaged over the image, then they are multiplied: multiply at each pixel, then average",
-            _similarity(
-                lambda ma, mb, va, vb, cov, c1, c2: torch.stack((_luminance(ma, mb, c1), _structure(va, vb, cov, c2))),
-                join=lambda found: found.mean((2, 3, 4)).prod(0),
-            ),
-        ),
-        (
-            "the variances are multiplied in the denominator: they are added",
-            _similarity(
-                lambda ma, mb, va, vb, cov, c1, c2: _luminance(ma, mb, c1) * (2 * cov + c2) / (va * vb + c2),
-            ),
-        ),
-        (
-            "a window of equal weights: use the one that is given",
-            _similarity(mean=lambda x, window: local_mean(x, torch.full_like(window, 1 / window.numel()))),
-        ),
-        (
-            "the moments are those of the whole image: local_mean takes them around each pixel",
-            _similarity(mean=lambda x, window: x.mean((2, 3), keepdim=True)),
-        ),
-        ("one number for the batch: (B,) is asked for", _similarity(join=lambda found: found.mean())),
-        ("this is the map: average over C, H and W", _similarity(join=lambda found: found)),
-        ("one number for each channel: average over C, H and W", _similarity(join=lambda found: found.mean((2, 3)))),
-        ("summed over the image: average over C, H and W", _similarity(join=lambda found: found.sum((1, 2, 3)))),
-        ("1 - SSIM is a loss: the similarity is asked for", _similarity(join=lambda found: 1 - found.mean((1, 2, 3)))),
-    ]
-)
+def _with(moments):
+    """The solution with other moments or constants."""
+    return _similarity(lambda m: _product(m._replace(**moments(m))))
 
 
-def _zero_padded(images: Tensor, window: Tensor) -> Tensor:
+def _over(below):
+    """The solution with the covariance over something else."""
+    return _similarity(lambda m: _luminance(m) * (2 * m.cov + m.c2) / (below(m) + m.c2))
+
+
+def _zero_padded(images, window):
     return F.conv2d(images.flatten(0, 1)[:, None], window[None, None], padding=len(window) // 2).view(images.shape)
 
 
-def _inside(images: Tensor, window: Tensor) -> Tensor:
+def _inside(images, window):
     margin = len(window) // 2
     return local_mean(images, window)[..., margin:-margin, margin:-margin]
 
 
-def _over_deviations(below: Callable[[Tensor, Tensor], Tensor]) -> _Terms:
-    """The term of the covariance over something made of the standard deviations."""
-
-    def terms(ma: Tensor, mb: Tensor, va: Tensor, vb: Tensor, cov: Tensor, c1: float, c2: float) -> Tensor:
-        deviations = (variance.clamp(min=0).sqrt() for variance in (va, vb))
-        return _luminance(ma, mb, c1) * (2 * cov + c2) / (below(*deviations) + c2)
-
-    return terms
+def _window(size: int, sigma: float) -> Tensor:
+    row = torch.exp(-(torch.arange(size) - size // 2).pow(2) / (2 * sigma**2))
+    return torch.outer(row, row) / row.sum() ** 2
 
 
-_CENTRED = "local_mean(x * y) - local_mean(x) * local_mean(y)"
-SSIM_MISTAKES += (
-    ("a bracket is missing: (x + 1) / 2 is from 0 to 1, and x + 1 / 2 is not", _similarity(shift=0.5, width=1)),
-    ("the border is padded with zeros, which darkens it: take the means by local_mean", _similarity(mean=_zero_padded)),
-    ("the border is left out: local_mean gives a mean at each pixel", _similarity(mean=_inside)),
-    *(
-        (
-            "there are standard deviations in the denominator: var_a and var_b themselves are added",
-            _similarity(_over_deviations(below)),
-        )
-        for below in (lambda a, b: a + b, lambda a, b: a * b, lambda a, b: 2 * a * b)
+_RANGES = {
+    "computed from -1 to 1": lambda x: x,
+    "computed from 0 to 2, with the constants of a range 1 wide": lambda x: x + 1,
+    "a bracket is missing in x + 1 / 2": lambda x: x + 1 / 2,
+    "clamped to [0, 1], but not shifted": lambda x: x.clamp(0, 1),
+    "the images are turned over": lambda x: (1 - x) / 2,
+}
+_CONSTANTS = {
+    "the constants are those of a range 2 wide": (0.02**2, 0.06**2),
+    "the constants are those of bytes": (2.55**2, 7.65**2),
+    "the constants are not squared": (0.01, 0.03),
+    "the constants are exchanged": (0.03**2, 0.01**2),
+    "both constants are 0.01²": (0.01**2, 0.01**2),
+    "both constants are 0.03²": (0.03**2, 0.03**2),
+    "the constants are missing, or tiny beside the values": (1e-8, 1e-8),
+    "the first constant is missing": (0, 0.03**2),
+    "the second constant is missing": (0.01**2, 0),
+}
+_MOMENTS = {
+    "the means are not subtracted, and these are no variances yet": lambda m: (
+        {"va": m.va + m.ma**2, "vb": m.vb + m.mb**2, "cov": m.cov + m.ma * m.mb}
     ),
+    "the product of the means is not subtracted from the covariance": lambda m: {"cov": m.cov + m.ma * m.mb},
+    "the means are not subtracted in the variances": lambda m: {"va": m.va + m.ma**2, "vb": m.vb + m.mb**2},
+    "the means themselves are subtracted in the variances": lambda m: (
+        {"va": m.va + m.ma**2 - m.ma, "vb": m.vb + m.mb**2 - m.mb}
+    ),
+    "the signs of the variances are turned": lambda m: {"va": -m.va, "vb": -m.vb},
+    "the sign of the covariance is turned": lambda m: {"cov": -m.cov},
+    "the signs of all three are turned": lambda m: {"va": -m.va, "vb": -m.vb, "cov": -m.cov},
+    "the variance of the difference stands for the covariance": lambda m: {"cov": m.va + m.vb - 2 * m.cov},
+    "the reconstruction's variance stands for both": lambda m: {"vb": m.va},
+    "the target's variance stands for both": lambda m: {"va": m.vb},
+}
+_TERMS = {
+    "the 2 is missing before the product of the means, and equal images would not have 1": lambda m: (
+        _luminance(m, 1) * _structure(m)
+    ),
+    "the 2 is missing before the covariance, and equal images would not have 1": lambda m: (
+        _luminance(m) * _structure(m, 1)
+    ),
+    "the 2 is missing in both terms, and equal images would not have 1": lambda m: _luminance(m, 1) * _structure(m, 1),
+    "this is the term of the means alone": _luminance,
+    "this is the term of the covariance alone": _structure,
+    "this is the term of contrast, of the standard deviations": lambda m: _product(
+        m._replace(cov=math.prod(_deviations(m)))
+    ),
+    "the two terms are added": lambda m: _luminance(m) + _structure(m),
+    "the two terms are averaged": lambda m: (_luminance(m) + _structure(m)) / 2,
+    "this is the correlation, which is blind for contrast": lambda m: (
+        _luminance(m) * (m.cov + m.c2) / (math.prod(_deviations(m)) + m.c2)
+    ),
+    "the constants are missing above the line, and equal images would not have 1": lambda m: (
+        4 * m.ma * m.mb * m.cov / ((m.ma**2 + m.mb**2 + m.c1) * (m.va + m.vb + m.c2))
+    ),
+}
+_BELOW = {
+    "the variances are squared once more": lambda m: m.va**2 + m.vb**2,
+    "the variances are multiplied": lambda m: m.va * m.vb,
+    "the standard deviations are added": lambda m: sum(_deviations(m)),
+    "the standard deviations are multiplied": lambda m: math.prod(_deviations(m)),
+    "twice the product of the standard deviations makes a correlation": lambda m: 2 * math.prod(_deviations(m)),
+}
+_AVERAGES = {
+    "one number for the batch: (B,) is asked for": torch.mean,
+    "this is the map: average over C, H and W": lambda found: found,
+    "one number for each channel: average over C, H and W": lambda found: found.mean((2, 3)),
+    "averaged over the channels only: average over C, H and W": lambda found: found.mean(1),
+    "averaged over the batch: average over C, H and W": lambda found: found.mean(0),
+    "summed over the image: average over C, H and W": lambda found: found.sum((1, 2, 3)),
+    "1 - SSIM is a loss: the similarity is asked for": lambda found: 1 - found.mean((1, 2, 3)),
+    "(1 - SSIM) / 2 is a loss: the similarity is asked for": lambda found: (1 - found.mean((1, 2, 3))) / 2,
+    "values below 0 are cut off: leave them": lambda found: found.clamp(min=0).mean((1, 2, 3)),
+}
+_LOCAL = {
+    "a window of equal weights": lambda x, window: local_mean(x, torch.full_like(window, 1 / window.numel())),
+    "a window of 11 × 11 is written into the code": lambda x, window: local_mean(x, _window(11, 1.5)),
+    "the moments are those of the whole image": lambda x, window: x.mean((2, 3), keepdim=True),
+    "the border is padded with zeros, which darkens it": _zero_padded,
+    "the border is left out": _inside,
+}
+_FROM_BLACK = "SSIM compares means, and expects black to be 0: use (x + 1) / 2"
+_CENTRED = "each is local_mean(x * y) - local_mean(x) * local_mean(y)"
+SSIM_MISTAKES = Mistakes(
+    [
+        *((f"{fault}: {_FROM_BLACK}", _similarity(a=change, b=change)) for fault, change in _RANGES.items()),
+        (
+            f"not shifted, though constants and width fit each other: {_FROM_BLACK}",
+            _similarity(a=lambda r: r / 2, b=lambda t: t / 2),
+        ),
+        ("only the reconstruction is shifted to [0, 1]: shift both images", _similarity(b=lambda t: t)),
+        ("only the target is shifted to [0, 1]: shift both images", _similarity(a=lambda r: r)),
+        *(
+            (
+                f"{fault}: they are 0.01², with the means, and 0.03², with the variances, from 0 to 1",
+                _with(lambda m, c1=c1, c2=c2: {"c1": c1, "c2": c2}),
+            )
+            for fault, (c1, c2) in _CONSTANTS.items()
+        ),
+        *((f"{fault}: {_CENTRED}", _with(moments)) for fault, moments in _MOMENTS.items()),
+        *((f"{fault}: it is the product of the two fractions", _similarity(terms)) for fault, terms in _TERMS.items()),
+        *((f"below the covariance {fault}: it is var_a + var_b", _over(below)) for fault, below in _BELOW.items()),
+        *((message, _similarity(join=join)) for message, join in _AVERAGES.items()),
+        *((f"{fault}: use local_mean with the given window", _similarity(mean=it)) for fault, it in _LOCAL.items()),
+    ]
 )
 
 
-@SSIM_MISTAKES("only the reconstruction is shifted to [0, 1]: shift both images")
-def similarity_with_one_shifted(reconstruction: Tensor, target: Tensor, window: Tensor) -> Tensor:
-    return ssim(reconstruction, 2 * target - 1, window)
+@SSIM_MISTAKES("the window is not used: metrics.ssim has one of its own")
+def similarity_by_the_package(reconstruction, target, window):
+    return metrics.ssim(reconstruction, target)
 
 
-@SSIM_MISTAKES("only the target is shifted to [0, 1]: shift both images")
-def similarity_with_the_target_shifted(reconstruction: Tensor, target: Tensor, window: Tensor) -> Tensor:
-    return ssim(2 * reconstruction - 1, target, window)
+@SSIM_MISTAKES("the channels are averaged before the comparison: average at the end, over C, H and W")
+def similarity_of_grey_images(reconstruction, target, window):
+    return ssim(reconstruction.mean(1, keepdim=True), target.mean(1, keepdim=True), window)
 
 
-@SSIM_MISTAKES(f"the product of the means is not subtracted from the covariance: {_CENTRED}")
-def similarity_of_products(reconstruction: Tensor, target: Tensor, window: Tensor) -> Tensor:
-    a, b = (reconstruction + 1) / 2, (target + 1) / 2
-    ma, mb, cov = local_mean(a, window), local_mean(b, window), local_mean(a * b, window)
-    va, vb = local_mean(a * a, window) - ma**2, local_mean(b * b, window) - mb**2
-    return _product(ma, mb, va, vb, cov, 0.01**2, 0.03**2).mean((1, 2, 3))
+@SSIM_MISTAKES("each term is averaged over the image, then they are multiplied: multiply at each pixel, then average")
+def similarity_of_averages(reconstruction, target, window):
+    luminance, structure = _similarity(_luminance), _similarity(_structure)
+    return luminance(reconstruction, target, window) * structure(reconstruction, target, window)
 
 
-@SSIM_MISTAKES(f"the squares of the means are not subtracted from the variances: {_CENTRED}")
-def similarity_of_squares(reconstruction: Tensor, target: Tensor, window: Tensor) -> Tensor:
+@SSIM_MISTAKES("each pixel is measured from the mean around itself: local_mean(a * a, window) - mean_a**2 around one")
+def similarity_about_moving_means(reconstruction, target, window):
     a, b = (reconstruction + 1) / 2, (target + 1) / 2
     ma, mb = local_mean(a, window), local_mean(b, window)
-    va, vb, cov = local_mean(a * a, window), local_mean(b * b, window), local_mean(a * b, window) - ma * mb
-    return _product(ma, mb, va, vb, cov, 0.01**2, 0.03**2).mean((1, 2, 3))
-
-
-# 09.3
-
-
-def _squared_distance(x: Tensor, y: Tensor) -> Tensor:
-    return (x.mean(0) - y.mean(0)).pow(2).sum()
-
-
-def _roots(product: Tensor) -> Tensor:
-    return torch.linalg.eigvals(product).real.clamp(min=0).sqrt()
-
-
-def _root(matrix: Tensor) -> Tensor:
-    """Of a symmetric matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-
-
-def _between(
-    overlap: Callable[[Tensor, Tensor], Tensor] = lambda a, b: _roots(a @ b).sum(),
-    means: Callable[[Tensor, Tensor], Tensor | float] = _squared_distance,
-    covariance: Callable[[Tensor], Tensor] = lambda x: torch.cov(x.T),
-    two: float = 2,
-    join: Callable[[Tensor], Tensor] = lambda distance: distance,
-    trace: Callable[[Tensor], Tensor] = torch.trace,
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The finished version with one part of it exchanged."""
-
-    def distance(x: Tensor, y: Tensor) -> Tensor:
-        a, b = covariance(x), covariance(y)
-        return join(means(x, y) + trace(a) + trace(b) - two * overlap(a, b))
-
-    return distance
-
-
-_EIGENVALUES = "take the sum of the roots of the eigenvalues of a @ b"
-_UNCLAMPED = (
-    "the root of an eigenvalue that rounding has put below 0 is nan, as with no more images than features: "
-    "clamp(min=0) before the root",
-    _between(lambda a, b: torch.linalg.eigvals(a @ b).real.sqrt().sum()),
-)
-FRECHET_MISTAKES = (
-    ("the 2 before the root is missing: a set would be far from itself", _between(two=1)),
-    ("the root is added: it is subtracted, or a set would be far from itself", _between(two=-2)),
-    ("the root of the product is missing: only the traces are added", _between(two=0)),
-    (
-        f"the root is taken of each entry of the product: a matrix's root is another one; {_EIGENVALUES}",
-        _between(lambda a, b: (a @ b).sqrt().trace()),
-    ),
-    (f"the trace of the product, without a root: {_EIGENVALUES}", _between(lambda a, b: (a @ b).trace())),
-    (f"the root of the trace: {_EIGENVALUES}", _between(lambda a, b: (a @ b).trace().sqrt())),
-    *(
-        (
-            f"the product of two roots is the root of the product only where the matrices commute: {_EIGENVALUES}",
-            _between(overlap),
-        )
-        for overlap in (
-            lambda a, b: (_root(a) @ _root(b)).trace(),
-            lambda a, b: (torch.linalg.eigvalsh(a).clamp(min=0) * torch.linalg.eigvalsh(b).clamp(min=0)).sqrt().sum(),
-        )
-    ),
-    (
-        f"the product is taken entry by entry: a @ b is the product of matrices; {_EIGENVALUES}",
-        _between(lambda a, b: _roots(a * b).sum()),
-    ),
-    (
-        "eigvalsh is for symmetric matrices, and a @ b is not symmetric: use eigvals, and .real",
-        _between(lambda a, b: torch.linalg.eigvalsh(a @ b).clamp(min=0).sqrt().sum()),
-    ),
-    (
-        "only the variances are compared: two features that go together in one set and not in the other count, too",
-        lambda x, y: _squared_distance(x, y) + (x.std(0) - y.std(0)).pow(2).sum(),
-    ),
-    ("the roots of the eigenvalues are not summed: a trace is their sum", _between(lambda a, b: _roots(a @ b))),
-    ("the roots of the eigenvalues are averaged: a trace is their sum", _between(lambda a, b: _roots(a @ b).mean())),
-    (
-        "the squared differences of the means are not summed: one number is asked for",
-        _between(means=lambda x, y: (x.mean(0) - y.mean(0)).pow(2)),
-    ),
-    (
-        "all entries of the covariances are summed: a trace is the sum along the diagonal",
-        _between(trace=torch.sum),
-    ),
-    ("the means are missing", _between(means=lambda x, y: 0.0)),
-    ("the covariances are missing: this is the distance of the means", lambda x, y: _squared_distance(x, y)),
-    (
-        "the distance of the means is not squared",
-        _between(means=lambda x, y: (x.mean(0) - y.mean(0)).norm()),
-    ),
-    (
-        "the absolute differences of the means are added: square them",
-        _between(means=lambda x, y: (x.mean(0) - y.mean(0)).abs().sum()),
-    ),
-    (
-        "the squared differences of the means are averaged: sum over the D features",
-        _between(means=lambda x, y: (x.mean(0) - y.mean(0)).pow(2).mean()),
-    ),
-    (
-        "divided by N: an unbiased covariance, as torch.cov has it, divides by N - 1",
-        _between(covariance=lambda x: torch.cov(x.T, correction=0)),
-    ),
-    (
-        "the mean is not subtracted before the covariance is taken",
-        _between(covariance=lambda x: x.T @ x / (len(x) - 1)),
-    ),
-    (
-        "the mean is not subtracted before the covariance is taken, and it is divided by N: use torch.cov",
-        _between(covariance=lambda x: x.T @ x / len(x)),
-    ),
-    (
-        "the covariance is not divided by the number of images: N - 1, as in torch.cov",
-        _between(covariance=lambda x: torch.cov(x.T) * (len(x) - 1)),
-    ),
-    (
-        "a correlation is taken: it has lost how far the features spread; use the covariance",
-        _between(covariance=lambda x: torch.corrcoef(x.T)),
-    ),
-    ("a root is taken at the end: the squared distance is asked for", _between(join=lambda distance: distance.sqrt())),
-    # by their exceptions: covariances of the images, (N, N) and (M, M)
-    *(
-        ("torch.cov has a feature in each row: it takes features.T, and gives (D, D)", code)
-        for code in (
-            _between(covariance=torch.cov),
-            lambda x, y: torch.cov(x) @ torch.cov(y),
-            lambda x, y: (x - x.mean(0)) @ (x - x.mean(0)).T @ ((y - y.mean(0)) @ (y - y.mean(0)).T),
-        )
-    ),
-    _UNCLAMPED,
-)
-
-# 09.4
-
-
-def _ratios(
-    image: Callable[[int], float] = lambda side: 3 * side**2 * 8,
-    kl: Callable[[int, int, int], float] = lambda channels, bits, codes: channels * bits,
-    vq: Callable[[int, int, int], float] = lambda channels, bits, codes: math.log2(codes),
-    places: Callable[[int, int], float] = lambda side, factor: (side // factor) ** 2,
-) -> Callable[..., tuple[float, float]]:
-    def ratios(side: int, factor: int, channels: int, bits: int, codes: int) -> tuple[float, float]:
-        whole, count = image(side), places(side, factor)
-        return whole / (count * kl(channels, bits, codes)), whole / (count * vq(channels, bits, codes))
-
-    return ratios
-
-
-_ONE_INDEX = "VQ stores one index for a whole vector, log₂(codes) bits at each place"
-COMPRESSION_MISTAKES = (
-    (
-        f"the index is counted once for each channel: {_ONE_INDEX}",
-        _ratios(vq=lambda channels, bits, codes: channels * math.log2(codes)),
-    ),
-    (
-        f"the number of codes is taken for bits: {_ONE_INDEX}",
-        _ratios(vq=lambda channels, bits, codes: codes),
-    ),
-    (
-        "the natural logarithm: bits are counted to base 2",
-        _ratios(vq=lambda channels, bits, codes: math.log(codes)),
-    ),
-    (
-        f"the index is counted as a value of `bits` bits: {_ONE_INDEX}",
-        _ratios(vq=lambda channels, bits, codes: bits),
-    ),
-    (
-        f"the vector is counted, not its index: {_ONE_INDEX}",
-        _ratios(vq=lambda channels, bits, codes: channels * bits),
-    ),
-    (
-        f"the index is multiplied by `bits`: {_ONE_INDEX}",
-        _ratios(vq=lambda channels, bits, codes: bits * math.log2(codes)),
-    ),
-    (
-        "the bits of a KL latent's values are forgotten: values are not bits",
-        _ratios(kl=lambda channels, bits, codes: channels),
-    ),
-    (
-        "the channels of the KL latent are forgotten: each place holds `channels` values",
-        _ratios(kl=lambda channels, bits, codes: bits),
-    ),
-    (
-        "the KL latent's channels are counted as codes are: a value of `bits` bits needs no logarithm",
-        _ratios(kl=lambda channels, bits, codes: channels * math.log2(bits)),
-    ),
-    ("the image's three channels are forgotten", _ratios(image=lambda side: side**2 * 8)),
-    ("the 8 bits of an image's value are forgotten: values are not bits", _ratios(image=lambda side: 3 * side**2)),
-    (
-        "values are divided by values: both ratios are of bits",
-        _ratios(
-            image=lambda side: 3 * side**2,
-            kl=lambda channels, bits, codes: channels,
-            vq=lambda channels, bits, codes: 1,
-        ),
-    ),
-    (
-        "the factor divides one side only: a latent is smaller in both directions",
-        _ratios(places=lambda side, factor: side * (side // factor)),
-    ),
-    (
-        "a row of the latent is counted: it has as many rows as columns",
-        _ratios(places=lambda side, factor: side // factor),
-    ),
-    ("a latent as large as the image: divide both sides by the factor", _ratios(places=lambda side, factor: side**2)),
-    (
-        "the ratios are upside down: the image's bits over the latent's",
-        lambda *a: tuple(1 / r for r in compression(*a)),
-    ),
-    ("the results are exchanged: KL comes first", lambda *arguments: compression(*arguments)[::-1]),
-)
-_COMPRESSION_PROBES = [(256, 8, 4, 16, 16384), (96, 4, 3, 9, 256), (512, 16, 10, 32, 1024)]
-_judge_ratios, _judge_of_the_text = (
-    judge_numbers(
-        compression,
-        probes,
-        COMPRESSION_MISTAKES,
-        given=lambda probe: "side {}, factor {}, {} channels of {} bits and {} codes".format(*probe),
-        asked="two numbers, KL's ratio and VQ's",
-    )
-    for probes in (_COMPRESSION_PROBES, _COMPRESSION_PROBES[:1])
-)
-
-
-def _judge_compression(attempt: Any) -> str | None:
-    complaint = _judge_ratios(attempt)
-    if complaint and complaint not in dict(COMPRESSION_MISTAKES) and _judge_of_the_text(attempt) is None:
-        return "right for the text's numbers only: is 256, 8, 4, 16 or 14 written into the code? Use the arguments"
-    return complaint
-
-
-# 09.5
-
-_Quantised = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-
-
-def _nearest(
-    z: Tensor,
-    codebook: Tensor,
-    choose: Callable[[Tensor, Tensor], Tensor] = lambda vectors, codebook: torch.cdist(vectors, codebook).argmin(1),
-) -> Tensor:
-    vectors = z.permute(0, 2, 3, 1).flatten(0, 2)
-    return codebook[choose(vectors, codebook)].view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
-
-
-def _losses(
-    through: _Metric = lambda z, e: z + (e - z).detach(),
-    codebook_loss: _Metric = lambda z, e: F.mse_loss(e, z.detach()),
-    commitment_loss: _Metric = lambda z, e: F.mse_loss(z, e.detach()),
-    nearest: Callable[[Tensor, Tensor], Tensor] = _nearest,
-) -> _Quantised:
-    """The finished version with one part of it exchanged."""
-
-    def code(z: Tensor, codebook: Tensor) -> tuple[Tensor, ...]:
-        e = nearest(z, codebook)
-        return through(z, e), codebook_loss(z, e), commitment_loss(z, e)
-
-    return code
-
-
-def _not_permuted(z: Tensor, codebook: Tensor) -> Tensor:
-    vectors = z.reshape(-1, z.shape[1])
-    return codebook[torch.cdist(vectors, codebook).argmin(1)].view_as(z)
-
-
-def _not_permuted_back(z: Tensor, codebook: Tensor) -> Tensor:
-    return _nearest(z, codebook).permute(0, 2, 3, 1).reshape(z.shape)
-
-
-def _each_channel(z: Tensor, codebook: Tensor) -> Tensor:
-    """The nearest value of every channel by itself."""
-    found = [codebook[(z[:, c, ..., None] - codebook[:, c]).abs().argmin(-1), c] for c in range(z.shape[1])]
-    return torch.stack(found, 1)
-
-
-def _softly(z: Tensor, codebook: Tensor) -> Tensor:
-    weights = (-torch.cdist(z.permute(0, 2, 3, 1).flatten(0, 2), codebook)).softmax(1)
-    return (weights @ codebook).view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
-
-
-def _summed(a: Tensor, b: Tensor) -> Tensor:
-    return F.mse_loss(a, b, reduction="sum")
-
-
-_VALUES = (
-    (
-        "the farthest vector is taken: argmin of the distances",
-        _losses(nearest=partial(_nearest, choose=lambda v, c: torch.cdist(v, c).argmax(1))),
-    ),
-    (
-        "the vector with the largest product is taken, which favours long ones: take the nearest, by torch.cdist",
-        _losses(nearest=partial(_nearest, choose=lambda v, c: (v @ c.T).argmax(1))),
-    ),
-    (
-        "the vector of the most similar direction is taken: take the nearest, by torch.cdist",
-        _losses(nearest=partial(_nearest, choose=lambda v, c: (F.normalize(v) @ F.normalize(c).T).argmax(1))),
-    ),
-    (
-        "the vectors are cut across the channels: permute to (B, h, w, C) before flattening, and back at the end",
-        _losses(nearest=_not_permuted),
-    ),
-    (
-        "the result is (B, h, w, C) under another shape: permute it back, a view only renames the values",
-        _losses(nearest=_not_permuted_back),
-    ),
-    (
-        "each channel is quantised by itself: the whole vector at a place is replaced by one of the codebook's",
-        _losses(nearest=_each_channel),
-    ),
-    ("a mixture of codebook vectors is taken: take the nearest one alone", _losses(nearest=_softly)),
-    (
-        "the first result is z itself: it must have the values of the codebook's vectors",
-        _losses(lambda z, e: z),
-    ),
-    (
-        "the losses are summed: both are means over all values",
-        _losses(codebook_loss=lambda z, e: _summed(e, z.detach()), commitment_loss=lambda z, e: _summed(z, e.detach())),
-    ),
-    (
-        "the losses are absolute errors: both are mean squared ones",
-        _losses(
-            codebook_loss=lambda z, e: F.l1_loss(e, z.detach()), commitment_loss=lambda z, e: F.l1_loss(z, e.detach())
-        ),
-    ),
-    (
-        "the losses are roots: both are mean squared errors",
-        _losses(
-            codebook_loss=lambda z, e: F.mse_loss(e, z.detach()).sqrt(),
-            commitment_loss=lambda z, e: F.mse_loss(z, e.detach()).sqrt(),
-        ),
-    ),
-    (
-        "the squared errors are summed over the channels: both losses are means over all values",
-        _losses(
-            codebook_loss=lambda z, e: (e - z.detach()).pow(2).sum(1).mean(),
-            commitment_loss=lambda z, e: (z - e.detach()).pow(2).sum(1).mean(),
-        ),
-    ),
-    *(
-        (
-            "the commitment loss is weighted: both losses are asked for as they are",
-            _losses(commitment_loss=weighted),
-        )
-        for weighted in (
-            lambda z, e: 0.1 * F.mse_loss(z, e.detach()),
-            lambda z, e: 0.25 * F.mse_loss(z, e.detach()),
-            lambda z, e: 0.5 * F.mse_loss(z, e.detach()),
-        )
-    ),
-    # by its exception
-    (
-        "torch.cdist needs the vectors in rows: permute z to (B, h, w, C), then flatten to (B·h·w, C)",
-        lambda z, codebook: torch.cdist(z, codebook),
-    ),
-)
-_EXCHANGED = _losses(
-    codebook_loss=lambda z, e: F.mse_loss(e.detach(), z), commitment_loss=lambda z, e: F.mse_loss(z.detach(), e)
-)
-_OWN_LOSS = "detach the other in each loss"
-_GRADIENTS = (
-    (
-        "no gradient reaches z: argmin has none, and in z + (nearest - z) z cancels: return z + (nearest - z).detach()",
-        _losses(lambda z, e: e),
-    ),
-    (
-        "no gradient comes through the result at all: return z + (nearest - z).detach()",
-        _losses(lambda z, e: e.detach()),
-    ),
-    *(
-        (
-            "the gradient goes straight to z, and to the codebook as well: detach the whole difference",
-            _losses(through),
-        )
-        for through in (lambda z, e: e + z - z.detach(), lambda z, e: z - z.detach() + e)
-    ),
-    ("codebook loss and commitment loss are exchanged: the codebook loss moves the codebook", _EXCHANGED),
-    (
-        f"nothing is detached in the losses, so that each moves both: {_OWN_LOSS}",
-        _losses(codebook_loss=lambda z, e: F.mse_loss(e, z), commitment_loss=lambda z, e: F.mse_loss(z, e)),
-    ),
-    (f"the codebook loss moves z, too: {_OWN_LOSS}", _losses(codebook_loss=lambda z, e: F.mse_loss(e, z))),
-    (
-        f"the commitment loss moves the codebook, too: {_OWN_LOSS}",
-        _losses(commitment_loss=lambda z, e: F.mse_loss(z, e)),
-    ),
-    (
-        "both losses move the codebook alone: in the commitment loss detach the nearest vectors",
-        _losses(commitment_loss=lambda z, e: F.mse_loss(e, z.detach())),
-    ),
-    (
-        "both losses move z alone: in the codebook loss detach z",
-        _losses(codebook_loss=lambda z, e: F.mse_loss(z, e.detach())),
-    ),
-    (
-        "the codebook loss is taken of the straight-through result, whose gradient is z's: take the nearest vectors",
-        _losses(codebook_loss=lambda z, e: F.mse_loss(z + (e - z).detach(), z.detach())),
-    ),
-    *(
-        (
-            "a loss has no gradient, as everything in it is detached: the codebook loss moves the codebook, the "
-            "commitment loss z",
-            _losses(codebook_loss=codebook_loss, commitment_loss=commitment_loss),
-        )
-        for codebook_loss, commitment_loss in (
-            (lambda z, e: F.mse_loss(e, z).detach(), lambda z, e: F.mse_loss(z, e).detach()),
-            (lambda z, e: F.mse_loss(e, z.detach()), lambda z, e: F.mse_loss(z, e).detach()),
-            (lambda z, e: F.mse_loss(e, z).detach(), lambda z, e: F.mse_loss(z, e.detach())),
-        )
-    ),
-)
-VQ_MISTAKES = (*_VALUES, *_GRADIENTS)
-
-_RESULTS = ("the quantised latent", "the codebook loss", "the commitment loss")
-
-
-def _gradients_of(attempt: Callable[..., Any]) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
-    """A function whose results are the gradients of each result with respect to z and to the codebook."""
-
-    def gradients(z: Tensor, codebook: Tensor) -> tuple[Tensor, ...]:
-        leaves = [x.clone().requires_grad_() for x in (z, codebook)]
-        copies = [leaf.clone() for leaf in leaves]  # autograd allows no in-place operation on a leaf itself
-        found: list[Tensor] = []
-        for result in call(attempt, *copies):
-            total = (result * torch.linspace(1, 2, result.numel()).view(result.shape)).sum()
-            if not total.requires_grad:
-                total = total + 0 * leaves[0].sum()
-            found += torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
-        return tuple(gradient.detach() for gradient in found)  # PyTorch 2.8 fills in zeros that require a gradient
-
-    return gradients
-
-
-_PROBES = [probe((2, 3, 4, 5), (6, 3), scale=2.0), probe((3, 2, 3, 3), (5, 2), scale=2.0)]
-_judge_values = judge_function(quantise, _PROBES, _VALUES, inputs=("z", "codebook"), outputs=_RESULTS)
-_judge_gradients = judge_function(
-    _gradients_of(quantise),
-    _PROBES,
-    [(message, _gradients_of(code)) for message, code in _GRADIENTS],
-    inputs=("z", "codebook"),
-    outputs=[f"the gradient of {result} with respect to {leaf}" for result in _RESULTS for leaf in ("z", "codebook")],
-)
-
-
-def _judge_quantise(attempt: Any) -> str | None:
-    complaint = _judge_values(attempt)
-    return complaint or _judge_gradients(_gradients_of(attempt))
+    va, vb = local_mean((a - ma) ** 2, window), local_mean((b - mb) ** 2, window)
+    return _product(_Moments(ma, mb, va, vb, local_mean((a - ma) * (b - mb), window))).mean((1, 2, 3))
 
 
 def _images(batch: int, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -826,38 +352,510 @@ def _images(batch: int, channels: int, height: int, width: int) -> tuple[Tensor,
     return target + noise * torch.linspace(0.2, 1.5, batch).view(-1, 1, 1, 1), target
 
 
-def _shown(*shape: int) -> tuple[Tensor, Tensor]:
-    """The same within [-1, 1], where it does not matter whether an answer clamps."""
-    reconstruction, target = _images(*shape)
-    return reconstruction.clamp(-1, 1), target
+def _shown(*shape: int, contrast: float = 1.0) -> list[Tensor]:
+    """The same within [-1, 1], where it does not matter whether an answer clamps; dark ones with little contrast."""
+    return [contrast * (image.clamp(-1, 1) + 1) - 1 for image in _images(*shape)]
 
 
-def _window(size: int, sigma: float) -> Tensor:
-    row = torch.exp(-(torch.arange(size) - size // 2).pow(2) / (2 * sigma**2))
-    return torch.outer(row, row) / row.sum() ** 2
+# 09.3
+
+
+def _squared_distance(x, y):
+    return (x.mean(0) - y.mean(0)).pow(2).sum()
+
+
+def _roots(product):
+    return torch.linalg.eigvals(product).real.clamp(min=0).sqrt()
+
+
+def _root(matrix):
+    """The root of a symmetric matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def _sum(a, b, r, m):
+    return m + a.trace() + b.trace() - 2 * r
+
+
+def _distance(
+    overlap=lambda a, b: _roots(a @ b).sum(),
+    means=_squared_distance,
+    covariance=lambda x: torch.cov(x.T),
+    join=_sum,
+):
+    """The solution with one of its parts exchanged."""
+
+    def distance(x, y):
+        a, b = covariance(x), covariance(y)
+        return join(a, b, overlap(a, b), means(x, y))
+
+    return distance
+
+
+_OVERLAPS = {
+    "a root is taken of each entry of the product": lambda a, b: (a @ b).sqrt().trace(),
+    "this is the trace of the product, without a root": lambda a, b: (a @ b).trace(),
+    "the root is of the trace": lambda a, b: (a @ b).trace().sqrt(),
+    "the product of two roots is the root of the product only if a and b commute": lambda a, b: (
+        _root(a) @ _root(b)
+    ).trace(),
+    "the eigenvalues of two factors are not those of the product": lambda a, b: (
+        (torch.linalg.eigvalsh(a) * torch.linalg.eigvalsh(b)).sqrt().sum()
+    ),
+    "two sums of roots are multiplied": lambda a, b: _roots(a).sum() * _roots(b).sum(),
+    "the product is taken entry by entry": lambda a, b: _roots(a * b).sum(),
+    "the product is of one covariance with itself": lambda a, b: a.trace(),
+    "eigvalsh is for symmetric matrices": lambda a, b: torch.linalg.eigvalsh(a @ b).clamp(min=0).sqrt().sum(),
+    "these are singular values": lambda a, b: torch.linalg.svdvals(a @ b).sqrt().sum(),
+    "the roots of the eigenvalues are not summed": lambda a, b: _roots(a @ b),
+    "the roots of the eigenvalues are averaged": lambda a, b: _roots(a @ b).mean(),
+    "the result is complex, as .real is missing": lambda a, b: torch.linalg.eigvals(a @ b).sqrt().sum(),
+}
+_MEAN_TERMS = {
+    "they are missing": lambda difference: 0 * difference.sum(),
+    "one number is asked for, their sum": torch.square,
+    "the distance is not squared": torch.norm,
+    "absolute differences are added": lambda difference: difference.abs().sum(),
+    "the differences are added first, then squared": lambda difference: difference.sum() ** 2,
+    "the squares are averaged": lambda difference: difference.pow(2).mean(),
+    "one mean is taken over all features": lambda difference: difference.mean() ** 2,
+}
+_COVARIANCES = {
+    "the mean is not subtracted": lambda x: x.T @ x / (len(x) - 1),
+    "the mean is not subtracted first": lambda x: x.T @ x / len(x),
+    "it is not divided by the number of images": lambda x: torch.cov(x.T) * (len(x) - 1),
+    "this is a correlation, which has lost the spread": lambda x: torch.corrcoef(x.T),
+    "there are variances only, but features that go together count, too": lambda x: torch.diag(x.var(0)),
+    "torch.cov has a feature in each row": torch.cov,
+}
+_SUMS = {  # of the covariances a and b, the sum r of the roots, and the means' part m
+    "the 2 before the root is missing": lambda a, b, r, m: m + (a + b).trace() - r,
+    "the sign of the covariances' part is turned": lambda a, b, r, m: m - (a + b).trace() + 2 * r,
+    "the root is added": lambda a, b, r, m: m + (a + b).trace() + 2 * r,
+    "the root of the product is missing": lambda a, b, r, m: m + (a + b).trace(),
+    "the 2 is under the root": lambda a, b, r, m: m + (a + b).trace() - math.sqrt(2) * r,
+    "all entries of the covariances are summed, not the diagonal": lambda a, b, r, m: m + (a + b).sum() - 2 * r,
+    "the trace of the second covariance is missing": lambda a, b, r, m: m + a.trace() - 2 * r,
+    "the trace of the first covariance is missing": lambda a, b, r, m: m + b.trace() - 2 * r,
+    "the traces are subtracted from each other": lambda a, b, r, m: m + (a - b).trace() - 2 * r,
+    "this is the means' part alone, as if a covariance were missing, or both were of one set": lambda a, b, r, m: m,
+    "the covariances are compared entry by entry": lambda a, b, r, m: m + (a - b).pow(2).sum(),
+    "a root is taken at the end, but the squared distance is asked for": lambda a, b, r, m: _sum(a, b, r, m).sqrt(),
+}
+_FEW = {
+    "an eigenvalue that rounding has put below 0 has the root nan: clamp(min=0) before it": lambda a, b: (
+        torch.linalg.eigvals(a @ b).real.sqrt().sum()
+    ),
+    "cholesky fails where an eigenvalue is 0, as with no more images than features": lambda a, b: _roots(
+        torch.linalg.cholesky(a).T @ b @ torch.linalg.cholesky(a)
+    ).sum(),
+}
+_OF_FEW = [(message, _distance(overlap)) for message, overlap in _FEW.items()]
+FRECHET_MISTAKES = Mistakes(
+    [
+        *(
+            (f"{fault}: take the sum of the roots of the eigenvalues of a @ b, by eigvals", _distance(it))
+            for fault, it in _OVERLAPS.items()
+        ),
+        *(
+            (
+                f"the means: {fault}; take the sum of the squared differences of mean(0)",
+                _distance(means=lambda x, y, of=of: of(x.mean(0) - y.mean(0))),
+            )
+            for fault, of in _MEAN_TERMS.items()
+        ),
+        *(
+            (f"the covariance: {fault}; torch.cov(features.T) gives (D, D)", _distance(covariance=covariance))
+            for fault, covariance in _COVARIANCES.items()
+        ),
+        *((f"{fault}: it is means + tr a + tr b - 2 · roots", _distance(join=join)) for fault, join in _SUMS.items()),
+        *_OF_FEW,
+    ]
+)
+
+
+@FRECHET_MISTAKES("both covariances are divided by the number of one set: each has its own")
+def distance_by_one_number(features, others):
+    x, y = features - features.mean(0), others - others.mean(0)
+    a, b = x.T @ x / (len(x) - 1), y.T @ y / (len(x) - 1)
+    return _sum(a, b, _roots(a @ b).sum(), _squared_distance(features, others))
+
+
+@FRECHET_MISTAKES("the covariance: torch.cov has a feature in each row; torch.cov(features.T) gives (D, D)")
+def distance_of_images(features, others):
+    x, y = features - features.mean(0), others - others.mean(0)
+    return _roots((x @ x.T) @ (y @ y.T))
+
+
+@FRECHET_MISTAKES("images are subtracted from images, of sets that differ in number: take mean(0) of each set first")
+def distance_of_pairs(features, others):
+    return (features - others).pow(2).sum(1).mean()
+
+
+@recipe
+def guarded(answer: Any, features: Tensor, others: Tensor) -> Any:
+    """Return the result, and refuse values that are not finite on their way to torch.linalg, and complex ones."""
+    with FiniteLinalg():
+        result = in_float64(answer, features, others)
+    if isinstance(result, Tensor) and result.is_complex():
+        raise TypeError("the result is complex")
+    return result
 
 
 def _features(images: int, others: int, features: int) -> tuple[Tensor, Tensor]:
     """Float64, and far from commuting covariances."""
-    x, y, mix = (
-        found.double() for found in probe((images, features), (others, features), (features, features), scale=1.0)
-    )
+    x, y, mix = (found.double() for found in probe((images, features), (others, features), (features, features)))
     return x @ mix, y * torch.linspace(0.5, 2, features).double() + 0.4
 
 
-_judge_distance = judge_function(
-    frechet_distance, [_features(30, 25, 4), _features(12, 40, 3)], FRECHET_MISTAKES, inputs=("features", "others")
-)
 # Fewer images than features: many eigenvalues are 0, and some of them come out below it. The means are far apart, so
 # that what single precision makes of the rest does not count.
 _few, _others = _features(6, 7, 20)
-_judge_few = judge_function(frechet_distance, [(_few, _others + 6)], [_UNCLAMPED], inputs=("features", "others"))
+_judge_distance, _judge_few, _judge_biased = (
+    judge_function(
+        partial(guarded, reference),
+        probes,
+        through_recipe(guarded, mistakes),
+        inputs=("features", "others"),
+        through=guarded,
+    )
+    for reference, probes, mistakes in (
+        (frechet_distance, [_features(30, 25, 4), _features(12, 40, 3)], FRECHET_MISTAKES),
+        (frechet_distance, [(_few, _others + 6)], _OF_FEW),
+        (_distance(covariance=lambda x: torch.cov(x.T, correction=0)), [_features(30, 25, 4), (_few, _others + 6)], []),
+    )
+)
 
 
-def _judge_frechet(attempt: Any) -> str | None:
-    """Judge few images last: an attempt without the clamp may have another mistake, to be named first."""
-    with FiniteLinalg():  # type: ignore[no-untyped-call]
-        return _judge_distance(attempt) or _judge_few(attempt)
+def _judge_frechet(attempt: Attempt) -> str | None:
+    """Judge few images last: an attempt without the clamp may have another mistake, to be named first.
+
+    The text asks for covariances, and leaves open whether they are divided by N - 1 or by N.
+    """
+    complaint = _judge_distance(attempt) or _judge_few(attempt)
+    return None if complaint and _judge_biased(attempt) is None else complaint
+
+
+# 09.4
+
+
+def _ratios(
+    image=lambda side, bits: 3 * side**2 * 8,
+    kl=lambda channels, bits: channels * bits,
+    vq=lambda channels, bits, codes: math.log2(codes),
+    places=lambda side, factor: (side // factor) ** 2,
+):
+    """The solution with one of its parts exchanged."""
+
+    def ratios(side, factor, channels, bits, codes):
+        whole, count = image(side, bits), places(side, factor)
+        return whole / (count * kl(channels, bits)), whole / (count * vq(channels, bits, codes))
+
+    return ratios
+
+
+_OF_VQ = {
+    "the index is counted once for each channel": lambda channels, bits, codes: channels * math.log2(codes),
+    "the number of codes is taken for bits": lambda channels, bits, codes: codes,
+    "the natural logarithm is taken": lambda channels, bits, codes: math.log(codes),
+    "the logarithm to base 10 is taken": lambda channels, bits, codes: math.log10(codes),
+    "the index has one bit too many": lambda channels, bits, codes: math.log2(codes) + 1,
+    "the index is counted as a value of `bits` bits": lambda channels, bits, codes: bits,
+    "the index is counted as a single bit": lambda channels, bits, codes: 1,
+    "the vector is counted, not its index": lambda channels, bits, codes: channels * bits,
+    "the index is counted in bytes": lambda channels, bits, codes: 8 * math.log2(codes),
+    "the index is multiplied by `channels · bits`": lambda channels, bits, codes: channels * bits * math.log2(codes),
+    "the index is multiplied by `bits`": lambda channels, bits, codes: bits * math.log2(codes),
+}
+_OF_KL = {
+    "the bits of the values are forgotten": lambda channels, bits: channels,
+    "the channels are forgotten": lambda channels, bits: bits,
+    "a logarithm is taken of the bits": lambda channels, bits: channels * math.log2(bits),
+    "mean and variance are counted both": lambda channels, bits: 2 * channels * bits,
+    "a value is counted with 8 bits": lambda channels, bits: channels * 8,
+}
+_OF_IMAGE = {
+    "its three channels are forgotten": lambda side, bits: side**2 * 8,
+    "it has three channels, not four": lambda side, bits: side**2 * 4 * 8,
+    "its 8 bits are forgotten": lambda side, bits: side**2 * 3,
+    "one side is counted, not the area": lambda side, bits: side * 3 * 8,
+    "its values have 8 bits, not `bits`": lambda side, bits: side**2 * 3 * bits,
+    "its values have 8 bits, not 256": lambda side, bits: side**2 * 3 * 256,
+    "it is in bits, and the latent in bytes": lambda side, bits: side**2 * 3 * 64,
+}
+_OF_PLACES = {
+    "the factor counts once, not squared": lambda side, factor: side * (side // factor),
+    "a single row is counted": lambda side, factor: side // factor,
+    "there are as many as in the image": lambda side, factor: side**2,
+    "the side is divided by 2 to the power of the factor": lambda side, factor: (side / 2**factor) ** 2,
+}
+_OF_RESULTS = {
+    "the results are exchanged: KL comes first": lambda kl, vq: (vq, kl),
+    "the ratios are upside down: the image's bits over the latent's": lambda kl, vq: (1 / kl, 1 / vq),
+    "the ratios are rounded: leave them as they are": lambda kl, vq: (round(kl), round(vq)),
+    "the ratios are rounded down, as by //: divide by /": lambda kl, vq: (kl // 1, vq // 1),
+    "these are shares that are saved: how many times smaller is asked for": lambda kl, vq: (1 - 1 / kl, 1 - 1 / vq),
+}
+_ONE_INDEX = "VQ stores one index for a whole vector, log₂(codes) bits at each place"
+COMPRESSION_MISTAKES = Mistakes(
+    [
+        *((f"{fault}: {_ONE_INDEX}", _ratios(vq=vq)) for fault, vq in _OF_VQ.items()),
+        *(
+            (f"KL: {fault}; a place holds `channels` values of `bits` bits", _ratios(kl=kl))
+            for fault, kl in _OF_KL.items()
+        ),
+        *((f"the image: {fault}; it has 3 · side² · 8 bits", _ratios(image)) for fault, image in _OF_IMAGE.items()),
+        *(
+            (f"the places: {fault}; divide both sides by the factor", _ratios(places=it))
+            for fault, it in _OF_PLACES.items()
+        ),
+        *((message, lambda *a, change=change: change(*compression(*a))) for message, change in _OF_RESULTS.items()),
+    ]
+)
+
+
+@COMPRESSION_MISTAKES("values are divided by values: both ratios are of bits")
+def ratios_of_values(side, factor, channels, bits, codes):
+    image, places = 3 * side**2, (side // factor) ** 2
+    return image / (places * channels), image / places
+
+
+@COMPRESSION_MISTAKES("these are the latents' bits: how many times more has the image?")
+def bits_of_the_latents(side, factor, channels, bits, codes):
+    places = (side // factor) ** 2
+    return places * channels * bits, places * math.log2(codes)
+
+
+@COMPRESSION_MISTAKES("the codebook is counted along: only the latent's indices are asked for")
+def ratios_with_the_codebook(side, factor, channels, bits, codes):
+    image, places = 24 * side**2, (side // factor) ** 2
+    return image / (places * channels * bits), image / (places * math.log2(codes) + codes * channels * bits)
+
+
+@COMPRESSION_MISTAKES(f"the logarithm is of all places' codes at once: {_ONE_INDEX}")
+def ratios_of_one_logarithm(side, factor, channels, bits, codes):
+    image, places = 24 * side**2, (side // factor) ** 2
+    return image / (places * channels * bits), image / math.log2(places * codes)
+
+
+_TEXT = {"side": 256, "factor": 8, "channels": 4, "bits": 16, "codes": 16384}
+_OTHER = {"side": 96, "factor": 4, "channels": 3, "bits": 9, "codes": 256}
+
+
+def _judge_of(*probes: Mapping[str, int]) -> Judge:
+    return judge_numbers(
+        compression,
+        [tuple(probe.values()) for probe in probes],
+        COMPRESSION_MISTAKES,
+        given=lambda probe: "side {}, factor {}, {} channels of {} bits and {} codes".format(*probe),
+        asked="two numbers, KL's ratio and VQ's",
+    )
+
+
+_judge_ratios = _judge_of(_TEXT, _OTHER, {"side": 512, "factor": 16, "channels": 10, "bits": 32, "codes": 1024})
+_judge_of_the_text = _judge_of(_TEXT)
+_judge_with_another = {name: _judge_of(_TEXT | {name: value}) for name, value in _OTHER.items()}
+
+
+def _judge_compression(attempt: Attempt) -> str | None:
+    complaint = _judge_ratios(attempt)
+    if complaint and complaint not in dict(COMPRESSION_MISTAKES) and _judge_of_the_text(attempt) is None:
+        unused = " or ".join(name for name, judge in _judge_with_another.items() if judge(attempt))
+        return f"right for the text's numbers only, not with another {unused}: is a number written into the code?"
+    return complaint
+
+
+# 09.5
+
+
+def _rows(z):
+    return z.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _nearest(z, codebook, choose=lambda vectors, codebook: torch.cdist(vectors, codebook).argmin(1)):
+    return codebook[choose(_rows(z), codebook)].view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+def _to_codebook(z, e):
+    return F.mse_loss(e, z.detach())
+
+
+def _to_latent(z, e):
+    return F.mse_loss(z, e.detach())
+
+
+def _quantised(
+    nearest=_nearest,
+    *,
+    through=lambda z, e: z + (e - z).detach(),
+    codebook_loss=_to_codebook,
+    commitment_loss=_to_latent,
+):
+    """The solution with one of its parts exchanged."""
+
+    def code(z, codebook):
+        e = nearest(z, codebook)
+        return through(z, e), codebook_loss(z, e), commitment_loss(z, e)
+
+    return code
+
+
+def _not_permuted(z, codebook):
+    vectors = z.reshape(-1, z.shape[1])
+    return codebook[torch.cdist(vectors, codebook).argmin(1)].view_as(z)
+
+
+def _sides_exchanged(z, codebook):
+    b, c, h, w = z.shape
+    found = codebook[torch.cdist(_rows(z), codebook).argmin(1)]
+    return found.reshape(b, w, h, c).permute(0, 3, 2, 1)
+
+
+def _each_channel(z, codebook):
+    """The nearest value of every channel by itself."""
+    found = [codebook[(z[:, c, ..., None] - codebook[:, c]).abs().argmin(-1), c] for c in range(z.shape[1])]
+    return torch.stack(found, 1)
+
+
+def _softly(z, codebook):
+    weights = (-torch.cdist(_rows(z), codebook)).softmax(1)
+    return (weights @ codebook).view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+_CHOICES = {
+    "the farthest vector is taken": lambda v, c: torch.cdist(v, c).argmax(1),
+    "the vector with the largest product is taken, which favours long ones": lambda v, c: (v @ c.T).argmax(1),
+    "the vector of the most similar direction is taken": lambda v, c: (F.normalize(v) @ F.normalize(c).T).argmax(1),
+    "the distance is the sum of absolute differences": lambda v, c: torch.cdist(v, c, p=1).argmin(1),
+    "differences are summed, and cancel each other": lambda v, c: (v[:, None] - c).sum(-1).abs().argmin(1),
+    "the nearest to -z is taken, as the product has the wrong sign": lambda v, c: torch.cdist(-v, c).argmin(1),
+    "one channel alone is compared": lambda v, c: (v[:, :1] - c[:, 0]).abs().argmin(1),
+    # by their exceptions
+    "for each code a place is chosen": lambda v, c: torch.cdist(v, c).argmin(0),
+    "there is one index for all places": lambda v, c: torch.cdist(v, c).argmin(),
+    "the distances themselves are no indices": torch.cdist,
+}
+_LOOKUPS = {
+    "the vectors are cut across the channels": _not_permuted,
+    "(B, h, w, C) is viewed in another shape, which only renames its values": lambda z, codebook: (
+        _nearest(z, codebook).permute(0, 2, 3, 1).reshape(z.shape)
+    ),
+    "height and width are exchanged on the way back": _sides_exchanged,
+    # by their exceptions
+    "z is not in rows": torch.cdist,
+    "a view of permuted values fails, so use reshape": lambda z, codebook: z.permute(0, 2, 3, 1).view(-1, z.shape[1]),
+    "4 channels are written into the code, not z.shape[1]": lambda z, codebook: torch.cdist(
+        _rows(z).view(-1, 4), codebook
+    ),
+    "the vectors are not permuted back": lambda z, codebook: _nearest(z, codebook).permute(0, 2, 3, 1) - z,
+}
+_ERRORS_OF = {
+    "summed": partial(F.mse_loss, reduction="sum"),
+    "absolute": F.l1_loss,
+    "a norm": lambda a, b: (a - b).norm(),
+    "summed over each image": lambda a, b: (a - b).pow(2).sum() / len(a),
+    "under a root": lambda a, b: F.mse_loss(a, b).sqrt(),
+    "summed over the channels": lambda a, b: (a - b).pow(2).sum(1).mean(),
+    "not averaged": lambda a, b: (a - b).pow(2),
+    "weighted by 0.1": lambda a, b: 0.1 * F.mse_loss(a, b),
+    "weighted by 0.25": lambda a, b: 0.25 * F.mse_loss(a, b),
+    "halved": lambda a, b: 0.5 * F.mse_loss(a, b),
+    "doubled": lambda a, b: 2 * F.mse_loss(a, b),
+}
+_THROUGH = {
+    "it is z itself, and has not the codebook's values": lambda z, e: z,
+    "no gradient reaches z: argmin has none, and in z + (nearest - z) z cancels": lambda z, e: e,
+    "no gradient comes through": lambda z, e: e.detach(),
+    "the gradient goes straight to z, and to the codebook as well": lambda z, e: e + z - z.detach(),
+    "the gradient to z has the wrong sign, and the codebook gets one": lambda z, e: z.detach() + e - z,
+    "the difference has the wrong sign": lambda z, e: z - (e - z).detach(),
+}
+_LOSSES = {
+    "they are exchanged": (_to_latent, _to_codebook),
+    "nothing is detached in them, so that each moves both": (F.mse_loss, F.mse_loss),
+    "the first moves z, too": (F.mse_loss, _to_latent),
+    "the second moves the codebook, too": (_to_codebook, F.mse_loss),
+    "both move the codebook alone": (_to_codebook, _to_codebook),
+    "both move z alone": (_to_latent, _to_latent),
+    "the first is of the straight-through result, whose gradient is z's": (
+        lambda z, e: F.mse_loss(z + (e - z).detach(), z.detach()),
+        _to_latent,
+    ),
+    "neither has a gradient": (lambda z, e: F.mse_loss(e, z).detach(), lambda z, e: F.mse_loss(z, e).detach()),
+    "the first has no gradient": (lambda z, e: F.mse_loss(e, z).detach(), _to_latent),
+    "the second has no gradient": (_to_codebook, lambda z, e: F.mse_loss(z, e).detach()),
+}
+
+
+def _losses(codebook_loss=_to_codebook, commitment_loss=_to_latent):
+    return _quantised(codebook_loss=codebook_loss, commitment_loss=commitment_loss)
+
+
+_PERMUTED = "permute to (B, h, w, C), flatten to (B·h·w, C), and back to (B, C, h, w) at the end"
+VQ_MISTAKES = Mistakes(
+    [
+        *(
+            (f"{fault}: take the nearest vector, torch.cdist(vectors, codebook).argmin(1)", _quantised(nearest))
+            for fault, nearest in (
+                *((fault, partial(_nearest, choose=choose)) for fault, choose in _CHOICES.items()),
+                ("each channel is quantised by itself", _each_channel),
+                ("a mixture of codebook vectors is taken", _softly),
+                ("every value is rounded to a whole number", lambda z, codebook: z.round()),
+            )
+        ),
+        *((f"{fault}: {_PERMUTED}", _quantised(nearest)) for fault, nearest in _LOOKUPS.items()),
+        *(
+            (f"the first result: {fault}; return z + (nearest - z).detach()", _quantised(through=through))
+            for fault, through in _THROUGH.items()
+        ),
+        *(
+            (f"the losses: {fault}; the codebook loss moves the codebook alone, the other z alone", _losses(*losses))
+            for fault, losses in _LOSSES.items()
+        ),
+    ]
+)
+VQ_MISTAKES += [
+    (f"{which} {fault}; take the mean squared error over all values", _losses(*losses))
+    for fault, loss in _ERRORS_OF.items()
+    for which, *losses in (
+        ("both losses are", lambda z, e, loss=loss: loss(e, z.detach()), lambda z, e, loss=loss: loss(z, e.detach())),
+        ("the codebook loss is", lambda z, e, loss=loss: loss(e, z.detach())),
+        ("the commitment loss is", _to_codebook, lambda z, e, loss=loss: loss(z, e.detach())),
+    )
+]
+
+_LATENTS = [probe((2, 3, 4, 5), (6, 3), scale=2.0), probe((3, 2, 3, 3), (5, 2), scale=2.0)]
+_RESULTS = ("the quantised latent", "the codebook loss", "the commitment loss")
+
+
+@recipe
+def gradients_of_each(answer: Any, z: Tensor, codebook: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of each result with respect to z and to the codebook."""
+    leaves = [x.clone().requires_grad_() for x in (z, codebook)]
+    copies = [leaf.clone() for leaf in leaves]  # autograd allows no in-place operation on a leaf itself
+    found: list[Tensor] = []
+    for result in call(answer, *copies):
+        total = (result * torch.linspace(1, 2, result.numel()).view(result.shape)).sum()
+        if not total.requires_grad:
+            total = total + 0 * leaves[0].sum()
+        found += torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return tuple(found)
+
+
+_judge_values = judge_function(quantise, _LATENTS, VQ_MISTAKES, inputs=("z", "codebook"), outputs=_RESULTS)
+_judge_gradients = judge_function(
+    partial(gradients_of_each, quantise),
+    _LATENTS,
+    through_recipe(gradients_of_each, VQ_MISTAKES),
+    inputs=("z", "codebook"),
+    outputs=[f"the gradient of {result} with respect to {leaf}" for result in _RESULTS for leaf in ("z", "codebook")],
+    through=gradients_of_each,
+)
+
+
+def _judge_quantise(attempt: Attempt) -> str | None:
+    return _judge_values(attempt) or _judge_gradients(attempt)
 
 
 EXERCISES: tuple[Exercise, ...] = (
@@ -876,8 +874,13 @@ EXERCISES: tuple[Exercise, ...] = (
             "error)).mean().",
         ),
         judge=judge_function(
-            mean_psnr, [_images(3, 3, 5, 6), _images(4, 2, 4, 4)], PSNR_MISTAKES, inputs=("reconstruction", "target")
+            partial(in_float64, mean_psnr),
+            [_images(3, 3, 5, 6), _images(4, 2, 4, 4)],
+            through_recipe(in_float64, PSNR_MISTAKES),
+            inputs=("reconstruction", "target"),
+            through=in_float64,
         ),
+        mistakes=PSNR_MISTAKES,
     ),
     Exercise(
         id="09.2",
@@ -895,10 +898,11 @@ EXERCISES: tuple[Exercise, ...] = (
         ),
         judge=judge_function(
             ssim,
-            [(*_shown(2, 3, 16, 12), _window(11, 1.5)), (*_shown(3, 1, 9, 10), _window(7, 1.0))],
+            [(*_shown(2, 3, 16, 12), _window(11, 1.5)), (*_shown(3, 1, 9, 10, contrast=0.1), _window(7, 1.0))],
             SSIM_MISTAKES,
             inputs=("reconstruction", "target", "window"),
         ),
+        mistakes=SSIM_MISTAKES,
     ),
     Exercise(
         id="09.3",
@@ -914,6 +918,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt().sum() is the trace of the root of a @ b.",
         ),
         judge=_judge_frechet,
+        mistakes=FRECHET_MISTAKES,
     ),
     Exercise(
         id="09.4",
@@ -929,6 +934,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "image = 3 · side² · 8 bits; (side // factor)² places; channels · bits, and math.log2(codes).",
         ),
         judge=_judge_compression,
+        mistakes=COMPRESSION_MISTAKES,
     ),
     Exercise(
         id="09.5",
@@ -944,5 +950,6 @@ EXERCISES: tuple[Exercise, ...] = (
             "F.mse_loss(nearest, z.detach()) moves the codebook, F.mse_loss(z, nearest.detach()) moves z.",
         ),
         judge=_judge_quantise,
+        mistakes=VQ_MISTAKES,
     ),
 )

@@ -2,79 +2,115 @@
 
 from __future__ import annotations
 
-import copy
 import gc
+import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, sin
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from klvae_edu import latents as package
-from klvae_edu.exercises.exercise import Exercise, Mistakes
-from klvae_edu.exercises.judges.functions import Probe, adapted, judge_function, probe, same
+from klvae_edu.exercises.attempt import Attempt, Local, call, recipe
+from klvae_edu.exercises.exercise import Exercise, Judge, Mistakes
+from klvae_edu.exercises.judges.functions import Mistake, Probe, judge_function, probe, result_of, same, through_recipe
+from klvae_edu.exercises.solutions.nb10 import fit_preview, latent_statistics, quantise, slerp, with_temperature
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 
 NOTEBOOK = "10_latent_space_explorer"
 
+# Judging by parts of the results
 
-# The finished versions, in the form in which the exercises ask for them. The tests hold them to the package.
-# Annotated with torch.Tensor, which a notebook knows, because `solution` shows them and readers paste them.
-
-
-def latent_statistics(batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One pass over latents (B, C, h, w) -> mean (C,), standard deviation (C,), and the scaling factor."""
-    count, total, squares = 0, torch.zeros(1), torch.zeros(1)
-    for z in batches:
-        values = z.double().transpose(0, 1).flatten(1)  # (C, B·h·w)
-        count += values.shape[1]
-        total = total + values.sum(1)
-        squares = squares + values.pow(2).sum(1)
-    mean = total / count
-    std = (squares / count - mean**2).sqrt()
-    overall = (squares.mean() / count - mean.mean() ** 2).sqrt()  # over all values, channels included
-    return mean, std, 1 / overall
+Results = Sequence[Any]  # one for each probe
+_SIZE = "a size is fixed in the code: take sizes from the arguments, z.shape or a.shape"
+_PRECISION = "nearly right, but digits are lost: compute in float32 or float64, not in half precision"
 
 
-def fit_preview(z: torch.Tensor, colours: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents z (B, C, h, w), colours (B, 3, h, w) -> weight (C, 3), bias (3,): the best under squared error."""
-    rows = z.permute(0, 2, 3, 1).flatten(0, 2)  # (pixels, C)
-    rgb = colours.permute(0, 2, 3, 1).flatten(0, 2)  # (pixels, 3)
-    rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)  # a 1 for the bias
-    fitted = torch.linalg.lstsq(rows, rgb).solution  # (C + 1, 3)
-    return fitted[:-1], fitted[-1]
+def _judge(
+    reference: Callable[..., Any],
+    probes: Sequence[Probe],
+    mistakes: Sequence[Mistake],
+    look: Callable[[Results, Results], str | None],
+    errors: Sequence[tuple[str, str]] = (),
+    **options: Any,
+) -> Judge:
+    """Make a judge of functions that looks closer at an answer that none of the mistakes explains.
+
+    It takes the mistake that explains the first wrong output, and most of the other wrong values.
+
+    Args:
+        look: (results, right results) -> description of a fault.
+        errors: a part of the text of an exception, and the message for it.
+        options: as for `judge_function`.
+    """
+    through = options.get("through", call)
+    judge = judge_function(partial(through, reference), probes, through_recipe(through, mistakes), **options)
+
+    @cache
+    def outputs(answer: Any) -> list[Results]:
+        return _outputs(_results(Local(answer), through, probes))
+
+    def judge_closer(attempt: Attempt) -> str | None:
+        complaint = judge(attempt)
+        if complaint is None or complaint in dict(mistakes):
+            return complaint
+        for text, message in errors:
+            if text in complaint:
+                return message
+        found, right = (_results(it, through, probes) for it in (attempt, Local(reference)))
+        ours, theirs = _outputs(found), _outputs(right)
+        is_random = not same(found, _results(attempt, through, probes, seed=1))
+        if is_random or same(ours, theirs) or len(ours) != len(theirs):
+            return complaint
+        wrong = [same(a, b) for a, b in zip(ours, theirs, strict=True)].index(False)
+        explained = [_explained(ours, outputs(code), theirs, wrong) for _, code in mistakes]
+        if any(explained):
+            return mistakes[explained.index(max(explained))][0]
+        return _PRECISION if _nearly(ours[wrong], theirs[wrong]) else look(found, right) or complaint
+
+    return judge_closer
 
 
-def with_temperature(posterior: DiagonalGaussianDistribution, temperature: float, noise: torch.Tensor) -> torch.Tensor:
-    """The posterior's sample with its noise `temperature` times as strong: (B, C, h, w)."""
-    return posterior.mean + temperature * posterior.std * noise
+def _explained(ours: Sequence[Results], others: Sequence[Results], right: Sequence[Results], wrong: int) -> int:
+    """Count the wrong values that a mistake explains: 0 unless the first, or if it has others wrong in that output."""
+    if len(others) != len(right):
+        return 0
+    values = [*zip(ours[wrong], others[wrong], right[wrong], strict=True)]
+    first = next(same(a, b) for a, b, c in values if not same(a, c))
+    if not first or any(same(a, c) and not same(b, c) for a, b, c in values):
+        return 0
+    columns = zip(ours, others, right, strict=True)
+    return sum(same(a, b) and not same(a, c) for column in columns for a, b, c in zip(*column, strict=True))
 
 
-def slerp(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
-    """From a (t = 0) to b (t = 1), both (B, C, h, w), at an even pace along the angle between each pair."""
-    x, y = a.flatten(1), b.flatten(1)
-    cosine = F.cosine_similarity(x, y, dim=1)
-    angle = torch.acos(cosine.clamp(-1, 1))[:, None]  # (B, 1)
-    between = (torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)
-    straight = (1 - t) * x + t * y
-    return torch.where(angle < 1e-3, straight, between).view_as(a)
+def _results(attempt: Attempt, through: Callable[..., Any], probes: Sequence[Probe], seed: int = 0) -> Results:
+    """Return the results, none if one of them is an exception."""
+    try:
+        return [attempt.run(result_of, through, probe, seed) for probe in probes]
+    except Exception:
+        return []
 
 
-def quantise(z: torch.Tensor, bits: int, low: float, high: float) -> torch.Tensor:
-    """Each value to the nearest of 2**bits evenly spaced levels; the first is `low`, the last `high`."""
-    step = (high - low) / (2**bits - 1)
-    index = ((z - low) / step).round().clamp(0, 2**bits - 1)
-    return low + index * step
+def _outputs(results: Results) -> list[Results]:
+    """Sort results by output: each on all probes."""
+    return [*zip(*(it if isinstance(it, (tuple, list)) else (it,) for it in results), strict=False)]
+
+
+def _nearly(ours: Results, theirs: Results) -> bool:
+    """Tell whether all values are off by little, as by the rounding of half precision."""
+    return all(
+        isinstance(a, Tensor) and a.shape == b.shape and not same(a, b) and (a - b).abs().max() <= 3e-3 * b.abs().max()
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 # 10.1
-
-_Statistics = Callable[[Iterable[Tensor]], Any]
 
 
 class _Made(TorchFunctionMode):
@@ -106,7 +142,7 @@ class _Made(TorchFunctionMode):
         return alive()
 
 
-class _Stream:
+class Stream:
     """Batches that can be gone through once; each is let go (overwritten) when the next one is asked for."""
 
     def __init__(self, batches: Sequence[Tensor], made: _Made) -> None:
@@ -129,52 +165,63 @@ class _Stream:
             raise ValueError("batches are held")
 
 
-def _streamed(code: Callable[..., Any]) -> Callable[..., Any]:
-    """The statistics as a function of the batches themselves; the scaling factor may be a plain number."""
-
-    def of_batches(*batches: Tensor) -> Any:
-        with _Made() as made:
-            found = code(_Stream(batches, made))
-        if not isinstance(found, (tuple, list)):
-            return found
-        return tuple(torch.tensor(float(v)) if isinstance(v, (float, np.floating)) else v for v in found)
-
-    return of_batches
+@recipe
+def streamed(answer: Any, *batches: Tensor) -> Any:
+    """Return the statistics of a stream of these batches; the scaling factor may be a plain number."""
+    with _Made() as made:
+        found = call(answer, Stream(batches, made))
+    if not isinstance(found, (tuple, list)):
+        return found
+    return tuple(torch.tensor(float(v)) if isinstance(v, (float, np.floating)) else v for v in found)
 
 
-def _sums(
-    finish: Callable[[int, Tensor, Tensor], Any],
-    values_of: Callable[[Tensor], Tensor] = lambda z: z.double().transpose(0, 1).flatten(1),
-) -> _Statistics:
-    """The finished version with another end, or other values: finish(count, sums, sums of squares)."""
-
-    def statistics(batches: Iterable[Tensor]) -> Any:
-        found = [(v.shape[1], v.sum(1), v.pow(2).sum(1)) for v in map(values_of, batches)]
-        counts, totals, squares = zip(*found, strict=True)
-        return finish(sum(counts), torch.stack(totals).sum(0), torch.stack(squares).sum(0))
-
-    return statistics
+def _rows_of_channels(z):
+    return z.double().transpose(0, 1).flatten(1)
 
 
-def _averaged(weight: Callable[[Tensor], float], scale: Callable[[Tensor], Tensor] | None = None) -> _Statistics:
-    """Each batch's own mean and standard deviation, averaged."""
+def _summed(batches, values_of=_rows_of_channels, count_of=lambda z: z[:, 0].numel(), start=0):
+    """Count, sums, and sums of squares."""
+    count, total, squares = 0, start, start
+    for z in batches:
+        values = values_of(z)
+        count, total, squares = count + count_of(z), total + values.sum(1), squares + values.pow(2).sum(1)
+    return count, total, squares
 
-    def statistics(batches: Iterable[Tensor]) -> Any:
-        rows = []
-        for z in batches:
-            own = z.std() if scale is None else scale(z)
-            rows.append((weight(z), z.mean((0, 2, 3)), z.std((0, 2, 3)), own))
+
+def _spread(count, total, squares):
+    """Mean (C,), variance (C,), variance over all."""
+    mean = total / count
+    return mean, squares / count - mean**2, squares.mean() / count - mean.mean() ** 2
+
+
+def _exactly(mean, var, of_all):
+    return mean, var.sqrt(), 1 / of_all.sqrt()
+
+
+def _statistics(change=_exactly, **sums):
+    """Make the finished version with another end (mean, var, of_all) -> results, or with other sums."""
+    return lambda batches: change(*_spread(*_summed(batches, **sums)))
+
+
+def _averaged(weight, power, correction):
+    """Average each batch's own means and standard deviations (power 1) or variances (power 2)."""
+
+    def statistics(batches):
+        rows = [
+            (weight(z), z.mean((0, 2, 3)), z.std((0, 2, 3), correction=correction) ** power, z.std() ** power)
+            for z in batches
+        ]
         whole = sum(row[0] for row in rows)
-        mean, std, overall = (sum(row[0] * row[i] for row in rows) / whole for i in (1, 2, 3))
-        return mean, std, 1 / torch.as_tensor(overall)
+        mean, std, of_all = (sum(row[0] * row[i] for row in rows) / whole for i in (1, 2, 3))
+        return mean, std ** (1 / power), 1 / of_all ** (1 / power)
 
     return statistics
 
 
-def _equal_shares(pieces: Callable[[Tensor], Sequence[Tensor]]) -> _Statistics:
-    """Means of values and squares of each piece (an image, a batch), averaged as if all were of one size."""
+def _equal_shares(pieces):
+    """Average the moments of each piece (an image, a batch) as if all were of one size."""
 
-    def statistics(batches: Iterable[Tensor]) -> Any:
+    def statistics(batches):
         moments = [(p.double().mean((0, 2, 3)), p.double().pow(2).mean((0, 2, 3))) for z in batches for p in pieces(z)]
         mean, square = (torch.stack(column).mean(0) for column in zip(*moments, strict=True))
         return _exactly(mean, square - mean**2, square.mean() - mean.mean() ** 2)
@@ -182,1304 +229,865 @@ def _equal_shares(pieces: Callable[[Tensor], Sequence[Tensor]]) -> _Statistics:
     return statistics
 
 
-def _by_images(batches: Iterable[Tensor]) -> Any:
-    found = [(len(z), z.double().sum((0, 2, 3)), z.double().pow(2).sum((0, 2, 3))) for z in batches]
-    counts, totals, squares = zip(*found, strict=True)
-    return _exactly(*_spread(sum(counts), torch.stack(totals).sum(0), torch.stack(squares).sum(0)))
-
-
-def _four_channels(batches: Iterable[Tensor]) -> Any:
-    return latent_statistics(torch.stack([z[:, channel] for channel in range(4)], dim=1) for z in batches)
-
-
-def _places_for_four_channels(batches: Iterable[Tensor]) -> Any:
-    count, total, squares = 0, torch.zeros(4), torch.zeros(4)
-    for z in batches:
-        values = z.double().transpose(0, 1).flatten(1)
-        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.pow(2).sum(1)
-    return _exactly(*_spread(count, total, squares))
-
-
-def _first_only(batches: Iterable[Tensor]) -> Any:
-    z = next(iter(batches)).double()
-    return z.mean((0, 2, 3)), z.std((0, 2, 3)), 1 / z.std()
-
-
-def _spread(count: int, sums: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), variance (C,), variance over all."""
-    mean = sums / count
-    return mean, squares / count - mean**2, squares.mean() / count - mean.mean() ** 2
-
-
-def _ending(change: Callable[[Tensor, Tensor, Tensor], Any]) -> _Statistics:
-    return _sums(lambda count, sums, squares: change(*_spread(count, sums, squares)))
-
-
-def _exactly(mean: Tensor, var: Tensor, overall: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return mean, var.sqrt(), 1 / overall.sqrt()
-
-
-_ALL_VALUES = (
-    "the scaling factor is 1 / the deviation of all values about their one mean, so how far channels lie apart counts"
+_WHOLE = "it is 1 / the standard deviation of all values about their one mean"
+_BETWEEN = "what lies between the batches' means is lost; add up values and squares"
+_ALIKE = "count alike, though a larger one has more values: add up the values, and count them"
+_MIXED = "channels and batch are mixed up: bring the channels to the front (transpose), then flatten the rest"
+_FOUR = "the number of channels is fixed at 4: take it from the batch, z.shape[1]"
+_COUNT_OF_ALL = "for the factor all channels are added up: divide by the count of all, C times that of one"
+_ORDER = "the results are out of order: the mean, the standard deviation, the scaling factor"
+_STREAM = "the batches are a stream, to go through with `for z in batches`"
+_UNLIKE = (
+    "the sums of two batches differ in shape: transpose(0, 1).flatten(1) makes one row for each channel to sum over"
 )
-_AVERAGED = (
-    "the batches' own deviations are averaged: what lies between the batches' means is lost; add up values and squares"
+_DEVIATIONS: tuple[Mistake, ...] = (  # of mean and variance, (C,), and the variance of all values
+    ("this is the variance of the channels: take the root", lambda m, v, w: v),
+    ("this is 1 / standard deviation of the channels: only the factor is 1 / …", lambda m, v, w: v.rsqrt()),
+    ("the square of the mean is not subtracted: squares / count - mean ** 2", lambda m, v, w: (v + m**2).sqrt()),
+    ("the mean is subtracted without its square", lambda m, v, w: (v + m**2 - m).abs().sqrt()),
+    ("the root is taken too early: subtract the square of the mean first", lambda m, v, w: (v + m**2).sqrt() - m**2),
+    ("the root of negative numbers is NaN: a variance is squares / count - mean ** 2", lambda m, v, w: (-v).sqrt()),
+    ("it is about the mean of all: take the channel's", lambda m, v, w: (v + m**2 - m.mean() ** 2).abs().sqrt()),
 )
-_AVERAGED_VARIANCES = (
-    "the batches' own variances are averaged: what lies between the batches' means is lost; add up values and squares"
+_FACTORS: tuple[Mistake, ...] = (  # of the same
+    (f"the factor is made of the channels' average standard deviation: {_WHOLE}", lambda m, v, w: 1 / v.sqrt().mean()),
+    (f"the factor is made of the channels' average variance: {_WHOLE}", lambda m, v, w: 1 / v.mean().sqrt()),
+    (f"the factor is made of the spread of the standard deviations: {_WHOLE}", lambda m, v, w: 1 / v.sqrt().std()),
+    (f"the factor is made of the spread of the channels' means: {_WHOLE}", lambda m, v, w: 1 / m.std()),
+    (f"one factor for each channel, where a single one is asked for: {_WHOLE}", lambda m, v, w: 1 / v.sqrt()),
+    (f"the factor is upside down: {_WHOLE}", lambda m, v, w: w.sqrt()),
+    ("the factor is 1 / variance: take the root", lambda m, v, w: 1 / w),
+    ("the factor is the variance: take the root, and 1 / that", lambda m, v, w: w),
+    ("the factor is Stable Diffusion's: compute that of these latents", lambda m, v, w: torch.tensor(0.18215)),
+    ("the square of the mean is not subtracted in the factor", lambda m, v, w: 1 / (w + m.mean() ** 2).sqrt()),
+    ("the mean is subtracted without its square in the factor", lambda m, v, w: (w + m.mean() ** 2 - m.mean()) ** -0.5),
+    (_COUNT_OF_ALL, lambda m, v, w: (len(m) * (w + m.mean() ** 2) - m.sum() ** 2).abs() ** -0.5),
+    (_COUNT_OF_ALL, lambda m, v, w: v.sum() ** -0.5),
 )
-_FIRST = "the first batch alone counts: go on to the end of the stream, and return after the loop"
-_HELD = "all latents are held at once: take its sums from each batch, and let it go, with all copies of it"
+_ENDS: tuple[Mistake, ...] = (
+    *((message, lambda m, v, w, std=std: (m, std(m, v, w), 1 / w.sqrt())) for message, std in _DEVIATIONS),
+    *((message, lambda m, v, w, factor=factor: (m, v.sqrt(), factor(m, v, w))) for message, factor in _FACTORS),
+    ("one mean and standard deviation for all: keep a sum for each channel", lambda m, v, w: _exactly(m.mean(), w, w)),
+    ("the results are columns (C, 1): drop keepdim", lambda m, v, w: _exactly(m[:, None], v[:, None], w)),
+    (_ORDER, lambda m, v, w: (v.sqrt(), m, 1 / w.sqrt())),
+    (_ORDER, lambda m, v, w: (1 / w.sqrt(), m, v.sqrt())),
+)
+_COUNTS: tuple[Mistake, ...] = (
+    ("divided by the number of images: each has h·w values in every channel", len),
+    ("divided by the number of batches: each has B·h·w values in every channel", lambda z: 1),
+    ("count is that of one image of each batch: a channel has B·h·w values in it", lambda z: z[0, 0].numel()),
+    ("count is the number of values of all channels: one channel has B·h·w of a batch's", torch.numel),
+    ("divided by the number of channels: each channel has B·h·w values of a batch", lambda z: z.shape[1]),
+)
 STATISTICS_MISTAKES = Mistakes(
     [
+        *((message, _statistics(end)) for message, end in _ENDS),
+        *((message, _statistics(count_of=count_of)) for message, count_of in _COUNTS),
+        (_MIXED, _statistics(values_of=lambda z: z.double().reshape(z.shape[1], -1))),
+        (_MIXED, _statistics(values_of=lambda z: z.double().reshape(-1, z.shape[1]).T)),
+        (_FOUR, _statistics(values_of=lambda z: z.double().transpose(0, 1).reshape(4, -1))),
+        (_FOUR, _statistics(values_of=lambda z: _rows_of_channels(z[:, [0, 1, 2, 3]]))),
+        (_FOUR, _statistics(start=torch.zeros(4))),
+        (_UNLIKE, _statistics(values_of=lambda z: z.double().flatten(1))),
+        (f"images {_ALIKE}", _equal_shares(lambda z: z.split(1))),
+        (f"batches {_ALIKE}", _equal_shares(lambda z: [z])),
         *(
-            (_AVERAGED, _averaged(weight))
-            for weight in (lambda z: 1.0, lambda z: float(len(z)), lambda z: float(z.numel()))
+            (f"the batches' own {what} are averaged: {_BETWEEN}", _averaged(weight, power, correction))
+            for what, power in (("standard deviations", 1), ("variances", 2))
+            for weight in (lambda z: 1, len, torch.numel)
+            for correction in (0, 1)
         ),
-        *(
-            (
-                f"the batches' own deviations are averaged, and the channels' too; {_ALL_VALUES}",
-                _averaged(weight, lambda z: z.std((0, 2, 3)).mean()),
-            )
-            for weight in (lambda z: 1.0, lambda z: float(len(z)), lambda z: float(z.numel()))
-        ),
-        (
-            f"the scaling factor is made of the channels' average deviation: {_ALL_VALUES}",
-            _ending(lambda mean, var, overall: (mean, var.sqrt(), 1 / var.sqrt().mean())),
-        ),
-        (
-            f"the scaling factor is made of the channels' average variance: {_ALL_VALUES}",
-            _ending(lambda mean, var, overall: (mean, var.sqrt(), 1 / var.mean().sqrt())),
-        ),
-        (
-            "one scaling factor for each channel: a single one is asked for, 1 / the deviation of all values",
-            _ending(lambda mean, var, overall: (mean, var.sqrt(), 1 / var.sqrt())),
-        ),
-        (
-            "the scaling factor is upside down: 1 / the deviation of all values",
-            _ending(lambda mean, var, overall: (mean, var.sqrt(), overall.sqrt())),
-        ),
-        (
-            "the scaling factor is 1 / variance: take the root",
-            _ending(lambda mean, var, overall: (mean, var.sqrt(), 1 / overall)),
-        ),
-        (
-            "this is the variance of the channels: take the root",
-            _ending(lambda mean, var, overall: (mean, var, 1 / overall.sqrt())),
-        ),
-        (
-            "variances, where deviations are asked for: take the root, of all values, too",
-            _ending(lambda mean, var, overall: (mean, var, 1 / overall)),
-        ),
-        (
-            "the square of the mean is not subtracted: a variance is the mean of squares minus the square of the mean",
-            _sums(lambda n, sums, squares: (sums / n, (squares / n).sqrt(), 1 / (squares.mean() / n).sqrt())),
-        ),
-        (
-            "the mean of all values is not subtracted in the scaling factor: subtract its square, too",
-            _sums(
-                lambda n, sums, squares: (
-                    sums / n,
-                    (squares / n - (sums / n) ** 2).sqrt(),
-                    1 / (squares.mean() / n).sqrt(),
-                )
-            ),
-        ),
-        (
-            "the mean is subtracted without its square",
-            _sums(
-                lambda n, s, q: (s / n, (q / n - s / n).abs().sqrt(), 1 / (q.mean() / n - s.mean() / n).abs().sqrt()),
-            ),
-        ),
-        (
-            "statistics of each latent pixel, or each row: they are over batch, rows and columns, (C,)",
-            _sums(lambda n, s, q: _exactly(*_spread(n, s, q)), lambda z: z.double().permute(1, 2, 3, 0).flatten(0, 2)),
-        ),
-        *(
-            (
-                "channels and batch are mixed up: bring the channels to the front (transpose), then flatten the rest",
-                _sums(lambda n, s, q: _exactly(*_spread(n, s, q)), values_of),
-            )
-            for values_of in (
-                lambda z: z.double().reshape(z.shape[1], -1),
-                lambda z: z.double().reshape(-1, z.shape[1]).T,
-            )
-        ),
-        *(
-            (
-                "the number of channels is fixed at 4: take it from the batch, z.shape[1]",
-                code,
-            )
-            for code in (
-                _four_channels,
-                _places_for_four_channels,
-                _sums(lambda n, s, q: _exactly(*_spread(n, s, q)), lambda z: z.double().transpose(0, 1).reshape(4, -1)),
-            )
-        ),
-        ("divided by the number of images: each has h·w values in every channel", _by_images),
-        *(
-            (
-                f"{what} count alike, though a larger one has more values: add up the values, and count them",
-                _equal_shares(pieces),
-            )
-            for what, pieces in (("images", lambda z: z.split(1)), ("batches", lambda z: [z]))
-        ),
-        (_FIRST, _first_only),
+        ("the first batch alone counts: return after the loop", lambda b: latent_statistics([next(iter(b))])),
         # by their exceptions
-        (
-            "it goes through the batches twice: a stream is there once; count, sum and sum of squares need one pass",
-            lambda batches: ([0 for _ in batches], [0 for _ in batches]),
-        ),
-        (
-            "a batch is changed in place: it belongs to the caller; use z - mean, z ** 2 and the like",
-            lambda batches: [z.add_(1.0) for z in batches],
-        ),
-        ("the batches are a stream, not one tensor: go through them with `for z in batches`", lambda b: torch.cat(b)),
-        ("the batches are a stream, not one tensor: go through them with `for z in batches`", lambda b: torch.stack(b)),
-        ("the batches are a stream, which has no length: count the values as they come", lambda b: len(b)),
-        ("the batches are a stream, which cannot be indexed: go through them with `for z in batches`", lambda b: b[0]),
+        ("it goes through the batches twice: a stream is there once", lambda b: [0 for _ in b for _ in b]),
+        ("a batch is changed in place: it belongs to the caller", lambda b: [z.add_(1.0) for z in b]),
+        (_STREAM, torch.cat),
+        (f"{_STREAM}: it has no length", len),
+        (f"{_STREAM}: it cannot be indexed", lambda b: b[0]),
     ]
 )
 
 
-def _added_up(batches: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
-    return _sums(lambda count, total, squares: (count, total, squares))(batches)
-
-
-@STATISTICS_MISTAKES("the results are out of order: the mean, the standard deviation, the scaling factor")
-def statistics_with_the_deviation_first(batches: Iterable[Tensor]) -> Any:
-    mean, std, scale = latent_statistics(batches)
-    return std, mean, scale
-
-
-@STATISTICS_MISTAKES("the results are out of order: the mean, the standard deviation, the scaling factor")
-def statistics_with_the_factor_first(batches: Iterable[Tensor]) -> Any:
-    mean, std, scale = latent_statistics(batches)
-    return scale, mean, std
-
-
-@STATISTICS_MISTAKES("one mean and one deviation for all channels: keep a sum for each channel, (C,)")
-def statistics_of_all_channels(batches: Iterable[Tensor]) -> Any:
-    count, total, squares = _added_up(batches)
-    mean = total.sum() / (count * len(total))
-    std = (squares.sum() / (count * len(total)) - mean**2).sqrt()
-    return mean, std, 1 / std
-
-
-@STATISTICS_MISTAKES("the channels' deviations are taken about the mean of all: each is about its channel's own mean")
-def statistics_about_one_mean(batches: Iterable[Tensor]) -> Any:
-    count, total, squares = _added_up(batches)
-    mean = total / count
-    std = (squares / count - mean.mean() ** 2).abs().sqrt()
-    return mean, std, 1 / (squares.mean() / count - mean.mean() ** 2).sqrt()
-
-
-@STATISTICS_MISTAKES(
-    "for the scaling factor all channels are added up, but divided by the count of one: there are C times as many"
-)
-def statistics_with_too_small_a_count(batches: Iterable[Tensor]) -> Any:
-    count, total, squares = _added_up(batches)
-    mean = total / count
-    overall = (squares.sum() / count - (total.sum() / count) ** 2).abs().sqrt()
-    return mean, (squares / count - mean**2).sqrt(), 1 / overall
+@STATISTICS_MISTAKES("the factor is that of the first batch alone, as in CompVis' code: it is of all values")
+def statistics_with_the_first_factor(batches):
+    count, total, squares, factor = 0, 0, 0, None
+    for z in batches:
+        values, factor = _rows_of_channels(z), factor or 1 / z.std()
+        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.pow(2).sum(1)
+    mean, std, _ = _exactly(*_spread(count, total, squares))
+    return mean, std, factor
 
 
 @STATISTICS_MISTAKES("the sum is squared, not each value: square the values first, then add them up")
-def statistics_of_squared_sums(batches: Iterable[Tensor]) -> Any:
-    count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+def statistics_of_squared_sums(batches):
+    count = total = squares = 0
     for z in batches:
-        values = z.double().transpose(0, 1).flatten(1)
-        count += values.shape[1]
-        total = total + values.sum(1)
-        squares = squares + values.sum(1) ** 2
+        values = _rows_of_channels(z)
+        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.sum(1) ** 2
     return _exactly(*_spread(count, total, squares))
+
+
+@STATISTICS_MISTAKES("the sums are not divided by the count")
+def statistics_undivided(batches):
+    _, total, squares = _summed(batches)
+    return total, (squares - total**2).sqrt(), 1 / (squares.mean() - total.mean() ** 2).sqrt()
 
 
 @STATISTICS_MISTAKES("the last batch alone counts: add to count, total and squares (+=) in each turn of the loop")
-def statistics_overwritten(batches: Iterable[Tensor]) -> Any:
+def statistics_overwritten(batches):
     for z in batches:
-        values = z.double().transpose(0, 1).flatten(1)
-        count, total, squares = values.shape[1], values.sum(1), values.pow(2).sum(1)
-    return _exactly(*_spread(count, total, squares))
-
-
-@STATISTICS_MISTAKES(_FIRST)
-def statistics_returned_in_the_loop(batches: Iterable[Tensor]) -> Any:
-    count, total, squares = 0, torch.zeros(1), torch.zeros(1)
-    for z in batches:
-        values = z.double().transpose(0, 1).flatten(1)
-        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.pow(2).sum(1)
-        return _exactly(*_spread(count, total, squares))
-    return None
+        sums = _summed([z])
+    return _exactly(*_spread(*sums))
 
 
 @STATISTICS_MISTAKES(
-    "a root of negative numbers is NaN: the variance is squares / count - (total / count) ** 2, in this order"
+    "all latents are held at once: take its sums from each batch, and let it go, with all copies of it"
 )
-def statistics_with_negative_variances(batches: Iterable[Tensor]) -> Any:
-    count, total, squares = _added_up(batches)
-    mean, var, overall = _spread(count, total, squares)
-    return _exactly(mean, -var, -overall)
-
-
-@STATISTICS_MISTAKES("count is the number of values of all channels: one channel has B·h·w of a batch's")
-def statistics_by_all_values(batches: Iterable[Tensor]) -> Any:
-    count, total, squares = _added_up(batches)
-    mean, var, overall = _spread(count * len(total), total, squares)
-    return _exactly(mean, var, overall)
-
-
-@STATISTICS_MISTAKES("divided by the number of batches: each has B·h·w values in every channel")
-def statistics_by_batches(batches: Iterable[Tensor]) -> Any:
-    found = [(z.double().sum((0, 2, 3)), z.double().pow(2).sum((0, 2, 3))) for z in batches]
-    totals, squares = zip(*found, strict=True)
-    return _exactly(*_spread(len(found), torch.stack(totals).sum(0), torch.stack(squares).sum(0)))
-
-
-@STATISTICS_MISTAKES("count is that of one image of each batch: a channel has B·h·w values in it, not h·w")
-def statistics_by_pixels_of_one_image(batches: Iterable[Tensor]) -> Any:
-    found = [(z[0, 0].numel(), z.double().sum((0, 2, 3)), z.double().pow(2).sum((0, 2, 3))) for z in batches]
-    counts, totals, squares = zip(*found, strict=True)
-    return _exactly(*_spread(sum(counts), torch.stack(totals).sum(0), torch.stack(squares).sum(0)))
-
-
-@STATISTICS_MISTAKES(
-    "the sums are of each image, and batches differ in size: one row for each channel, transpose(0, 1) first"
-)
-def statistics_of_images(batches: Iterable[Tensor]) -> Any:
-    total: Any = 0
-    for z in batches:
-        total = total + z.double().flatten(1).sum(1)
-    return total, total, total
-
-
-@STATISTICS_MISTAKES(_AVERAGED_VARIANCES)
-def statistics_of_weighted_variances(batches: Iterable[Tensor]) -> Any:
-    count, mean, var = 0, torch.zeros(1), torch.zeros(1)
-    for z in batches:
-        n = z[:, 0].numel()
-        count, mean, var = count + n, mean + n * z.mean((0, 2, 3)), var + n * z.var((0, 2, 3))
-    return mean / count, (var / count).sqrt(), 1 / (var.mean() / count).sqrt()
-
-
-@STATISTICS_MISTAKES(_AVERAGED_VARIANCES)
-def statistics_of_averaged_variances(batches: Iterable[Tensor]) -> Any:
-    found = [(z.mean((0, 2, 3)), z.var((0, 2, 3)), z.var()) for z in batches]
-    mean, var, overall = (torch.stack(column).mean(0) for column in zip(*found, strict=True))
-    return _exactly(mean, var, overall)
-
-
-@STATISTICS_MISTAKES(f"the scaling factor is made of the spread of the channels' deviations: {_ALL_VALUES}")
-def statistics_with_the_spread_of_deviations(batches: Iterable[Tensor]) -> Any:
-    mean, std, _ = latent_statistics(batches)
-    return mean, std, 1 / std.std()
-
-
-@STATISTICS_MISTAKES(_HELD)  # the last one: to find out takes long
-def statistics_of_all_at_once(batches: Iterable[Tensor]) -> Any:
+def statistics_of_all_at_once(batches):
     z = torch.cat(list(batches))
     return z.mean((0, 2, 3)), z.std((0, 2, 3)), 1 / z.std()
+
+
+def _look_at_statistics(found: Results, right: Results) -> str | None:
+    """Name the first output that is wrong in value."""
+    ours, theirs = _outputs(found), _outputs(right)
+    wrong = [same(a, b) for a, b in zip(ours, theirs, strict=True)].index(False)
+    if not isinstance(ours[wrong][0], Tensor) or ours[wrong][0].shape != theirs[wrong][0].shape:
+        return None
+    return (
+        "the mean is not that of all values of a channel: add up values and count in every batch, then divide once",
+        "the mean is right, the standard deviation is not: the root of squares / count - mean ** 2",
+        f"mean and standard deviation are right, the scaling factor is not: {_WHOLE}",
+    )[wrong]
 
 
 # 10.2
 
 
-def _rows(x: Tensor) -> Tensor:
+@recipe
+def fitted(answer: Any, z: Tensor, colours: Tensor) -> Any:
+    """Return the fit.
+
+    Raises:
+        TypeError: the answer returns parts of what lstsq returns, which is a tuple of four.
+    """
+    found = call(answer, z, colours)
+    if isinstance(found, tuple) and any(isinstance(part, tuple) for part in (found, *found)[len(found) == 2 :]):
+        raise TypeError("parts of what lstsq returns")
+    return found
+
+
+def _rows(x):
     """(B, C, h, w) -> (B·h·w, C)."""
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _with_ones(z: Tensor) -> Tensor:
-    return torch.cat([z, torch.ones_like(z[:, :1])], 1)
+def _mixed_up(x):
+    return x.reshape(-1, x.shape[1])
 
 
-def _solved(z: Tensor, rgb: Tensor) -> tuple[Tensor, Tensor]:
-    fitted: Tensor = torch.linalg.lstsq(_with_ones(z), rgb).solution
-    return fitted[:-1], fitted[-1]
+def _with_ones(x):
+    return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
 
 
-def _reshaped(latents: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
-    return latents.reshape(-1, latents.shape[1]), colours.reshape(-1, 3)
+def _lstsq(x, y):
+    return torch.linalg.lstsq(x, y).solution
 
 
-def _without_ones(z: Tensor, rgb: Tensor) -> Tensor:
-    fitted: Tensor = torch.linalg.lstsq(z, rgb).solution
-    return fitted
+def _split(solution):
+    return solution[:-1], solution[-1]
 
 
-def _backwards(z: Tensor, rgb: Tensor) -> Tensor:
-    fitted: Tensor = torch.linalg.lstsq(_with_ones(rgb), z).solution
-    return fitted
+def _fit(x, y):
+    return _split(_lstsq(_with_ones(x), y))
 
 
-def _by_parts(code: Callable[..., Any]) -> Callable[..., Any]:
-    """The fit; where `code` returns parts of what lstsq returns (a tuple of four), an exception, which has a name."""
-
-    def fit(z: Tensor, colours: Tensor) -> Any:
-        found = code(z, colours)
-        if isinstance(found, tuple) and any(isinstance(part, tuple) for part in (found, *found)[len(found) == 2 :]):
-            raise TypeError("parts of what lstsq returns")
-        return found
-
-    return fit
+def _fits_of_images(z, colours):
+    rows, rgb = z.flatten(2).transpose(1, 2), colours.flatten(2).transpose(1, 2)
+    solution = _lstsq(torch.cat([rows, torch.ones_like(rows[..., :1])], dim=2), rgb)
+    return solution[:, :-1], solution[:, -1]
 
 
-def _unpacked(latents: Tensor, colours: Tensor) -> Any:
-    weight, bias = torch.linalg.lstsq(_with_ones(_rows(latents)), _rows(colours))
-    return weight, bias
-
-
-_EXCHANGED = "the arguments of lstsq are exchanged, and this leads from colours to latents: latents come first"
 _BIAS = "the bias is what the fit gives for a column of ones"
+_EXCHANGED = "the arguments of lstsq are exchanged, and this leads from colours to latents: latents come first"
 _TO_ROWS = "bring the channels to the end (permute) before the pixels become rows: reshape alone mixes both"
 _ONE_FIT = "every image has a fit of its own: make the pixels of all images the rows of one matrix"
+_OTHER_ORDER = "latents and colours list their pixels in different orders: permute both in the same way"
+_PIXELS_FIRST = "pixels are averaged before the fit: every latent pixel of every image is a row of its own"
+_STANDARDISED = "the latents are standardised: weight and bias of this fit do not belong to the latents as they are"
+_SQUARE = "inv and solve need as many equations as unknowns; for the best fit of many take torch.linalg.lstsq"
+_POOLED = "the colours are averages of patches already, as many as latent pixels: do not pool them again"
+_SOLUTION = "lstsq returns four things by name: take its `.solution`"
+_READINGS: tuple[Mistake, ...] = (  # of the solution (C + 1, 3)
+    ("the bias is missing from the results", lambda f: (f[:-1], 0 * f[-1])),
+    ("the sign of the bias is wrong", lambda f: (f[:-1], -f[-1])),
+    ("one bias for all three colours: each has its own", lambda f: (f[:-1], f[-1].mean().expand(3))),
+    ("this is the bias as a row (1, 3): take fitted[-1], which is (3,)", lambda f: (f[:-1], f[-1:])),
+    ("the results are exchanged: the weight comes first", lambda f: (f[-1], f[:-1])),
+    ("the weight is transposed: (C, 3), a row for each channel of the latent", lambda f: (f[:-1].T, f[-1])),
+    ("weight and bias come in one matrix (C + 1, 3): return its first C rows, and its last", lambda f: f),
+    ("the ones come first: the bias is the row that belongs to the ones", lambda f: _split(f.roll(1, 0))),
+    ("weight and bias are read in the wrong place: the bias is the last row, as the ones are", lambda f: (f[1:], f[0])),
+    ("the bias is the last row, not the last column: take fitted[:-1] and fitted[-1]", lambda f: (f[:, :-1], f[:, -1])),
+    ("the weight still has the bias as its last row: take fitted[:-1], which is (C, 3)", lambda f: (f, f[-1])),
+    ("the number of channels is fixed at 4: split with fitted[:-1] and fitted[-1]", lambda f: (f[:4], f[4])),
+    ("one grey for all three colours: each has weights of its own", lambda f: _split(f.mean(1, True).expand(-1, 3))),
+    ("red and blue are exchanged: the colours stay in their order", lambda f: _split(f.flip(1))),
+    ("the colours are brought to [0, 1]: fit them as they are", lambda f: (f[:-1] / 2, f[-1] / 2 + 0.5)),
+    ("the colours are brought to [0, 255]: fit them as they are", lambda f: _split(255 * f)),
+)
+_FITS: tuple[Mistake, ...] = (  # of latents (pixels, C) and colours (pixels, 3)
+    *((message, lambda x, y, read=read: read(_lstsq(_with_ones(x), y))) for message, read in _READINGS),
+    (f"no bias is fitted: append a column of ones to the latents; {_BIAS}", lambda x, y: (_lstsq(x, y), 0 * y[0])),
+    (f"fitted without a bias, and the colours' mean put in its place: {_BIAS}", lambda x, y: (_lstsq(x, y), y.mean(0))),
+    (f"the last channel's weights are taken for the bias: {_BIAS}", lambda x, y: _split(_lstsq(x, y))),
+    ("the ones are added to the latents: append them as a column", lambda x, y: (_lstsq(x + 1, y), 0 * y[0])),
+    ("only the colours are centred: centre both", lambda x, y: (_lstsq(x, y - y.mean(0)), y.mean(0))),
+    ("the bias is the colours' mean: subtract mean latent @ weight", lambda x, y: (_fit(x, y)[0], y.mean(0))),
+    ("the colours' mean is missing from the bias", lambda x, y: (_fit(x, y)[0], -x.mean(0) @ _fit(x, y)[0])),
+    ("mean latent @ weight is added: subtract it", lambda x, y: (_fit(x, y)[0], 2 * y.mean(0) - _fit(x, y)[1])),
+    (_EXCHANGED, lambda x, y: _split(_lstsq(_with_ones(y), x))),
+    (_EXCHANGED, lambda x, y: (_lstsq(_with_ones(y), x)[:-1].T, y.mean(0))),
+    (_EXCHANGED, lambda x, y: _split(_lstsq(y, _with_ones(x)))),
+    (_EXCHANGED, lambda x, y: _split(_lstsq(y, _with_ones(x)).T)),
+    (
+        "fitted from colours to latents, and inverted: that is another fit; latents come first in lstsq",
+        lambda x, y: (_fit(y, x)[0].pinverse(), -_fit(y, x)[1] @ _fit(y, x)[0].pinverse()),
+    ),
+    ("this is the correlation, not the fit: solve for the weight (lstsq)", lambda x, y: (x.T @ y / len(x), y.mean(0))),
+    ("the product rowsᵀ rgb is no fit: solve (rowsᵀ rows) W = rowsᵀ rgb", lambda x, y: _split(_with_ones(x).T @ y)),
+    ("the colours are clamped: fit them as they are", lambda x, y: _fit(x, y.clamp(0, 1))),
+    ("each pixel is divided by its norm: fit the latents as they are", lambda x, y: _fit(x / _norm(x), y)),
+    (_STANDARDISED, lambda x, y: _fit((x - x.mean(0)) / x.std(0), y)),
+    (_STANDARDISED, lambda x, y: _fit((x - x.mean(0)) / x.std(0, correction=0), y)),
+    # by their exceptions
+    (_SOLUTION, lambda x, y: torch.linalg.lstsq(_with_ones(x), y)),
+    ("as many rows are needed on both sides, one for each pixel", lambda x, y: _lstsq(x.T, y)),
+    (_SQUARE, lambda x, y: torch.linalg.solve(_with_ones(x), y)),
+)
 PREVIEW_MISTAKES = Mistakes(
     [
-        (
-            f"no bias is fitted: append a column of ones to the latents; {_BIAS}",
-            lambda z, c: (_without_ones(_rows(z), _rows(c)), c.new_zeros(3)),
-        ),
-        (
-            f"fitted without a bias, and the colours' mean put in its place: {_BIAS}",
-            lambda z, c: (_without_ones(_rows(z), _rows(c)), _rows(c).mean(0)),
-        ),
-        (
-            "the colours are centred, the latents are not: centre both, or append a column of ones",
-            lambda z, c: (_without_ones(_rows(z), _rows(c) - _rows(c).mean(0)), _rows(c).mean(0)),
-        ),
-        (
-            "the bias is the colours' mean: that fits centred latents; subtract mean of the latents @ weight from it",
-            lambda z, c: (_solved(_rows(z), _rows(c))[0], _rows(c).mean(0)),
-        ),
-        (
-            "the bias is missing from the results",
-            lambda z, c: (_solved(_rows(z), _rows(c))[0], c.new_zeros(3)),
-        ),
-        (
-            "one bias for all three colours: each has its own",
-            lambda z, c: (_solved(_rows(z), _rows(c))[0], _solved(_rows(z), _rows(c))[1].mean().expand(3)),
-        ),
-        (f"channels and pixels are mixed up: {_TO_ROWS}", lambda z, c: _solved(*_reshaped(z, c))),
-        (
-            f"channels and pixels of the latents are mixed up: {_TO_ROWS}",
-            lambda z, c: _solved(_reshaped(z, c)[0], _rows(c)),
-        ),
-        (
-            f"channels and pixels of the colours are mixed up: {_TO_ROWS}",
-            lambda z, c: _solved(_rows(z), _reshaped(z, c)[1]),
-        ),
-        (
-            "rows and columns are exchanged in one of the two: permute both in the same way",
-            lambda z, c: _solved(_rows(z.transpose(2, 3)), _rows(c)),
-        ),
-        (
-            "weight and bias are exchanged, or the ones come first: the bias is the row that belongs to the ones",
-            lambda z, c: (
-                torch.linalg.lstsq(_with_ones(_rows(z)).roll(1, 1), _rows(c)).solution[:-1],
-                torch.linalg.lstsq(_with_ones(_rows(z)).roll(1, 1), _rows(c)).solution[-1],
-            ),
-        ),
-        (
-            "the results are exchanged: the weight comes first",
-            lambda z, c: _solved(_rows(z), _rows(c))[::-1],
-        ),
-        (
-            "the weight is transposed: (C, 3), a row for each channel of the latent",
-            lambda z, c: (_solved(_rows(z), _rows(c))[0].T, _solved(_rows(z), _rows(c))[1]),
-        ),
-        (
-            "weight and bias come in one matrix (C + 1, 3): return its first C rows, and its last",
-            lambda z, c: torch.linalg.lstsq(_with_ones(_rows(z)), _rows(c)).solution,
-        ),
-        (
-            "this is the bias as a row (1, 3): take fitted[-1], which is (3,)",
-            lambda z, c: (_solved(_rows(z), _rows(c))[0], _solved(_rows(z), _rows(c))[1][None]),
-        ),
-        (
-            "only the first image is used: all pixels of the batch are rows",
-            lambda z, c: _solved(_rows(z[:1]), _rows(c[:1])),
+        *((message, lambda z, c, fit=fit: fit(_rows(z), _rows(c))) for message, fit in _FITS),
+        *(
+            (_OTHER_ORDER, lambda z, c, order=order: _fit(z.permute(*order, 1).flatten(0, 2), _rows(c)))
+            for order in [*itertools.permutations((0, 2, 3))][1:]
         ),
         *(
-            (
-                _EXCHANGED,
-                lambda z, c, end=end: end(_backwards(_rows(z), _rows(c))),
-            )
-            for end in (lambda x: (x[:-1], x[-1]), lambda x: (x[:-1].T, x[-1]), lambda x: (x[:-1], x[-1][:3]))
+            (_OTHER_ORDER, lambda z, c, order=order: _fit(_rows(z), c.permute(*order, 1).flatten(0, 2)))
+            for order in [*itertools.permutations((0, 2, 3))][1:]
         ),
+        (f"pixels and channels are mixed up: {_TO_ROWS}", lambda z, c: _fit(_mixed_up(z), _mixed_up(c))),
+        (f"pixels and channels of the latents are mixed up: {_TO_ROWS}", lambda z, c: _fit(_mixed_up(z), _rows(c))),
+        (f"pixels and channels of the colours are mixed up: {_TO_ROWS}", lambda z, c: _fit(_rows(z), _mixed_up(c))),
+        ("only the first image is used: take all pixels", lambda z, c: _fit(_rows(z[:1]), _rows(c[:1]))),
+        ("the number of channels is fixed at 4: take z.shape[1]", lambda z, c: _fit(_rows(z).reshape(-1, 4), _rows(c))),
+        *(
+            (_PIXELS_FIRST, lambda z, c, dim=dim: _fit(_rows(z.mean(dim, True)), _rows(c.mean(dim, True))))
+            for dim in (0, 2, 3, (2, 3))
+        ),
+        (_ONE_FIT, _fits_of_images),
+        (_ONE_FIT, lambda z, c: tuple(part.mean(0) for part in _fits_of_images(z, c))),
         (
-            _EXCHANGED,
-            lambda z, c: (
-                torch.linalg.lstsq(_rows(c), _with_ones(_rows(z))).solution[:-1],
-                torch.linalg.lstsq(_rows(c), _with_ones(_rows(z))).solution[-1],
-            ),
+            "a whole image is one equation here: each pixel is one",
+            lambda z, c: _split(_lstsq(z.flatten(1), c.flatten(1))),
         ),
-        (
-            "this is the correlation of latents and colours, not the fit: solve for the weight (lstsq)",
-            lambda z, c: (_rows(z).T @ _rows(c) / len(_rows(z)), _rows(c).mean(0)),
-        ),
-        # by their exceptions
-        ("lstsq returns four things by name: take its `.solution`", _unpacked),
-        (
-            "lstsq returns four things by name: take its `.solution`",
-            _by_parts(lambda z, c: torch.linalg.lstsq(_with_ones(_rows(z)), _rows(c))),
-        ),
-        (
-            "latents and colours must be matrices with a row for each pixel: (B·h·w, C) and (B·h·w, 3)",
-            lambda z, c: torch.linalg.lstsq(z, c),
-        ),
-        (
-            "as many rows are needed on both sides, one for each pixel: (B·h·w, C) and (B·h·w, 3)",
-            lambda z, c: torch.linalg.lstsq(z.flatten(2).transpose(1, 2).flatten(0, 1).T, _rows(c)),
-        ),
+        ("latents and colours must be matrices with a row for each pixel", _lstsq),  # by its exception
     ]
 )
 
 
-@PREVIEW_MISTAKES(
-    "weight and bias are read in the wrong place: the ones are the last column, so the bias is the last row"
-)
-def preview_read_from_the_top(z: Tensor, colours: Tensor) -> Any:
-    fitted = torch.linalg.lstsq(_with_ones(_rows(z)), _rows(colours)).solution
-    return fitted[1:], fitted[0]
+@PREVIEW_MISTAKES("each channel is fitted by itself, but channels are correlated: fit them together (lstsq)")
+def preview_by_channels(z, colours):
+    x, y = _rows(z), _rows(colours)
+    weight = (x - x.mean(0)).T @ (y - y.mean(0)) / (x - x.mean(0)).pow(2).sum(0)[:, None]
+    return weight, y.mean(0) - x.mean(0) @ weight
 
 
-@PREVIEW_MISTAKES("the bias is the last row of the solution, not its last column: take fitted[:-1] and fitted[-1]")
-def preview_read_in_columns(z: Tensor, colours: Tensor) -> Any:
-    fitted = torch.linalg.lstsq(_with_ones(_rows(z)), _rows(colours)).solution
-    return fitted[:, :-1], fitted[:, -1]
+def _pixels(batch: int, channels: int, height: int, width: int) -> Probe:
+    """Make latents whose channels are correlated, and colours that depend on them, but not only."""
+    z, noise, mix = probe((batch, channels, height, width), (batch, 3, height, width), (channels, 3))
+    z = (z + 0.5 * z.roll(1, 1)) * torch.arange(1, channels + 1).view(-1, 1, 1) / 2 + 0.5
+    return z, 0.2 * torch.einsum("bchw,cd->bdhw", z, mix) + 0.3 * noise + 0.2
 
 
-@PREVIEW_MISTAKES(f"the last channel's weights are taken for the bias: append a column of ones to the latents; {_BIAS}")
-def preview_split_without_ones(z: Tensor, colours: Tensor) -> Any:
-    fitted = torch.linalg.lstsq(_rows(z), _rows(colours)).solution
-    return fitted[:-1], fitted[-1]
+_PIXELS = (_pixels(2, 4, 6, 8), _pixels(3, 5, 4, 7))
 
 
-@PREVIEW_MISTAKES("the weight still has the bias as its last row: take fitted[:-1], which is (C, 3)")
-def preview_with_the_bias_in_the_weight(z: Tensor, colours: Tensor) -> Any:
-    fitted = torch.linalg.lstsq(_with_ones(_rows(z)), _rows(colours)).solution
-    return fitted, fitted[-1]
-
-
-@PREVIEW_MISTAKES("the number of channels is fixed at 4: split with fitted[:-1] and fitted[-1], or take z.shape[1]")
-def preview_cut_at_four(z: Tensor, colours: Tensor) -> Any:
-    fitted = torch.linalg.lstsq(_with_ones(_rows(z)), _rows(colours)).solution
-    return fitted[:4], fitted[4]
-
-
-@PREVIEW_MISTAKES("the number of channels is fixed at 4: take it from the latents, z.shape[1]")
-def preview_reshaped_to_four(z: Tensor, colours: Tensor) -> Any:
-    rows = z.permute(0, 2, 3, 1).reshape(-1, 4)
-    return _solved(rows, _rows(colours))
-
-
-@PREVIEW_MISTAKES("the images are averaged before the fit: every latent pixel of every image is a row of its own")
-def preview_of_the_mean_image(z: Tensor, colours: Tensor) -> Any:
-    return _solved(_rows(z.mean(0, keepdim=True)), _rows(colours.mean(0, keepdim=True)))
-
-
-@PREVIEW_MISTAKES(_ONE_FIT)
-def preview_of_each_image(z: Tensor, colours: Tensor) -> Any:
-    rows, rgb = z.flatten(2).transpose(1, 2), colours.flatten(2).transpose(1, 2)
-    fitted = torch.linalg.lstsq(torch.cat([rows, torch.ones_like(rows[..., :1])], dim=2), rgb).solution
-    return fitted[:, :-1], fitted[:, -1]
-
-
-@PREVIEW_MISTAKES(_ONE_FIT)
-def preview_averaged_over_images(z: Tensor, colours: Tensor) -> Any:
-    weight, bias = preview_of_each_image(z, colours)
-    return weight.mean(0), bias.mean(0)
-
-
-@PREVIEW_MISTAKES("a whole image is taken for one equation: each latent pixel is one, with C values and three colours")
-def preview_of_whole_images(z: Tensor, colours: Tensor) -> Any:
-    fitted = torch.linalg.lstsq(z.flatten(1), colours.flatten(1)).solution
-    return fitted[:-1], fitted[-1]
-
-
-@PREVIEW_MISTAKES(
-    "torch.linalg.solve needs as many equations as unknowns; for the best fit of many take torch.linalg.lstsq"
-)
-def preview_solved_exactly(z: Tensor, colours: Tensor) -> Any:
-    return torch.linalg.solve(_with_ones(_rows(z)), _rows(colours))
-
-
-@PREVIEW_MISTAKES("the products rowsᵀ rgb alone are no fit: solve (rowsᵀ rows) W = rowsᵀ rgb for W, or take lstsq")
-def preview_of_products(z: Tensor, colours: Tensor) -> Any:
-    fitted = _with_ones(_rows(z)).T @ _rows(colours)
-    return fitted[:-1], fitted[-1]
+def _look_at_fit(found: Results, right: Results) -> str | None:
+    """Compare its squared error with the smallest one."""
+    (z, colours), (weight, bias), (best_weight, best_bias) = _PIXELS[0], found[0], right[0]
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or weight.shape != best_weight.shape:
+        return None
+    if same(weight, best_weight):
+        return f"the weight is right, the bias is not: {_BIAS}"
+    if bias.shape != best_bias.shape:
+        return None
+    x, y = _rows(z), _rows(colours)
+    ratio = float((x @ weight + bias - y).pow(2).sum() / (x @ best_weight + best_bias - y).pow(2).sum())
+    advice = (
+        "take all pixels, without a penalty, steps of a descent, or rounding" if ratio < 2 else "are its rows right?"
+    )
+    return f"this is not the best fit, its squared error is {ratio:.4g} times the smallest: {advice}"
 
 
 # 10.3
 
 
-def _of_moments(code: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the sample a function of the posterior's parameters, so that its gradient can be asked for.
+@recipe
+def sampled(answer: Any, moments: Tensor, temperature: float, noise: Tensor) -> Any:
+    """Return the sample of the posterior with these parameters.
 
     Raises:
         ValueError: the posterior has other values afterwards. A notebook calls with the same one again and again.
     """
-
-    def sample(moments: Tensor, temperature: float, noise: Tensor) -> Any:
-        posterior = DiagonalGaussianDistribution(moments)
-        result = code(posterior, temperature, noise)
-        fresh = DiagonalGaussianDistribution(moments)
-        if not all(same(getattr(posterior, part), getattr(fresh, part)) for part in ("mean", "logvar", "std", "var")):
-            raise ValueError("the posterior is changed")
-        return result
-
-    return sample
+    posterior, fresh = DiagonalGaussianDistribution(moments.clone()), DiagonalGaussianDistribution(moments)
+    result = call(answer, posterior, temperature, noise)
+    if not all(same(getattr(posterior, part), getattr(fresh, part)) for part in ("mean", "logvar", "std", "var")):
+        raise ValueError("the posterior is changed")
+    return result
 
 
 _CHANGED = (
     "it changes the posterior, so that its next sample starts from the new values: let posterior.std and the others be"
 )
-_ONLY_STD = "it multiplies the standard deviation only"
+_ONE_STD = "one standard deviation for many values, their average: each value has its own"
+_OWN_NOISE = "the noise is changed before it is used: take it as it is given"
+_POSTERIOR = "the posterior is no tensor: take posterior.mean and posterior.std, without .latent_dist"
 TEMPERATURE_MISTAKES = Mistakes(
     [
-        (
-            f"the temperature multiplies the mean, too: {_ONLY_STD}",
-            lambda p, t, e: t * (p.mean + p.std * e),
-        ),
-        (f"the temperature multiplies the mean instead: {_ONLY_STD}", lambda p, t, e: t * p.mean + p.std * e),
+        ("the temperature multiplies the mean, too: only posterior.std", lambda p, t, e: t * (p.mean + p.std * e)),
+        ("the temperature multiplies the mean instead of posterior.std", lambda p, t, e: t * p.mean + p.std * e),
         ("the temperature is not used", lambda p, t, e: p.mean + p.std * e),
-        (
-            "the noise is multiplied by the variance: take the standard deviation",
-            lambda p, t, e: p.mean + t * p.var * e,
-        ),
-        (
-            "the noise is multiplied by the log-variance: take the standard deviation",
-            lambda p, t, e: p.mean + t * p.logvar * e,
-        ),
-        (
-            "the variance, not the deviation, is multiplied by the temperature: without the root",
-            lambda p, t, e: p.mean + t**0.5 * p.std * e,
-        ),
-        ("the temperature is squared: multiply the deviation by it, once", lambda p, t, e: p.mean + t**2 * p.std * e),
-        (
-            "the log-variance is multiplied by the temperature: multiply the standard deviation",
-            lambda p, t, e: p.mean + (0.5 * t * p.logvar).exp() * e,
-        ),
+        ("the noise is multiplied by the variance: take posterior.std", lambda p, t, e: p.mean + t * p.var * e),
+        ("the noise is multiplied by the log-variance: take posterior.std", lambda p, t, e: p.mean + t * p.logvar * e),
+        ("the temperature multiplies the variance, before the root", lambda p, t, e: p.mean + t**0.5 * p.std * e),
+        ("the temperature is squared: multiply posterior.std by it once", lambda p, t, e: p.mean + t**2 * p.std * e),
+        ("the temperature is in the exponent: multiply posterior.std by it", lambda p, t, e: p.mean + p.std**t * e),
         ("divided by the temperature: a higher one means more noise", lambda p, t, e: p.mean + p.std * e / t),
-        (
-            "the posterior's deviation is missing: the noise has its width, place by place",
-            lambda p, t, e: p.mean + t * e,
-        ),
+        ("posterior.std is missing: the noise is as wide as it, place by place", lambda p, t, e: p.mean + t * e),
         ("the mean is missing", lambda p, t, e: t * p.std * e),
-        ("the noise is missing: this shifts every value by its own deviation", lambda p, t, e: p.mean + t * p.std),
+        ("the noise is missing: this shifts every value by its own std", lambda p, t, e: p.mean + t * p.std),
         ("this is the mean alone", lambda p, t, e: p.mean.clone()),
-        (
-            "between noise and mean: nothing is taken from the mean, however high the temperature",
-            lambda p, t, e: (1 - t) * p.mean + t * p.std * e,
-        ),
+        ("between noise and mean: nothing is taken from the mean", lambda p, t, e: (1 - t) * p.mean + t * p.std * e),
+        ("between sample and mean: t is no share, but may be above 1", lambda p, t, e: (1 - t) * p.mean + t * e),
         ("the sign of the noise", lambda p, t, e: p.mean - t * p.std * e),
+        ("the temperature is added to posterior.std: multiply by it", lambda p, t, e: p.mean + (p.std + t) * e),
+        ("the noise is added to posterior.std: multiply by it", lambda p, t, e: p.mean + t * (p.std + e)),
+        ("posterior.std is added to the mean: it multiplies the noise", lambda p, t, e: p.mean + p.std + t * e),
+        ("mean and std are exchanged: std multiplies the noise", lambda p, t, e: p.std + t * p.mean * e),
+        ("mean and noise are exchanged: std multiplies the noise", lambda p, t, e: e + t * p.std * p.mean),
+        ("posterior.std multiplies the mean, too: look at the brackets", lambda p, t, e: (p.mean + t * e) * p.std),
+        ("the mean multiplies the noise: it is added", lambda p, t, e: p.mean * t * p.std * e),
+        ("the temperature is added to the noise: multiply by it", lambda p, t, e: p.mean + p.std * (e + t)),
+        ("a root of posterior.std: it is the root already", lambda p, t, e: p.mean + t * p.std.sqrt() * e),
+        ("exp(2 · logvar): the standard deviation is posterior.std", lambda p, t, e: p.mean + t * p.var**2 * e),
+        ("the sign of the exponent, or divided by std: multiply by it", lambda p, t, e: p.mean + t / p.std * e),
+        *(
+            (_ONE_STD, lambda p, t, e, dims=dims: p.mean + t * p.std.mean(dims, keepdim=True) * e)
+            for dims in ((0, 1, 2, 3), (1, 2, 3), (2, 3), 0, 1)
+        ),
+        (_ONE_STD, lambda p, t, e: p.mean + t * p.var.mean().sqrt() * e),
+        ("the ½ stands outside of exp: take posterior.std", lambda p, t, e: p.mean + t * p.var / 2 * e),
+        ("exp is missing: take posterior.std", lambda p, t, e: p.mean + t * p.logvar / 2 * e),
+        (_OWN_NOISE, lambda p, t, e: p.mean + t * p.std * (e - e.mean()) / e.std()),
+        (_OWN_NOISE, lambda p, t, e: p.mean + t * p.std * e.mean()),
+        (_OWN_NOISE, lambda p, t, e: p.mean + t * p.std * e.sign()),
+        (_OWN_NOISE, lambda p, t, e: p.mean + t * p.std * (e - e.mean())),
+        (_OWN_NOISE, lambda p, t, e: p.mean + t * p.std * e / e.std()),
+        (_OWN_NOISE, lambda p, t, e: p.mean + t * p.std * e.abs()),
+        (_OWN_NOISE, lambda p, t, e: p.mean + t * p.std * e.clamp(-1, 1)),
+        ("the first image's noise is used for all: each has its own", lambda p, t, e: p.mean + t * p.std * e[:1]),
+        ("mean and noise come as a pair: add them", lambda p, t, e: (p.mean, t * p.std * e)),
+        # by their exceptions
+        ("posterior.mode is a method: call it, mode(), or take posterior.mean", lambda p, t, e: p.mode + t * p.std * e),
+        ("posterior.mean and posterior.std are tensors, not methods", lambda p, t, e: p.mean() + t * p.std() * e),
+        (_POSTERIOR, lambda p, t, e: p.latent_dist.mean + t * p.latent_dist.std * e),
+        ("temperature 0 has no logarithm", lambda p, t, e: p.mean + (math.log(t) + p.logvar / 2).exp() * e),
     ]
 )
 
 
 @TEMPERATURE_MISTAKES(_CHANGED)
-def temperature_kept_in_the_posterior(posterior: Any, temperature: float, noise: Tensor) -> Tensor:
+def temperature_kept_in_the_posterior(posterior, temperature, noise):
     posterior.std = posterior.std * temperature
     return posterior.mean + posterior.std * noise
 
 
-@TEMPERATURE_MISTAKES(
-    "at temperature 0 it takes the logarithm of 0: multiply the standard deviation, which has no such gap"
+_POSTERIORS = tuple(
+    (moments, temperature, noise)
+    for temperature, (moments, noise) in (
+        (2.5, probe((2, 8, 4, 5), (2, 4, 4, 5))),
+        (0.3, probe((1, 6, 3, 2), (1, 3, 3, 2))),
+        (0, probe((3, 8, 2, 3), (3, 4, 2, 3))),
+    )
 )
-def temperature_by_its_logarithm(posterior: Any, temperature: float, noise: Tensor) -> Tensor:
-    return posterior.mean + torch.exp(posterior.logvar / 2 + math.log(temperature)) * noise
 
 
-@TEMPERATURE_MISTAKES("the temperature is added to the standard deviation: multiply by it")
-def temperature_added(posterior: Any, temperature: float, noise: Tensor) -> Tensor:
-    return posterior.mean + (posterior.std + temperature) * noise
-
-
-@TEMPERATURE_MISTAKES("the standard deviation is added to the mean: it multiplies the noise")
-def temperature_of_noise_beside_the_deviation(posterior: Any, temperature: float, noise: Tensor) -> Tensor:
-    return posterior.mean + posterior.std + temperature * noise
-
-
-@TEMPERATURE_MISTAKES("the root of the standard deviation: posterior.std is already the root of the variance")
-def temperature_of_the_root(posterior: Any, temperature: float, noise: Tensor) -> Tensor:
-    return posterior.mean + temperature * posterior.std.sqrt() * noise
-
-
-@TEMPERATURE_MISTAKES("exp(2 · logvar): the standard deviation is exp(logvar / 2), and there is posterior.std")
-def temperature_of_twice_the_logarithm(posterior: Any, temperature: float, noise: Tensor) -> Tensor:
-    return posterior.mean + temperature * torch.exp(2 * posterior.logvar) * noise
-
-
-@TEMPERATURE_MISTAKES("one deviation for all values, their average: each value has its own")
-def temperature_of_the_average_deviation(posterior: Any, temperature: float, noise: Tensor) -> Tensor:
-    return posterior.mean + temperature * posterior.std.mean() * noise
-
-
-@TEMPERATURE_MISTAKES("posterior.mode is a method: call it, mode(), or take posterior.mean")
-def temperature_from_the_method(posterior: Any, temperature: float, noise: Tensor) -> Tensor:
-    return posterior.mode + temperature * posterior.std * noise
-
-
-@TEMPERATURE_MISTAKES("posterior.mean and posterior.std are tensors, not methods: write them without brackets")
-def temperature_with_brackets(posterior: Any, temperature: float, noise: Tensor) -> Tensor:
-    return posterior.mean() + temperature * posterior.std() * noise
-
-
-@TEMPERATURE_MISTAKES("the posterior itself is given, encode's .latent_dist: take posterior.mean and posterior.std")
-def temperature_of_latent_dist(posterior: Any, temperature: float, noise: Tensor) -> Tensor:
-    return posterior.latent_dist.mean + temperature * posterior.latent_dist.std * noise
+def _look_at_noise(found: Results, right: Results) -> str | None:
+    """Tell how strong the noise is, if it is the right one but for a factor."""
+    for (moments, temperature, noise), ours, theirs in zip(_POSTERIORS, found, right, strict=True):
+        if not isinstance(ours, Tensor) or ours.shape != theirs.shape:
+            return None
+        mean, logvar = moments.chunk(2, dim=1)
+        spread = (logvar / 2).exp() * noise
+        strength = ((ours - mean) * spread).sum() / spread.pow(2).sum()
+        if not same(ours, theirs) and same(ours, mean + strength * spread):
+            return (
+                f"at temperature {temperature:g} the noise is {strength:.3g} times as strong, not {temperature:g} times"
+            )
+    if not same(found[-1], right[-1]):
+        return "at temperature 0 it is not the mean: the temperature multiplies all that is added to the mean"
+    return "at temperature 0 it is right, above not: temperature * posterior.std * noise is added to the mean, no more"
 
 
 # 10.4
 
-_Path = Callable[[Tensor, Tensor, float], Any]
+
+def _cosine(x, y):
+    return F.cosine_similarity(x, y, dim=1)[:, None]
 
 
-def _flat(x: Tensor) -> Tensor:
-    return x.flatten(1)
+def _angle(x, y):
+    return _cosine(x, y).clamp(-1, 1).acos()
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Of each pair: (B, 1)."""
-    x, y = _flat(a), _flat(b)
-    return ((x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1)))[:, None]
+def _dot(x, y):
+    return (x * y).sum(1, keepdim=True)
 
 
-def _along(angle: Tensor, x: Tensor, y: Tensor, t: float) -> Tensor:
-    """The finished formula; the angle broadcasts with x and y. Where it is 0, the straight line."""
-    between = (torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)
-    return torch.where(angle.abs() < 1e-3, (1 - t) * x + t * y, between)
+def _norm(x):
+    return x.norm(dim=1, keepdim=True)
 
 
-def _turning(angle_of: Callable[[Tensor, Tensor], Tensor]) -> _Path:
-    """The finished version with another angle, (B, 1) or one for all."""
-    return lambda a, b, t: _along(angle_of(a, b), _flat(a), _flat(b), t).view_as(a)
+def _sines(w, t):
+    return sin((1 - t) * w) / sin(w), sin(t * w) / sin(w)
 
 
-def _angle(a: Tensor, b: Tensor) -> Tensor:
-    return _cosine(a, b).clamp(-1, 1).acos()
+def _where_small(w, line, arc, x, y):
+    return torch.where(w.abs() < 1e-3, line, arc)
 
 
-def _over_dims(*dims: int) -> _Path:
-    """The angle over some dimensions only."""
+def _slerp(angle=_angle, factors=_sines, choose=_where_small):
+    """Make the finished version with another angle, other factors, or another choice of the straight line."""
 
-    def path(a: Tensor, b: Tensor, t: float) -> Tensor:
-        lengths = a.pow(2).sum(dims, keepdim=True).sqrt() * b.pow(2).sum(dims, keepdim=True).sqrt()
-        return _along(((a * b).sum(dims, keepdim=True) / lengths).clamp(-1, 1).acos(), a, b, t)
+    def slerp(a, b, t):
+        x, y = a.flatten(1), b.flatten(1)
+        w = angle(x, y)
+        first, second = factors(w, t)
+        return choose(w, (1 - t) * x + t * y, first * x + second * y, x, y).view_as(a)
 
-    return path
-
-
-def _weights(change: Callable[[Tensor, float], tuple[Any, Any]]) -> _Path:
-    """Other factors before a and b, made of the angle (B, 1)."""
-
-    def path(a: Tensor, b: Tensor, t: float) -> Tensor:
-        first, second = change(_angle(a, b), t)
-        return (first * _flat(a) + second * _flat(b)).view_as(a)
-
-    return path
+    return slerp
 
 
-def _units(a: Tensor) -> Tensor:
-    return _flat(a) / _flat(a).norm(dim=1, keepdim=True)
+def _over_dims(*dims):
+    """Take the angle over some dimensions only."""
+
+    def slerp(a, b, t):
+        norms = [x.pow(2).sum(dims, keepdim=True).sqrt() for x in (a, b)]
+        w = ((a * b).sum(dims, keepdim=True) / norms[0] / norms[1]).clamp(-1, 1).acos()
+        first, second = _sines(w, t)
+        return torch.where(w < 1e-3, (1 - t) * a + t * b, first * a + second * b)
+
+    return slerp
 
 
-def _by_torch(a: Tensor, b: Tensor) -> Tensor:
-    return F.cosine_similarity(_flat(a), _flat(b), dim=1)[:, None]
+def _rescaled(norm, unit=lambda x: x / _norm(x)):
+    """Turn between the directions (or a and b), then give the result a norm of its own."""
+
+    def rescaled(a, b, t):
+        x, y = a.flatten(1), b.flatten(1)
+        turned = slerp(unit(x), unit(y), t)
+        turned = turned / _norm(turned) * norm(_norm(x), _norm(y), t)
+        return torch.where(_angle(x, y) < 1e-3, (1 - t) * x + t * y, turned).view_as(a)
+
+    return rescaled
 
 
-def _of_units(a: Tensor, b: Tensor) -> Tensor:
-    return (_units(a) * _units(b)).sum(1, keepdim=True)
-
-
-def _turned(cosine: Tensor, a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Without the straight line where the angle is 0."""
-    angle = cosine.acos()
-    between = (torch.sin((1 - t) * angle) * _flat(a) + torch.sin(t * angle) * _flat(b)) / torch.sin(angle)
-    return between.view_as(a)
-
-
-def _undivided(angle: Tensor, a: Tensor, b: Tensor, t: float) -> Tensor:
-    return (torch.sin((1 - t) * angle) * _flat(a) + torch.sin(t * angle) * _flat(b)).view_as(a)
-
-
-def _straight_on_the_sphere(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y = _flat(a), _flat(b)
-    line = (1 - t) * x + t * y
-    length = (1 - t) * x.norm(dim=1, keepdim=True) + t * y.norm(dim=1, keepdim=True)
-    return (line / line.norm(dim=1, keepdim=True) * length).view_as(a)
-
-
+_ONE_NUMBER = "math.sin, float and .item() take one number, and each pair has an angle of its own: take torch.sin"
+_BACKWARDS = "a and b are exchanged: t = 0 gives a, t = 1 gives b"
+_IF = "`if` takes one decision, and each pair needs one of its own: torch.where(angle < 1e-3, straight, between)"
+_NO_COSINES = "cosines for sines: the factors are sin((1 - t) · angle) / sin(angle) and sin(t · angle) / sin(angle)"
+_RIGHT_ANGLE = "these factors are right for a right angle only: use the angle between a and b, in sines"
 _EACH = "every pair has one angle, over all its values"
-_SHORT = "where a and b point the same way, sin(angle) is 0: take the straight line there"
-_STILL = "where both point the same way it stays at {}: there the straight line, (1 - t) * a + t * b, is asked for"
-_ZERO = f"it gives 0 for two that point the same way: {_SHORT}"
-_TOO_STRAIGHT = "the straight line is taken up to too wide an angle: below 0.001, say, and the arc above"
-_RESCALED = "turned between directions, and given a length afterwards: multiply a and b themselves by the two factors"
+_BEYOND = "the arc cosine of a number beyond 1, which is NaN: the cosine is the product over the product of both norms"
+_STILL = "where both point the same way it gives {}: there the straight line, (1 - t) * a + t * b, is asked for"
+_NO_LINE = "NaN for two that point the same way: there sin(angle) is 0; take the straight line there"
+_ZERO = "it gives 0 for two that point the same way: there sin(angle) is 0; take the straight line there"
+_NO_CLAMP = "NaN for two that point the same way: rounding lifts their cosine above 1; clamp it to [-1, 1] before acos"
+_TOGETHER = "NaN where only some pairs point the same way: decide for each (torch.where), not for all together"
+_ALL_STRAIGHT = "one pair that points the same way makes the whole batch straight: decide for each (torch.where)"
+_TOO_STRAIGHT = (
+    "the straight line, or a limit of the cosine, reaches too wide an angle: below 0.001, say, and the arc above"
+)
+_RESCALED = "turned between directions, and given a norm afterwards: multiply a and b themselves by the two factors"
+_DIVIDE = "divide by both norms themselves: the cosine is the sum of the products over the product of both norms"
+_DIMENSIONS = (
+    "the angle must be (B, 1) to multiply flat latents, (B, 1, 1, 1) to multiply latents: keep or add dimensions"
+)
+_ANGLES: tuple[Mistake, ...] = (
+    (_BEYOND, lambda x, y: _dot(x, y).acos()),
+    (f"the plain product is clamped for a cosine: {_DIVIDE}", lambda x, y: _dot(x, y).clamp(-1, 1).acos()),
+    ("the cosine is taken for the angle: the arc cosine (torch.acos) is missing", _cosine),
+    ("the cosine is taken of the cosine: the angle is the arc cosine", lambda x, y: _cosine(x, y).cos()),
+    ("the arc sine is taken of the cosine: the angle is torch.acos(cosine)", lambda x, y: _cosine(x, y).asin()),
+    ("1 - cosine is no angle: take torch.acos(cosine)", lambda x, y: 1 - _cosine(x, y)),
+    ("the angle is in degrees: torch.sin takes radians", lambda x, y: _angle(x, y).rad2deg()),
+    ("the angle is halved: take it as torch.acos gives it", lambda x, y: _angle(x, y) / 2),
+    ("the angle is doubled: take it as torch.acos gives it", lambda x, y: _angle(x, y) * 2),
+    ("the angle is clamped: clamp the cosine to [-1, 1], before acos", lambda x, y: _angle(x, y).clamp(-1, 1)),
+    (f"divided by the squares of the norms: {_DIVIDE}", lambda x, y: (_dot(x, y) / (_norm(x) * _norm(y)) ** 2).acos()),
+    *(
+        (f"divided by one norm only: {_DIVIDE}", lambda x, y, n=n: (_dot(x, y) / n(x, y)).clamp(-1, 1).acos())
+        for n in (lambda x, y: _norm(x), lambda x, y: _norm(y), lambda x, y: _norm(x) ** 2, lambda x, y: _norm(y) ** 2)
+    ),
+    (f"divided by the sum of the norms: {_DIVIDE}", lambda x, y: (_dot(x, y) / (_norm(x) + _norm(y))).acos()),
+    (f"divided by the norms of the whole batch: {_DIVIDE}", lambda x, y: (_dot(x, y) / (x.norm() * y.norm())).acos()),
+    ("the product is averaged: the cosine needs the sum", lambda x, y: (_cosine(x, y) / x.shape[1]).acos()),
+    (
+        "the means are subtracted before the angle: it is between a and b themselves, from 0",
+        lambda x, y: _angle(x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)),
+    ),
+    ("the cosine loses its sign: beyond a right angle it is negative", lambda x, y: _cosine(x, y).abs().acos()),
+    ("the cosine is clamped to [0, 1]: clamp it to [-1, 1]", lambda x, y: _cosine(x, y).clamp(0, 1).acos()),
+    ("a distance is taken for the angle: it is torch.acos(cosine)", lambda x, y: _norm(x - y)),
+    ("a distance is taken for the angle: it is torch.acos(cosine)", lambda x, y: _norm(x / _norm(x) - y / _norm(y))),
+)
+_FACTORS_OF_PAIRS: tuple[Mistake, ...] = (  # of sin((1 - t) · angle), sin(t · angle), sin(angle)
+    (_BACKWARDS, lambda one, two, sine: (two / sine, one / sine)),
+    ("not divided by sin(angle)", lambda one, two, sine: (one, two)),
+    ("divided by sin(angle) twice", lambda one, two, sine: (one / sine**2, two / sine**2)),
+    ("multiplied by sin(angle): divide by it", lambda one, two, sine: (one * sine, two * sine)),
+    ("only b's part is divided by sin(angle): put brackets around the sum", lambda one, two, sine: (one, two / sine)),
+    ("only a's part is divided by sin(angle): divide both", lambda one, two, sine: (one / sine, two)),
+    (
+        "a's factor has 1 - sin(t · angle), not sin((1 - t) · angle)",
+        lambda one, two, sine: ((1 - two) / sine, two / sine),
+    ),
+    ("a's factor is 1 - b's: it is made of sin((1 - t) · angle)", lambda one, two, sine: (1 - two / sine, two / sine)),
+    ("a and b have the same factor: a's is made of sin((1 - t) · angle)", lambda one, two, sine: (two / sine,) * 2),
+    ("the two parts are subtracted: add them", lambda one, two, sine: (one / sine, -two / sine)),
+    ("the factors are scaled to a sum of 1: leave them", lambda one, two, sine: (one / (one + two), two / (one + two))),
+)
+_SINES: tuple[Mistake, ...] = (  # of the angle and t
+    *(
+        (message, lambda w, t, factors=factors: factors(sin((1 - t) * w), sin(t * w), sin(w)))
+        for message, factors in _FACTORS_OF_PAIRS
+    ),
+    ("divided by the angle: divide by its sine", lambda w, t: (sin((1 - t) * w) / w, sin(t * w) / w)),
+    ("brackets are missing: sin((1 - t) * angle)", lambda w, t: (sin(1 - t * w) / sin(w), sin(t * w) / sin(w))),
+    (_RIGHT_ANGLE, lambda w, t: (math.cos(t * math.pi / 2), math.sin(t * math.pi / 2))),
+    (_RIGHT_ANGLE, lambda w, t: (torch.cos(t * w), sin(t * w))),
+    (_NO_COSINES, lambda w, t: (torch.cos((1 - t) * w) / w.cos(), torch.cos(t * w) / w.cos())),
+    (_NO_COSINES, lambda w, t: (torch.cos((1 - t) * w) / w.sin(), torch.cos(t * w) / w.sin())),
+    ("t is not used", lambda w, t: _sines(w, 0.5)),
+)
+_CHOICES: tuple[Mistake, ...] = (  # of the angle, the straight line, the arc, a and b
+    (_NO_LINE, lambda w, line, arc, x, y: arc),
+    (_ZERO, lambda w, line, arc, x, y: arc.nan_to_num()),
+    (_STILL.format("a"), lambda w, line, arc, x, y: torch.where(w < 1e-3, x, arc)),
+    (_STILL.format("b"), lambda w, line, arc, x, y: torch.where(w < 1e-3, y, arc)),
+    (_STILL.format("their average"), lambda w, line, arc, x, y: torch.where(w < 1e-3, (x + y) / 2, arc)),
+    ("torch.where is the wrong way round", lambda w, line, arc, x, y: torch.where(w > 1e-3, line, arc)),
+    (
+        "the cosine is compared with 1e-3, not the angle",
+        lambda w, line, arc, x, y: torch.where(w.cos() < 1e-3, line, arc),
+    ),
+    ("the straight line runs from b to a", lambda w, line, arc, x, y: torch.where(w < 1e-3, x + y - line, arc)),
+    *(
+        (_TOO_STRAIGHT, lambda w, line, arc, x, y, least=least: torch.where(w < least, line, arc))
+        for least in (0.07, 0.15, 0.3, 0.6, 1.0)
+    ),
+    (_ALL_STRAIGHT, lambda w, line, arc, x, y: line if (w < 1e-3).any() else arc),
+    (_TOGETHER, lambda w, line, arc, x, y: line if (w < 1e-3).all() else arc),
+)
+_NORMS = (
+    lambda n, m, t: n,
+    lambda n, m, t: m,
+    lambda n, m, t: (1 - t) * n + t * m,
+    lambda n, m, t: n ** (1 - t) * m**t,
+)
 SLERP_MISTAKES = Mistakes(
     [
-        ("this is the straight line: use the angle between a and b", lambda a, b, t: (1 - t) * a + t * b),
-        ("a and b are exchanged: t = 0 gives a, t = 1 gives b", lambda a, b, t: slerp(b, a, t)),
-        (
-            "the arc cosine of the plain product: divide it by both lengths first",
-            _turning(lambda a, b: (_flat(a) * _flat(b)).sum(1, keepdim=True).acos()),
-        ),
-        (
-            "the arc cosine of the plain product, clamped: divide it by both lengths first",
-            _turning(lambda a, b: (_flat(a) * _flat(b)).sum(1, keepdim=True).clamp(-1, 1).acos()),
-        ),
+        ("this is the straight line: use the angle between a and b", torch.lerp),
+        (_BACKWARDS, lambda a, b, t: slerp(b, a, t)),
+        *((message, _slerp(angle=angle)) for message, angle in _ANGLES),
         (f"one angle for the whole batch: {_EACH}", _over_dims(0, 1, 2, 3)),
+        (f"one angle for the whole batch: {_EACH}", _slerp(lambda x, y: _angle(x, y).mean())),
         (f"an angle for every pixel: {_EACH}", _over_dims(1)),
         (f"an angle for every channel: {_EACH}", _over_dims(2, 3)),
         (f"an angle for every row: {_EACH}", _over_dims(3)),
-        (
-            "the cosine is taken for the angle: the arc cosine (torch.acos) is missing",
-            _turning(_cosine),
-        ),
-        (
-            "the cosine is taken of it once more: the angle is the arc cosine",
-            _turning(lambda a, b: _cosine(a, b).cos()),
-        ),
-        (
-            "the angle is in degrees: torch.sin takes radians",
-            _turning(lambda a, b: _angle(a, b).rad2deg()),
-        ),
-        *(  # for pairs that point the same way the rounding of the cosine decides
-            (
-                "not divided by sin(angle)",
-                lambda a, b, t, cosine=cosine: _undivided(cosine(a, b).clamp(-1, 1).acos(), a, b, t),
-            )
-            for cosine in (_cosine, _by_torch, _of_units)
-        ),
-        (
-            "divided by the angle: divide by its sine",
-            _weights(
-                lambda w, t: (
-                    torch.where(w < 1e-3, 1 - t, torch.sin((1 - t) * w) / w),
-                    torch.where(w < 1e-3, t, torch.sin(t * w) / w),
-                )
-            ),
-        ),
-        (
-            "the factors are those of a quarter turn: use the angle between a and b",
-            _weights(
-                lambda w, t: (torch.cos(torch.tensor(t * torch.pi / 2)), torch.sin(torch.tensor(t * torch.pi / 2)))
-            ),
-        ),
-        (
-            "the lengths are lost: a and b themselves are added, only the angle is that of their directions",
-            lambda a, b, t: _along(_angle(a, b), _units(a), _units(b), t).view_as(a),
-        ),
-        (
-            "the result has length 1: latents keep their lengths, only for the angle they are divided by them",
-            lambda a, b, t: F.normalize(_flat(slerp(a, b, t))).view_as(a),
-        ),
-        (
-            "one pair that points the same way puts the batch on the straight line: decide for each (torch.where)",
-            lambda a, b, t: (1 - t) * a + t * b if bool((_angle(a, b) < 1e-3).any()) else slerp(a, b, t),
-        ),
-        *(
-            (
-                f"the lengths are lost, and NaN for two that point the same way: {_SHORT}",
-                lambda a, b, t, cosine=cosine: _turned(
-                    cosine(a, b).clamp(-1, 1), _units(a).view_as(a), _units(b).view_as(b), t
-                ),
-            )
-            for cosine in (_cosine, _by_torch, _of_units)
-        ),
-        (
-            "the straight line, brought to the length between: an even pace along the angle is asked for",
-            _straight_on_the_sphere,
-        ),
-        *(
-            (
-                f"NaN for two that point the same way: {_SHORT}",
-                lambda a, b, t, cosine=cosine: _turned(cosine(a, b).clamp(-1, 1), a, b, t),
-            )
-            for cosine in (_cosine, _by_torch, _of_units)
-        ),
-        *(
-            (
-                "NaN for two that point the same way: rounding lifts their cosine above 1, where torch.acos "
-                "has no value; clamp it to [-1, 1]",
-                lambda a, b, t, cosine=cosine: _along(cosine(a, b).acos(), _flat(a), _flat(b), t).view_as(a),
-            )
-            for cosine in (_cosine, _by_torch, _of_units)
-        ),
-        (
-            "the result is flat: give it the shape of a again",
-            lambda a, b, t: slerp(a, b, t).flatten(1),
-        ),
-        # by its exception
-        (
-            "the angle is (B,): to multiply latents it must be (B, 1), for flat ones, or (B, 1, 1, 1)",
-            lambda a, b, t: torch.sin((1 - t) * _angle(a, b)[:, 0]) * a,
-        ),
-        (
-            "the angle is (B,): to multiply latents it must be (B, 1), for flat ones, or (B, 1, 1, 1)",
-            lambda a, b, t: torch.sin((1 - t) * _angle(a, b)[:, 0]) * _flat(a),
-        ),
+        (f"an angle for every column: {_EACH}", _over_dims(2)),
+        (f"an angle for every value, over the batch: {_EACH}", _over_dims(0)),
+        *((message, _slerp(factors=factors)) for message, factors in _SINES),
+        *((message, _slerp(choose=choose)) for message, choose in _CHOICES),
+        (_NO_CLAMP, _slerp(angle=lambda x, y: _cosine(x, y).acos())),
+        ("the norms are lost: only for the angle a and b are divided by theirs", _rescaled(lambda n, m, t: 1)),
+        *((_RESCALED, _rescaled(norm)) for norm in _NORMS),
+        *((_RESCALED, _rescaled(norm, unit=lambda x: x)) for norm in _NORMS),
+        ("the result is divided by its norm: leave it as it is", _rescaled(lambda n, m, t: 1, unit=lambda x: x)),
+        ("the result is flat: give it the shape of a again", lambda a, b, t: slerp(a, b, t).flatten(1)),
+        # by their exceptions
+        (_DIMENSIONS, lambda a, b, t: sin((1 - t) * _angle(a.flatten(1), b.flatten(1))[:, 0]) * a),
+        (_ONE_NUMBER, _slerp(factors=lambda w, t: (math.sin(w), math.sin(w)))),
+        (_IF, _slerp(choose=lambda w, line, arc, x, y: line if w < 1e-3 else arc)),
+        ("squeeze() drops the dimension of a batch of one", _slerp(lambda x, y: _angle(x, y).squeeze()[:, None])),
     ]
 )
 
 
-@SLERP_MISTAKES(_ZERO)
-def slerp_over_sine_plus_eps(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y = _flat(a), _flat(b)
-    angle = _angle(a, b)
-    between = (torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / (torch.sin(angle) + 1e-8)
-    return between.view_as(a)
-
-
-@SLERP_MISTAKES(_ZERO)
-def slerp_without_nan(a: Tensor, b: Tensor, t: float) -> Tensor:
-    return _turned(_by_torch(a, b).clamp(-1, 1), a, b, t).nan_to_num()
-
-
-@SLERP_MISTAKES(_TOO_STRAIGHT)
-def slerp_straight_up_to_a_third(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y, angle = _flat(a), _flat(b), _angle(a, b)
-    return torch.where(angle < 0.3, (1 - t) * x + t * y, _along(angle, x, y, t)).view_as(a)
-
-
-@SLERP_MISTAKES("not divided by sin(angle)")
-def slerp_undivided_but_straight_where_equal(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y, angle = _flat(a), _flat(b), _angle(a, b)
-    between = torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y
-    return torch.where(angle < 1e-3, (1 - t) * x + t * y, between).view_as(a)
-
-
-@SLERP_MISTAKES("only b's part is divided by sin(angle): put brackets around the sum")
-def slerp_without_brackets(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y, angle = _flat(a), _flat(b), _angle(a, b)
-    between = torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y / torch.sin(angle)
-    return torch.where(angle < 1e-3, (1 - t) * x + t * y, between).view_as(a)
-
-
-@SLERP_MISTAKES("torch.where is the wrong way round: the straight line where the angle is next to 0, the arc elsewhere")
-def slerp_with_where_exchanged(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y, angle = _flat(a), _flat(b), _by_torch(a, b).clamp(-1, 1).acos()
-    between = (torch.sin((1 - t) * angle) * x + torch.sin(t * angle) * y) / torch.sin(angle)
-    return torch.where(angle > 1e-3, (1 - t) * x + t * y, between).view_as(a)
-
-
-@SLERP_MISTAKES(_STILL.format("a"))
-def slerp_staying_at_a(a: Tensor, b: Tensor, t: float) -> Tensor:
-    angle = _angle(a, b)
-    return torch.where(angle < 1e-3, _flat(a), _along(angle, _flat(a), _flat(b), t)).view_as(a)
-
-
-@SLERP_MISTAKES(_STILL.format("b"))
-def slerp_going_to_b(a: Tensor, b: Tensor, t: float) -> Tensor:
-    angle = _angle(a, b)
-    return torch.where(angle < 1e-3, _flat(b), _along(angle, _flat(a), _flat(b), t)).view_as(a)
-
-
-@SLERP_MISTAKES("NaN where only some pairs point the same way: decide for each (torch.where), not for all together")
-def slerp_straight_for_all_or_none(a: Tensor, b: Tensor, t: float) -> Tensor:
-    if bool((_by_torch(a, b).clamp(-1, 1).acos() < 1e-3).all()):
-        return (1 - t) * a + t * b
-    return _turned(_by_torch(a, b).clamp(-1, 1), a, b, t)
-
-
-@SLERP_MISTAKES("the straight line runs from b to a: its factors are 1 - t for a, and t for b")
-def slerp_straight_backwards(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y, angle = _flat(a), _flat(b), _angle(a, b)
-    return torch.where(angle < 1e-3, t * x + (1 - t) * y, _along(angle, x, y, t)).view_as(a)
-
-
-@SLERP_MISTAKES("cosines for sines: the factors are sin((1 - t) · angle) / sin(angle) and sin(t · angle) / sin(angle)")
-def slerp_by_cosines(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y, angle = _flat(a), _flat(b), _angle(a, b)
-    between = (torch.cos((1 - t) * angle) * x + torch.cos(t * angle) * y) / torch.cos(angle)
-    return torch.where(angle < 1e-3, (1 - t) * x + t * y, between).view_as(a)
-
-
-@SLERP_MISTAKES("a's factor is 1 - sin(t · angle): it is sin((1 - t) · angle)")
-def slerp_by_one_minus_the_sine(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y, angle = _flat(a), _flat(b), _angle(a, b)
-    between = ((1 - torch.sin(t * angle)) * x + torch.sin(t * angle) * y) / torch.sin(angle)
-    return torch.where(angle < 1e-3, (1 - t) * x + t * y, between).view_as(a)
-
-
-@SLERP_MISTAKES("the arc sine is taken of the cosine: the angle is torch.acos(cosine)")
-def slerp_by_arc_sine(a: Tensor, b: Tensor, t: float) -> Tensor:
-    return _along(_by_torch(a, b).clamp(-1, 1).asin(), _flat(a), _flat(b), t).view_as(a)
-
-
-@SLERP_MISTAKES("divided by the squares of the lengths: the cosine is the product over both lengths themselves")
-def slerp_over_squares(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y = _flat(a), _flat(b)
-    cosine = (x * y).sum(1, keepdim=True) / (x.pow(2).sum(1, keepdim=True) * y.pow(2).sum(1, keepdim=True))
-    return _along(cosine.clamp(-1, 1).acos(), x, y, t).view_as(a)
-
-
-@SLERP_MISTAKES("divided by one length only: the cosine is the product over both lengths")
-def slerp_over_one_length(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y = _flat(a), _flat(b)
-    cosine = (x * y).sum(1, keepdim=True) / x.norm(dim=1, keepdim=True)
-    return _along(cosine.clamp(-1, 1).acos(), x, y, t).view_as(a)
-
-
-@SLERP_MISTAKES("the lengths are those of the whole batch: norm(dim=1) gives one for each")
-def slerp_over_the_lengths_of_the_batch(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y = _flat(a), _flat(b)
-    cosine = (x * y).sum(1, keepdim=True) / (x.norm() * y.norm())
-    return _along(cosine.clamp(-1, 1).acos(), x, y, t).view_as(a)
-
-
-@SLERP_MISTAKES("the product is averaged over the values: the cosine needs their sum")
-def slerp_of_an_averaged_product(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y = _flat(a), _flat(b)
-    cosine = (x * y).mean(1, keepdim=True) / (x.norm(dim=1, keepdim=True) * y.norm(dim=1, keepdim=True))
-    return _along(cosine.clamp(-1, 1).acos(), x, y, t).view_as(a)
-
-
-@SLERP_MISTAKES("the angle is between a and b less their means: it is between a and b themselves, from 0")
-def slerp_centred(a: Tensor, b: Tensor, t: float) -> Tensor:
-    x, y = _flat(a), _flat(b)
-    angle = _by_torch(x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)).clamp(-1, 1).acos()
-    return _along(angle, x, y, t).view_as(a)
-
-
-@SLERP_MISTAKES("the cosine loses its sign: beyond a right angle it is negative")
-def slerp_of_the_absolute_cosine(a: Tensor, b: Tensor, t: float) -> Tensor:
-    return _along(_cosine(a, b).abs().clamp(-1, 1).acos(), _flat(a), _flat(b), t).view_as(a)
-
-
-@SLERP_MISTAKES("the cosine is clamped to [0, 1]: beyond a right angle it is negative; clamp to [-1, 1]")
-def slerp_of_a_positive_cosine(a: Tensor, b: Tensor, t: float) -> Tensor:
-    return _along(_cosine(a, b).clamp(0, 1).acos(), _flat(a), _flat(b), t).view_as(a)
-
-
-@SLERP_MISTAKES("the angle is clamped: clamp the cosine to [-1, 1], before torch.acos")
-def slerp_of_a_clamped_angle(a: Tensor, b: Tensor, t: float) -> Tensor:
-    return _along(_by_torch(a, b).acos().clamp(-1, 1), _flat(a), _flat(b), t).view_as(a)
-
-
-@SLERP_MISTAKES(_RESCALED)
-def slerp_at_the_length_of_a(a: Tensor, b: Tensor, t: float) -> Tensor:
-    turned = _along(_angle(a, b), _units(a), _units(b), t)
-    return (turned * _flat(a).norm(dim=1, keepdim=True)).view_as(a)
-
-
-@SLERP_MISTAKES(_RESCALED)
-def slerp_at_the_length_between(a: Tensor, b: Tensor, t: float) -> Tensor:
-    turned = _along(_angle(a, b), _units(a), _units(b), t)
-    lengths = (1 - t) * _flat(a).norm(dim=1, keepdim=True) + t * _flat(b).norm(dim=1, keepdim=True)
-    return (turned * lengths).view_as(a)
-
-
-@SLERP_MISTAKES(
-    "`if` takes one decision, and the batch needs one for each pair: torch.where(angle < 1e-3, straight, between)"
-)
-def slerp_with_if(a: Tensor, b: Tensor, t: float) -> Tensor:
-    return (1 - t) * a + t * b if _angle(a, b) < 1e-3 else slerp(a, b, t)
-
-
-@SLERP_MISTAKES("math.sin takes one number, and the batch has an angle for each pair: take torch.sin")
-def slerp_by_math(a: Tensor, b: Tensor, t: float) -> Tensor:
-    return (math.sin((1 - t) * _angle(a, b)) * _flat(a)).view_as(a)
-
-
-@SLERP_MISTAKES("it fails for a batch of one pair: squeeze() drops its batch dimension, too")
-def slerp_squeezed(a: Tensor, b: Tensor, t: float) -> Tensor:
-    return _along(_angle(a, b).squeeze()[:, None], _flat(a), _flat(b), t).view_as(a)
-
-
-def _judge_slerp(attempt: Any) -> str | None:
-    """Compare with the mistakes; where rounding hides which one it is, look at single pairs."""
-    complaint = _judge_path(attempt)
-    if complaint is None or complaint in dict(SLERP_MISTAKES) or not callable(attempt):
-        return complaint
-    probes = (_WIDE, _EQUAL, _NARROW)
-    right = [slerp(*probe) for probe in probes]
-    try:
-        found = [attempt(*copy.deepcopy(probe)) for probe in probes]
-    except Exception:
-        return complaint
-    if not same(found[0], right[0]):
-        return complaint
-    if same(found[1], 0 * right[1]):
-        return _ZERO
-    a, b, t = _NARROW
-    pairs = zip(found[2], (1 - t) * a + t * b, right[2], strict=True)
-    if not same(found[2], right[2]) and all(same(x, line) or same(x, arc) for x, line, arc in pairs):
-        return _TOO_STRAIGHT
-    return complaint
-
-
-# 10.5
-
-_Rounding = Callable[[Tensor, int, float, float], Any]
-
-
-def _rounded(
-    steps: Callable[[int], float] = lambda bits: 2**bits - 1,
-    to_index: Callable[[Tensor], Tensor] = torch.round,
-    last: Callable[[int], float] | None = lambda bits: 2**bits - 1,
-    back: Callable[[Tensor, float, float], Tensor] = lambda index, step, low: low + index * step,
-) -> _Rounding:
-    """The finished version with one part of it exchanged."""
-
-    def code(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-        step = (high - low) / steps(bits)
-        index = to_index((z - low) / step)
-        return back(index if last is None else index.clamp(0, last(bits)), step, low)
-
-    return code
-
-
-def _without_low(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (high - low) / (2**bits - 1)
-    return (z / step).round().clamp(0, 2**bits - 1) * step
-
-
-_LEVELS = "2**bits levels have 2**bits - 1 steps between them"
-_NEAREST = "the nearest level is asked for: round"
-_NO_RANGE = "fractions of 2**bits know nothing of low and high: the levels lie between these, evenly spaced"
-QUANTISE_MISTAKES = Mistakes(
-    [
-        (f"one level too many: {_LEVELS}", _rounded(lambda bits: 2**bits, last=lambda bits: 2**bits)),
-        (f"the step is too small, and `high` is no level: {_LEVELS}", _rounded(lambda bits: 2**bits)),
-        (
-            f"one level too few: {_LEVELS}",
-            _rounded(lambda bits: 2**bits - 2, last=lambda bits: 2**bits - 2),
-        ),
-        *((f"rounded down: {_NEAREST}", _rounded(to_index=cut)) for cut in (torch.floor, torch.trunc)),
-        (f"rounded up: {_NEAREST}", _rounded(to_index=torch.ceil)),
-        (
-            f"rounded down in steps of (high - low) / 2**bits: {_NEAREST}, and {_LEVELS}",
-            _rounded(lambda bits: 2**bits, torch.floor),
-        ),
-        (
-            "the middle of each of 2**bits equal pieces: the levels begin at `low` and end at `high`",
-            _rounded(lambda bits: 2**bits, torch.floor, back=lambda index, step, low: low + (index + 0.5) * step),
-        ),
-        (
-            "values outside of [low, high] are not clamped: their index is below 0 or above 2**bits - 1",
-            _rounded(last=None),
-        ),
-        (
-            "values above `high` are not clamped: the largest index is 2**bits - 1",
-            _rounded(to_index=lambda x: x.round().clamp(min=0), last=None),
-        ),
-        (
-            "values below `low` are not clamped: the smallest index is 0",
-            lambda z, bits, low, high: _rounded(last=None)(z.clamp(max=high), bits, low, high),
-        ),
-        ("low is not added at the end", _rounded(back=lambda index, step, low: index * step)),
-        ("low is forgotten: subtract it before rounding, and add it at the end", _without_low),
-        ("the largest index is 2**bits - 1, not 2**bits: counted from 0", _rounded(last=lambda bits: 2**bits)),
-        ("this is the index: multiply it by the step, and add low", _rounded(back=lambda index, step, low: index)),
-        (
-            "the step is missing at the end: index * step",
-            _rounded(back=lambda index, step, low: low + index),
-        ),
-        (
-            "as many levels as bits: there are 2**bits",
-            _rounded(lambda bits: bits - 1, last=lambda bits: bits - 1),
-        ),
-        (
-            "as many steps as bits: there are 2**bits levels",
-            _rounded(lambda bits: bits, last=lambda bits: bits),
-        ),
-        (
-            "2 ^ bits is no power in Python: it is 2**bits",
-            _rounded(lambda bits: (2 ^ bits) - 1, last=lambda bits: (2 ^ bits) - 1),
-        ),
-        (
-            "2 ^ bits is no power in Python: it is 2**bits",
-            _rounded(lambda bits: 2 ^ (bits - 1), last=lambda bits: 2 ^ (bits - 1)),
-        ),
-        (
-            "bits**2 levels: there are 2**bits",
-            _rounded(lambda bits: bits**2 - 1, last=lambda bits: bits**2 - 1),
-        ),
-        (
-            "2 * bits levels: there are 2**bits",
-            _rounded(lambda bits: 2 * bits - 1, last=lambda bits: 2 * bits - 1),
-        ),
-        (
-            "the range is that of the values: use low and high",
-            lambda z, bits, low, high: quantise(z, bits, float(z.min()), float(z.max())),
-        ),
-        (
-            "low is not subtracted before rounding: the levels are counted from low",
-            lambda z, bits, low, high: (
-                low
-                + (z / ((high - low) / (2**bits - 1))).round().clamp(0, 2**bits - 1) * ((high - low) / (2**bits - 1))
-            ),
-        ),
-        (
-            "rounded to multiples of the step: the levels are counted from low",
-            lambda z, bits, low, high: (
-                (z.clamp(low, high) / ((high - low) / (2**bits - 1))).round() * ((high - low) / (2**bits - 1))
-            ),
-        ),
-        (
-            "divided by the range only: ((z - low) / step) counts the steps from low",
-            lambda z, bits, low, high: low + ((z - low) / (high - low)).round().clamp(0, 1) * (high - low),
-        ),
-    ]
-)
-
-
-@QUANTISE_MISTAKES("the index is clamped to `bits`: the largest is 2**bits - 1")
-def quantise_clamped_at_bits(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (high - low) / (2**bits - 1)
-    return low + ((z - low) / step).round().clamp(0, bits) * step
-
-
-@QUANTISE_MISTAKES("the index is clamped to [low, high], which are values: an index goes from 0 to 2**bits - 1")
-def quantise_with_clamped_values(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (high - low) / (2**bits - 1)
-    return low + ((z - low) / step).round().clamp(low, high) * step
-
-
-@QUANTISE_MISTAKES("the index is clamped to 1 … 2**bits: it is counted from 0, up to 2**bits - 1")
-def quantise_counted_from_one(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (high - low) / (2**bits - 1)
-    return low + ((z - low) / step).round().clamp(1, 2**bits) * step
-
-
-@QUANTISE_MISTAKES("the step is upside down: it is the range over the number of steps, (high - low) / (2**bits - 1)")
-def quantise_by_steps_a_unit(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (2**bits - 1) / (high - low)
-    return low + ((z - low) / step).round().clamp(0, 2**bits - 1) * step
-
-
-@QUANTISE_MISTAKES("high + low is no range: the step is made of high - low")
-def quantise_of_the_sum(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (high + low) / (2**bits - 1)
-    return low + ((z - low) / step).round().clamp(0, 2**bits - 1) * step
-
-
-@QUANTISE_MISTAKES("brackets are missing in the step: high - low comes first, (high - low) / (2**bits - 1)")
-def quantise_without_the_first_brackets(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = high - low / (2**bits - 1)
-    return low + ((z - low) / step).round().clamp(0, 2**bits - 1) * step
-
-
-@QUANTISE_MISTAKES("brackets are missing in the step: 1 is subtracted from 2**bits, (high - low) / (2**bits - 1)")
-def quantise_without_the_second_brackets(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (high - low) / 2**bits - 1
-    return low + ((z - low) / step).round().clamp(0, 2**bits - 1) * step
-
-
-@QUANTISE_MISTAKES("2 ** (bits - 1) steps: there are 2**bits - 1, one less than levels")
-def quantise_with_half_the_steps(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (high - low) / 2 ** (bits - 1)
-    return low + ((z - low) / step).round().clamp(0, 2**bits - 1) * step
-
-
-@QUANTISE_MISTAKES("brackets are missing: low is subtracted from z first, then divided, (z - low) / step")
-def quantise_dividing_low(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (high - low) / (2**bits - 1)
-    return low + (z - low / step).round().clamp(0, 2**bits - 1) * step
-
-
-@QUANTISE_MISTAKES("low is multiplied by the step, too: low + index * step, without brackets around the sum")
-def quantise_multiplying_low(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (high - low) / (2**bits - 1)
-    return (low + ((z - low) / step).round().clamp(0, 2**bits - 1)) * step
-
-
-@QUANTISE_MISTAKES(
-    "an integer of 8 bits has no room for the index, which may be 255, or far outside before it is clamped"
-)
-def quantise_in_int8(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (high - low) / (2**bits - 1)
-    return low + ((z - low) / step).round().to(torch.int8).clamp(0, 2**bits - 1) * step
-
-
-@QUANTISE_MISTAKES("an index outside comes in again at the other end: clamp it, without % or an unsigned type")
-def quantise_wrapped(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    step = (high - low) / (2**bits - 1)
-    return low + ((z - low) / step).round().remainder(2**bits) * step
-
-
-@QUANTISE_MISTAKES("it rounds to `bits` decimals: round to the nearest of 2**bits levels between low and high")
-def quantise_by_decimals(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    return torch.round(z.clamp(low, high), decimals=bits)
-
-
-@QUANTISE_MISTAKES(_NO_RANGE)
-def quantise_to_fractions(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    return (z * 2**bits).round() / 2**bits
-
-
-@QUANTISE_MISTAKES(_NO_RANGE)
-def quantise_to_fractions_of_the_clamped(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    return (z.clamp(low, high) * 2**bits).round() / 2**bits
-
-
-@QUANTISE_MISTAKES("the levels are those from 0 to 1: bring them back to the range, low + (high - low) · …")
-def quantise_between_zero_and_one(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    share = ((z - low) / (high - low)).clamp(0, 1)
-    return (share * (2**bits - 1)).round() / (2**bits - 1)
-
-
-@QUANTISE_MISTAKES("z is stretched by its own smallest and largest value: use low and high, (z - low) / (high - low)")
-def quantise_stretched(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    share = (z - z.min()) / (z.max() - z.min())
-    return low + (share * (2**bits - 1)).round() / (2**bits - 1) * (high - low)
-
-
-@QUANTISE_MISTAKES("Python's round takes one number: a tensor has .round(), or torch.round")
-def quantise_by_pythons_round(z: Any, bits: int, low: float, high: float) -> Any:
-    return low + round((z - low) / ((high - low) / (2**bits - 1)))
-
-
-@QUANTISE_MISTAKES("the number of bits is fixed: use `bits`")
-def quantise_to_three_bits(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    return quantise(z, 3, low, high)
-
-
-@QUANTISE_MISTAKES("the number of bits is fixed: use `bits`")
-def quantise_to_eight_bits(z: Tensor, bits: int, low: float, high: float) -> Tensor:
-    return quantise(z, 8, low, high)
-
-
-def _batches(*shapes: tuple[int, ...]) -> Probe:
-    """Batches of latents that differ in mean and spread, so that averages of theirs are not those of all."""
-    return tuple(
-        batch * (1 + index) * torch.arange(1, batch.shape[1] + 1).view(-1, 1, 1) + 2.0 * index
-        for index, batch in enumerate(probe(*shapes))
-    )
-
-
-def _one_way(shape: tuple[int, ...]) -> Probe:
-    """Pairs all but the first of which point the same way: the second one exactly, the others up to rounding."""
-    a, b = probe(shape, shape)
-    a[1] = 0.5  # 64 of them: whoever computes the cosine, and however, it is exactly 1
-    b[1:] = 2.0 * a[1:]
-    return a, b, 0.3
+@SLERP_MISTAKES("the straight line, brought to the norm between: an even pace along the angle is asked for")
+def slerp_straight_on_the_sphere(a, b, t):
+    x, y = a.flatten(1), b.flatten(1)
+    line = (1 - t) * x + t * y
+    return (line / _norm(line) * ((1 - t) * _norm(x) + t * _norm(y))).view_as(a)
 
 
 def _narrow(*angles: float) -> Probe:
-    """Pairs at these angles, in radians."""
+    """Make pairs at these angles, in radians."""
     u = F.normalize(probe((len(angles), 64))[0], dim=1)
     v = probe((len(angles), 32, 2))[0].flatten(1)
     v = F.normalize(v - (v * u).sum(1, keepdim=True) * u, dim=1)
     angle = torch.tensor(angles)[:, None]
     a, b = (3 * x.view(-1, 4, 4, 4) for x in (u, 1.5 * (angle.cos() * u + angle.sin() * v)))
-    return a, b, 0.3
+    return a, b
 
 
-def _joined(pairs: Any, others: Any) -> Any:
-    return torch.cat([pairs, others]) if isinstance(pairs, Tensor) else pairs
+def _mixed() -> Probe:
+    """Make pairs: 11 that point the same way, one of them exactly, the others up to rounding; then narrow ones."""
+    a, b = probe((12, 4, 4, 4), (12, 4, 4, 4))
+    a[1] = 0.5  # 64 of them: whoever computes the cosine, and however, it is exactly 1
+    b[1:] = 2.0 * a[1:]
+    return *map(torch.cat, zip((a, b), _narrow(0.05, 0.1, 0.2, 0.4, 0.8), strict=True)), 0.3
 
 
-_WIDE: Probe = (*(2.0 * x - 0.8 for x in probe((2, 4, 3, 5), (2, 4, 3, 5))), 0.3)
-_EQUAL: Probe = (torch.full((1, 4, 4, 4), 0.5), torch.ones(1, 4, 4, 4), 0.3)  # the cosine is exactly 1
-_NARROW = _narrow(0.05, 0.1, 0.2, 0.4, 0.8)
-_judge_path = judge_function(
-    slerp,
-    [_WIDE, tuple(map(_joined, _one_way((12, 4, 4, 4)), _NARROW)), _EQUAL],
-    SLERP_MISTAKES,
-    inputs=("a", "b", "t"),
+_PAIRS: tuple[Probe, ...] = (
+    (*(2.0 * x - 0.8 for x in probe((2, 4, 3, 5), (2, 4, 3, 5))), 0.3),
+    _mixed(),
+    (torch.full((1, 4, 4, 4), 0.5), torch.ones(1, 4, 4, 4), 0.3),  # the cosine is exactly 1
 )
+
+
+def _look_at_pairs(found: Results, right: Results) -> str | None:
+    """Look at single pairs, where rounding hides which mistake it is; else at the factors of a and b."""
+    if any(
+        not isinstance(ours, Tensor) or ours.shape != theirs.shape for ours, theirs in zip(found, right, strict=True)
+    ):
+        return None
+    (a, b, _), (wide, mixed, equal) = _PAIRS[2], found
+    if same(wide, right[0]):
+        if equal.isnan().any():
+            return _NO_LINE
+        if mixed.isnan().any():
+            return _TOGETHER if mixed[1].isnan().any() else _NO_CLAMP
+        for start, message in ((0 * a, _ZERO), (a, _STILL.format("a")), (b, _STILL.format("b"))):
+            if same(equal, start):
+                return message
+        return _TOO_STRAIGHT if same(equal, right[2]) else _STILL.format("other values")
+    pairs = torch.stack(_PAIRS[0][:2], dim=1).flatten(2).transpose(1, 2)  # (B, values, 2)
+    ours, theirs = (torch.linalg.lstsq(pairs, x.flatten(1)[..., None]).solution for x in (wide, right[0]))
+    if not same(pairs @ ours, wide.flatten(1)[..., None]):
+        return f"it is not a sum of a and b, each times one number: {_EACH}"
+    (first, second), (one, two) = ([f"{value:.3g}" for value in x[0, :, 0]] for x in (ours, theirs))
+    return f"the first pair's factors of a and b are {first} and {second}, and should be {one} and {two}"
+
+
+# 10.5
+
+
+def _rounded(
+    steps=lambda bits: 2**bits - 1,
+    step=lambda n, low, high: (high - low) / n,
+    count=lambda z, step, low: (z - low) / step,
+    index=lambda x, bits: x.round().clamp(0, 2**bits - 1),
+    back=lambda index, step, low: low + index * step,
+):
+    """Make the finished version with some of its parts exchanged."""
+
+    def code(z, bits, low, high):
+        width = step(steps(bits), low, high)
+        return back(index(count(z, width, low), bits), width, low)
+
+    return code
+
+
+def _floor(x, bits):
+    return x.floor().clamp(0, 2**bits - 1)
+
+
+def _multiples(z, step):
+    return (z / step).round() * step
+
+
+_ONE_DECISION = "`if`, min and max of Python take one decision, and z has many values: take clamp or torch.where"
+_LEVELS = "2**bits levels have 2**bits - 1 steps between them"
+_NEAREST = "the nearest level is asked for: round"
+_NO_POWER = "2 ^ bits is no power in Python: it is 2**bits"
+_NO_BITS = "the number of bits is fixed: use `bits`"
+_SYMMETRIC = "the levels are made symmetric about 0: they go from low to high"
+_MULTIPLES = "rounded to multiples of the step: the levels are counted from low"
+_BACK = "the levels are those from 0 to 1: bring them back to the range,"
+_WHOLE_STEP = "NaN, or low alone: is the step 0, cut to a whole number by `//` or int?"
+_BYTE = "an integer of 8 bits has no room for the index, which may be 255 and more"
+_OWN_RANGE = "the range is that of the values: use low and high"
+_NO_RANGE = "fractions of 2**bits know nothing of low and high: the levels lie between these, evenly spaced"
+_STEPS: tuple[Mistake, ...] = (
+    (f"one level too few: {_LEVELS}", lambda bits: 2**bits - 2),
+    ("as many levels as bits: there are 2**bits", lambda bits: bits - 1),
+    ("as many steps as bits: there are 2**bits levels", lambda bits: bits),
+    (_NO_POWER, lambda bits: (2 ^ bits) - 1),
+    (_NO_POWER, lambda bits: 2 ^ (bits - 1)),
+    (_NO_POWER, lambda bits: 2 ^ bits),
+    ("bits**2 levels: there are 2**bits", lambda bits: bits**2 - 1),
+    ("bits**2 steps: there are 2**bits - 1", lambda bits: bits**2),
+    ("2 * bits levels: there are 2**bits", lambda bits: 2 * bits - 1),
+    ("2 * bits steps: there are 2**bits - 1", lambda bits: 2 * bits),
+    ("2 ** (bits - 1) steps: there are 2**bits - 1, one less than levels", lambda bits: 2 ** (bits - 1)),
+    ("a bit less than there are, as for a sign: 2**bits - 1 steps", lambda bits: max(2 ** (bits - 1) - 1, 0.5)),
+    (_NO_BITS, lambda bits: 2**3 - 1),
+    (_NO_BITS, lambda bits: 2**8 - 1),
+)
+_INDICES: tuple[Mistake, ...] = (  # of (z - low) / step
+    (f"rounded down: {_NEAREST}", _floor),
+    (f"rounded down: {_NEAREST}", lambda x, bits: x.trunc().clamp(0, 2**bits - 1)),
+    (f"rounded up: {_NEAREST}", lambda x, bits: x.ceil().clamp(0, 2**bits - 1)),
+    ("only clamped: round to the levels, too", lambda x, bits: x.clamp(0, 2**bits - 1)),
+    ("values outside of [low, high] are not clamped: the index goes from 0 to 2**bits - 1", lambda x, bits: x.round()),
+    ("values above `high` are not clamped: the largest index is 2**bits - 1", lambda x, bits: x.round().clamp(min=0)),
+    ("values below `low` are not clamped: the smallest index is 0", lambda x, bits: x.round().clamp(max=2**bits - 1)),
+    ("the largest index is 2**bits - 1, not 2**bits: counted from 0", lambda x, bits: x.round().clamp(0, 2**bits)),
+    ("the largest index is 2**bits - 1, not 2**bits - 2", lambda x, bits: x.round().clamp(0, 2**bits - 2)),
+    ("the index is clamped to `bits`: the largest is 2**bits - 1", lambda x, bits: x.round().clamp(0, bits)),
+    ("the index is clamped to 1 … 2**bits: it is counted from 0", lambda x, bits: x.round().clamp(1, 2**bits)),
+    ("the index is clamped to [0, 1]: it goes from 0 to 2**bits - 1", lambda x, bits: x.round().clamp(0, 1)),
+    ("the index has a sign: count it from low", lambda x, bits: x.round().clamp(-(2**bits) // 2, 2**bits // 2 - 1)),
+    (_BYTE, lambda x, bits: x.round().to(torch.int8).clamp(0, 2**bits - 1)),
+    (_BYTE, lambda x, bits: x.round().clamp(0, 2**bits - 1).to(torch.uint8)),
+    ("an index outside comes in again at the other end: clamp it", lambda x, bits: x.round().remainder(2**bits)),
+)
+_WIDTHS: tuple[Mistake, ...] = (  # of the number of steps and the ends
+    ("the step is upside down: it is the range over the number of steps", lambda n, low, high: n / (high - low)),
+    ("high + low is no range: the step is made of high - low", lambda n, low, high: (high + low) / n),
+    ("the sign of the step: it is made of high - low", lambda n, low, high: (low - high) / n),
+    ("the step is made of high alone: the range is high - low", lambda n, low, high: high / n),
+    ("brackets are missing in the step: high - low comes first", lambda n, low, high: high - low / n),
+    ("brackets are missing in the step: 2**bits - 1 comes first", lambda n, low, high: (high - low) / (n + 1) - 1),
+    (_WHOLE_STEP, lambda n, low, high: (high - low) // n),
+)
+_STEPS_FROM_LOW: tuple[Mistake, ...] = (
+    ("brackets are missing: low is subtracted first, (z - low) / step", lambda z, step, low: z - low / step),
+    ("low is not subtracted before rounding: the levels are counted from low", lambda z, step, low: z / step),
+    ("low is added before rounding: subtract it", lambda z, step, low: (z + low) / step),
+    ("multiplied by the step before rounding: divide", lambda z, step, low: (z - low) * step),
+    ("not divided by the step before rounding", lambda z, step, low: z - low),
+)
+_VALUES: tuple[Mistake, ...] = (  # of the index
+    ("low is not added at the end", lambda index, step, low: index * step),
+    ("low is subtracted at the end: add it", lambda index, step, low: index * step - low),
+    ("this is the index: multiply it by the step, and add low", lambda index, step, low: index),
+    ("the step is missing at the end: index * step", lambda index, step, low: low + index),
+    ("divided by the step at the end: multiply", lambda index, step, low: low + index / step),
+    ("low is multiplied by the step, too: low + index * step", lambda index, step, low: (low + index) * step),
+)
+QUANTISE_MISTAKES = Mistakes(
+    [
+        (
+            f"one level too many: {_LEVELS}",
+            _rounded(lambda bits: 2**bits, index=lambda x, bits: x.round().clamp(0, 2**bits)),
+        ),
+        (f"the step is too small, and `high` is no level: {_LEVELS}", _rounded(lambda bits: 2**bits)),
+        *((message, _rounded(steps)) for message, steps in _STEPS),
+        *(
+            (message, _rounded(steps, index=lambda x, bits, steps=steps: x.round().clamp(0, steps(bits))))
+            for message, steps in _STEPS
+        ),
+        *((message, _rounded(index=index)) for message, index in _INDICES),
+        *((message, _rounded(step=step)) for message, step in _WIDTHS),
+        *((message, _rounded(count=count)) for message, count in _STEPS_FROM_LOW),
+        *((message, _rounded(back=back)) for message, back in _VALUES),
+        ("low is forgotten", _rounded(count=lambda z, step, low: z / step, back=lambda index, step, low: index * step)),
+        (
+            f"rounded down, in steps of (high - low) / 2**bits: {_NEAREST}, and {_LEVELS}",
+            _rounded(lambda bits: 2**bits, index=_floor),
+        ),
+        (
+            "the middle of each of 2**bits equal pieces: the levels begin at `low` and end at `high`",
+            _rounded(lambda bits: 2**bits, index=lambda x, bits: _floor(x, bits) + 0.5),
+        ),
+        *(
+            (_OWN_RANGE, lambda z, b, low, high, d=d: package.quantise(z, b, z.amin(d, True), z.amax(d, True)))
+            for d in ((0, 1, 2, 3), (0, 2, 3), (1, 2, 3), (2, 3))
+        ),
+        (
+            _OWN_RANGE,
+            lambda z, b, low, high: quantise(low + (high - low) * (z - z.min()) / (z.max() - z.min()), b, low, high),
+        ),
+        *(
+            ("the range is fixed: use low and high", lambda z, b, low, high, ends=ends: quantise(z, b, *ends))
+            for ends in ((-1.0, 1.0), (0.0, 1.0))
+        ),
+        (_SYMMETRIC, lambda z, b, low, high: quantise(z, b, -max(-low, high), max(-low, high))),
+        (_SYMMETRIC, lambda z, b, low, high: z.sign() * quantise(z.abs(), b, 0, high)),
+        (f"{_BACK} low + (high - low) · …", lambda z, b, low, high: (quantise(z, b, low, high) - low) / (high - low)),
+        (_MULTIPLES, lambda z, b, low, high: _multiples(z.clamp(low, high), (high - low) / (2**b - 1))),
+        (
+            "divided by the range, not by the step: two levels are left",
+            lambda z, b, low, high: quantise(z, 1, low, high),
+        ),
+        (
+            "the index is clamped to [low, high], which are values: an index goes from 0 to 2**bits - 1",
+            lambda z, b, low, high: _rounded(index=lambda x, bits: x.round().clamp(low, high))(z, b, low, high),
+        ),
+        ("it rounds to `bits` decimals", lambda z, b, low, high: z.clamp(low, high).round(decimals=b)),
+        (_NO_RANGE, lambda z, b, low, high: _multiples(z, 2**-b)),
+        (_NO_RANGE, lambda z, b, low, high: _multiples(z.clamp(low, high), 2**-b)),
+        ("the result is flat: keep the shape of z", lambda z, b, low, high: quantise(z, b, low, high).flatten()),
+        ("Python's round takes one number: take .round()", lambda z, b, low, high: low + round((z - low) / b)),
+    ]
+)
+
+
+_ROUNDED: tuple[Probe, ...] = (
+    (*probe((2, 4, 5, 6), scale=2.0), 3, -1.3, 1.9),
+    (*probe((1, 3, 4, 4), scale=3.0), 2, -1.9, 1.2),
+    (*probe((2, 3, 5, 4), scale=2.0), 8, -1.7, 2.1),
+    (*probe((1, 3, 2, 5), scale=2.0), 10, -1.7, 2.1),
+)
+
+
+def _look_at_levels(found: Results, right: Results) -> str | None:
+    """Compare the levels with the right ones."""
+    for (z, bits, low, high), ours, theirs in zip(_ROUNDED, found, right, strict=True):
+        if not isinstance(ours, Tensor) or ours.shape != theirs.shape:
+            return None
+        if ours.isnan().any():
+            return _WHOLE_STEP
+        if same(ours, theirs):
+            continue
+        inside = (low <= z) & (z <= high)
+        if same(ours[inside], theirs[inside]):
+            return "it is right inside of [low, high], not outside: there the index is clamped to 0 and 2**bits - 1"
+        step = (high - low) / (2**bits - 1)
+        index = (ours - low) / step
+        if (ours - theirs).abs().max() < 0.1 * step:
+            return _PRECISION
+        if same(index + 1, index.round() + 1) and ours.min() >= low - 1e-4 and ours.max() <= high + 1e-4:
+            return f"at {bits} bits all values are levels, but not the nearest ones: {_NEAREST}"
+        first, last = float(ours.min()), float(ours.max())
+        levels = f"at {bits} bits its levels go from {first:.3g} to {last:.3g}"
+        return f"{levels}, {len(ours.unique())} of them; asked for are {2**bits} from low = {low:g} to high = {high:g}"
+    return None
+
+
+# Probes
+
+
+def _batches(*shapes: tuple[int, ...]) -> Probe:
+    """Make batches of latents that differ in mean and spread, so that averages of theirs are not those of all."""
+    return tuple(
+        batch * (1 + index) * torch.arange(1, batch.shape[1] + 1).view(-1, 1, 1) + 2.0 * index
+        for index, batch in enumerate(probe(*shapes))
+    )
+
 
 EXERCISES: tuple[Exercise, ...] = (
     Exercise(
@@ -1495,19 +1103,20 @@ EXERCISES: tuple[Exercise, ...] = (
             "z.transpose(0, 1).flatten(1) has a row for each channel. Variance: mean of squares minus square of mean.",
             "For the scaling factor add up the sums of all channels first; then the same formula, and 1 / its root.",
         ),
-        judge=adapted(
-            judge_function(
-                _streamed(latent_statistics),
-                [
-                    _batches((9, 4, 20, 24), (2, 4, 12, 18), (5, 4, 26, 30)),
-                    _batches((6, 3, 20, 24), (3, 3, 16, 20), (2, 3, 30, 24), (4, 3, 24, 26)),
-                ],
-                [(message, _streamed(code)) for message, code in STATISTICS_MISTAKES],
-                inputs=[f"batch {number}" for number in range(4)],
-                outputs=("the mean", "the standard deviation", "the scaling factor"),
-            ),
-            _streamed,
+        judge=_judge(
+            latent_statistics,
+            [
+                _batches((9, 4, 20, 24), (2, 4, 12, 18), (5, 4, 26, 30)),
+                _batches((6, 3, 20, 24), (3, 3, 16, 20), (2, 3, 30, 24), (4, 3, 24, 26)),
+            ],
+            STATISTICS_MISTAKES,
+            _look_at_statistics,
+            [("must match the size of tensor", _UNLIKE), ("Stream", _STREAM)],
+            inputs=[f"batch {number}" for number in range(4)],
+            outputs=("the mean", "the standard deviation", "the scaling factor"),
+            through=streamed,
         ),
+        mistakes=STATISTICS_MISTAKES,
     ),
     Exercise(
         id="10.2",
@@ -1522,16 +1131,22 @@ EXERCISES: tuple[Exercise, ...] = (
             "permute(0, 2, 3, 1).flatten(0, 2) makes rows of pixels. A column of ones turns the bias into a weight.",
             "torch.linalg.lstsq(rows, rgb).solution is (C + 1, 3): the last row belongs to the ones.",
         ),
-        judge=adapted(
-            judge_function(
-                fit_preview,
-                [probe((2, 4, 6, 8), (2, 3, 6, 8)), probe((3, 5, 4, 7), (3, 3, 4, 7))],
-                PREVIEW_MISTAKES,
-                inputs=("z", "colours"),
-                outputs=("weight", "bias"),
-            ),
-            _by_parts,
+        judge=_judge(
+            fit_preview,
+            _PIXELS,
+            PREVIEW_MISTAKES,
+            _look_at_fit,
+            [
+                ("is invalid for input of size", _SIZE),
+                ("Output size is too small", _POOLED),
+                ("batches of square matrices", _SQUARE),
+                ("too many values to unpack", _SOLUTION),
+            ],
+            inputs=("z", "colours"),
+            outputs=("weight", "bias"),
+            through=fitted,
         ),
+        mistakes=PREVIEW_MISTAKES,
     ),
     Exercise(
         id="10.3",
@@ -1545,23 +1160,17 @@ EXERCISES: tuple[Exercise, ...] = (
             "At temperature 1 it is the sample of notebook 01: mean + std · noise. At 0 it is the mean.",
             "posterior.mean and posterior.std are there; the temperature multiplies one of them.",
         ),
-        judge=adapted(
-            judge_function(
-                _of_moments(with_temperature),
-                [
-                    (moments, temperature, noise)
-                    for temperature, (moments, noise) in (
-                        (2.5, probe((2, 8, 4, 5), (2, 4, 4, 5))),
-                        (0.3, probe((1, 6, 3, 2), (1, 3, 3, 2))),
-                        (0, probe((3, 8, 2, 3), (3, 4, 2, 3))),
-                    )
-                ],
-                [(message, _of_moments(code)) for message, code in TEMPERATURE_MISTAKES],
-                inputs=("posterior", "temperature", "noise"),
-                gradients=("posterior",),
-            ),
-            _of_moments,
+        judge=_judge(
+            with_temperature,
+            _POSTERIORS,
+            TEMPERATURE_MISTAKES,
+            _look_at_noise,
+            [("'DiagonalGaussianDistribution'", _POSTERIOR)],
+            inputs=("posterior", "temperature", "noise"),
+            gradients=("posterior",),
+            through=sampled,
         ),
+        mistakes=TEMPERATURE_MISTAKES,
     ),
     Exercise(
         id="10.4",
@@ -1572,11 +1181,23 @@ EXERCISES: tuple[Exercise, ...] = (
         reference=slerp,
         in_package=(package.slerp,),
         hints=(
-            "The cosine of the angle is the product of both, summed over all values, divided by both lengths.",
+            "The cosine of the angle is the product of both, summed over all values, divided by both norms.",
             "Flatten a and b with flatten(1), and keep the cosine (B, 1). Rounding can lift it above 1: clamp it.",
             "torch.where(angle < 1e-3, straight, between) takes the straight line where the angle is next to 0.",
         ),
-        judge=_judge_slerp,
+        judge=_judge(
+            slerp,
+            _PAIRS,
+            SLERP_MISTAKES,
+            _look_at_pairs,
+            [
+                ("must match the size of tensor", _DIMENSIONS),
+                ("is invalid for input of size", _SIZE),
+                ("converted to", _ONE_NUMBER),
+            ],
+            inputs=("a", "b", "t"),
+        ),
+        mistakes=SLERP_MISTAKES,
     ),
     Exercise(
         id="10.5",
@@ -1590,15 +1211,14 @@ EXERCISES: tuple[Exercise, ...] = (
             "Four levels from 0 to 3 are 0, 1, 2, 3: three steps. How wide is a step between 2**bits levels?",
             "((z - low) / step).round() counts the steps from low. Which is the smallest index, which the largest?",
         ),
-        judge=judge_function(
+        judge=_judge(
             quantise,
-            [
-                (*probe((2, 4, 5, 6), scale=2.0), 3, -1.3, 1.9),
-                (*probe((1, 3, 4, 4), scale=3.0), 2, -1.9, 1.2),
-                (*probe((2, 3, 5, 4), scale=2.0), 8, -1.7, 2.1),
-            ],
+            _ROUNDED,
             QUANTISE_MISTAKES,
+            _look_at_levels,
+            [("Boolean value of Tensor", _ONE_DECISION)],
             inputs=("z", "bits", "low", "high"),
         ),
+        mistakes=QUANTISE_MISTAKES,
     ),
 )

@@ -20,12 +20,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from klvae_edu.data.listing import Listing
 from klvae_edu.data.shards import StreamPosition
+from klvae_edu.training.architecture import architecture, architecture_difference
 from klvae_edu.training.setup import Training
 from klvae_edu.weights.files import SafetensorsFile, write_safetensors
-from klvae_edu.weights.pretrained import FREE_FIELDS, config_json
 
 WEIGHTS, OPTIMIZERS, STATE = "weights.safetensors", "optimizers.pt", "state.json"
+LISTING = "data.pt"  # hashes of the data's files; absent if there are none here, and in checkpoints of earlier versions
 FORMAT = 1
 
 
@@ -51,13 +53,17 @@ def save_checkpoint(training: Training, folder: Path) -> None:
         if accelerator.is_main_process:
             write_safetensors(networks(training), partial / WEIGHTS, {"format": "pt"})
             _save(_optimizers(training), partial / OPTIMIZERS)
+            if training.files is not None and len(training.files.hashes):
+                _save(training.files.to_dict(), partial / LISTING)
             (partial / STATE).write_text(sealed(_description(training, partial)), encoding="utf-8")
             _sync(partial / STATE)
             _sync(partial)
+            replaced = partial_folder(partial)
             if folder.exists():  # damaged, or from before the run was resumed at an earlier step
-                shutil.rmtree(folder)
+                os.rename(folder, replaced)
             os.rename(partial, folder)
             _sync(folder.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own types
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"the checkpoint of step {training.step} could not be written ({error})") from error
@@ -74,13 +80,11 @@ def load_checkpoint(training: Training, folder: Path) -> None:
     processes = training.accelerator.num_processes
     if state["processes"] != processes:
         raise ValueError(f"{folder}: a checkpoint of {state['processes']} process(es), and this run has {processes}")
-    for name, mine in _architecture(training).items():
-        saved = state["architecture"][name]
-        if isinstance(mine, dict) and isinstance(saved, dict):
-            saved = {field: saved.get(field) for field in mine}
-        if mine != saved:
-            raise ValueError(f"{folder}: of another {name}, {_difference(mine, saved)}")
+    if difference := architecture_difference(training, state["architecture"]):
+        raise ValueError(f"{folder}: of another {difference}")
     weights = SafetensorsFile(folder / WEIGHTS)
+    if missing := networks(training).keys() - weights.keys():
+        raise ValueError(f"{folder / WEIGHTS}: expected {min(missing)}, found only the tensors of other networks")
     optimizers = _load(folder / OPTIMIZERS)
     random = _load(folder / f"random_{training.accelerator.process_index}.pt")
     stream = f"stream_{training.accelerator.process_index}.pt"
@@ -123,6 +127,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     return state
 
 
+def read_listing(folder: Path) -> Listing | None:
+    """Read the listing of the files of the data in a checkpoint that is intact; None: it has none."""
+    return Listing.from_dict(_load(folder / LISTING)) if (folder / LISTING).exists() else None
+
+
 def sealed(description: Mapping[str, Any]) -> str:
     """Format `state.json`: a checkpoint's description, and its digest, which detects any change."""
     return json.dumps({**description, "seal": _seal(description)}, indent=1)
@@ -159,31 +168,12 @@ def _optimizers(training: Training) -> dict[str, Any]:
     return {name: optimizer.state_dict() for name, optimizer in found.items() if optimizer is not None}
 
 
-def _architecture(training: Training) -> dict[str, Any]:
-    """Return the settings that a run and its checkpoint must share."""
-    config = training.config
-    patchgan = {"disc_channels": config.disc_channels, "disc_layers": config.disc_layers}
-    network = json.loads(config_json(training.vae.config))
-    return {
-        "autoencoder": {name: value for name, value in network.items() if name not in FREE_FIELDS},
-        "discriminator": patchgan if config.disc_weight else None,
-        "training": {"trained_part": config.trained_part, "averaged": training.ema is not None},
-    }
-
-
-def _difference(mine: Any, saved: Any) -> str:
-    if not (isinstance(mine, dict) and isinstance(saved, dict)):
-        return f"which this run {'has and the checkpoint has not' if mine else 'has not and the checkpoint has'}"
-    fields = [name for name in mine if mine[name] != saved.get(name)]
-    return "; ".join(f"{name}: expected {mine[name]}, got {saved.get(name)}" for name in fields)
-
-
 def _description(training: Training, partial: Path) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "step": training.step,
         "processes": training.accelerator.num_processes,
-        "architecture": _architecture(training),
+        "architecture": architecture(training),
         "config": training.config.to_dict(),
         "files": {path.name: _fingerprint(path) for path in sorted(partial.iterdir())},
     }

@@ -19,7 +19,9 @@ from klvae_edu.data import image_dataset
 from klvae_edu.data.crops import NAMES_IN_REPORT
 from klvae_edu.data.shards import START, ProcessShare, StreamPosition
 from klvae_edu.data.sources import Split
+from klvae_edu.environment import die_with_parent
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.interrupt import STOP_SIGNALS
 from klvae_edu.training.setup import Training
 
 SHUFFLE_BLOCK = 2**20  # crops that are shuffled together
@@ -111,10 +113,11 @@ def training_loader(
 
 @contextmanager
 def signals_ignored_by_workers() -> Iterator[Callable[[int], None]]:
-    """Yield a `worker_init_fn`: within this context the workers ignore Ctrl-C and SIGTERM.
+    """Yield a `worker_init_fn`: within this context the workers ignore Ctrl-C, SIGTERM and SIGHUP.
 
-    Both signals reach the workers too, which have to live until the trainer has finished its last step. After the
-    context SIGTERM ends them: the trainer's process sends it at its own end, and waits for them.
+    The signals reach the workers too, which have to live until the trainer has finished its last step. After the
+    context SIGTERM ends them: the trainer's process sends it at its own end, and waits for them. If the trainer is
+    killed, they are killed with it: a forked worker would keep the lock on the folder of the run.
     """
     done = multiprocessing.RawValue("b", 0)  # shared with the workers
     end = functools.partial(setattr, done, "value", 1)
@@ -129,5 +132,7 @@ def signals_ignored_by_workers() -> Iterator[Callable[[int], None]]:
 
 
 def _ignore_signals(done: Any, worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if done.value else None)

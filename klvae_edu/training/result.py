@@ -10,6 +10,12 @@ from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.latent_report import LatentReport
 
 
+def resume_command(config: TrainingConfig, processes: int) -> str:
+    """Format the command that resumes a run of `processes` processes."""
+    launcher = "klvae train" if processes == 1 else f"torchrun --nproc-per-node {processes} -m klvae_edu train"
+    return config.command(resume="auto").replace("klvae train", launcher, 1)
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """The outcome of a training run."""
@@ -26,7 +32,7 @@ class TrainingResult:
 
     @property
     def interrupted(self) -> bool:
-        """True if Ctrl-C or SIGTERM ended the run before the configuration's last step."""
+        """True if Ctrl-C, SIGTERM or SIGHUP ended the run before the configuration's last step."""
         return self.step < self.config.steps
 
     def summary(self) -> str:
@@ -50,9 +56,5 @@ class TrainingResult:
         weights = str(config.out / "model")
         lines += [f"Weights in {weights}. To try them: klvae reconstruct PHOTO --model {shlex.quote(weights)}"]
         if self.interrupted:
-            command = config.command(resume="auto")
-            if self.processes > 1:
-                launcher = f"torchrun --nproc-per-node {self.processes} -m klvae_edu train"
-                command = command.replace("klvae train", launcher, 1)
-            lines += [f"Interrupted. To resume: {command}"]
+            lines += [f"Interrupted. To resume: {resume_command(config, self.processes)}"]
         return "\n".join(lines)

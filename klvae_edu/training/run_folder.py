@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from klvae_edu.training.checkpoint import partial_folder, read_description, save_checkpoint
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.log import LOG_NAME, cut_log
 from klvae_edu.training.setup import Training
 from klvae_edu.weights.files import atomic_write
 
@@ -42,6 +44,7 @@ class RunFolder:
         self.resume = resume
         self.writes = writes
         self.saved_step: int | None = None  # step of the last complete checkpoint
+        self._superseded: list[Path] = []  # later checkpoints than the one resumed, kept until the next is complete
         self._lock = FileLock(path / LOCK_NAME, mode=0o666, thread_local=False)  # for every user who may write here
         if writes:
             self._check_unused()
@@ -103,7 +106,13 @@ class RunFolder:
         return None
 
     def start(self, config: TrainingConfig, step: int = 0) -> None:
-        """Make and lock the folder, write the configuration, and delete what is from steps beyond `step`."""
+        """Make and lock the folder, write the configuration, and cut the log back to `step`.
+
+        Checkpoints of later steps are kept, each with a copy of the log, until `save` has written this run's first one.
+        If it never comes, `resume="auto"` takes the last of them, and its log.
+        """
+        if self.checkpoint(step).is_dir():  # the run resumes from its own checkpoint, not from one of another run
+            self.saved_step = step
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -111,20 +120,25 @@ class RunFolder:
         with atomic_write(self.path / "training.json") as path:
             values = config.to_dict() | {"resume": None}  # a repetition of this run begins at step 1
             path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        for later in self.checkpoints():
-            if _number(later) > step:
-                _delete(later)
         # A killed save leaves our temporary file, and that of safetensors (.tmpXXXXXX: findings/).
         for pattern in ("checkpoints/.*.partial", "model/.*.part", "model/.tmp??????", ".*.part"):
             for unfinished in self.path.glob(pattern):
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
-        if self.checkpoint(step).is_dir():  # the run resumes from its own checkpoint, not from one of another run
-            self.saved_step = step
-        log = self.path / "log.jsonl"
-        if log.exists():
-            kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) in range(step + 1)]
-            with atomic_write(log) as path:
-                path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._superseded = [later for later in self.checkpoints() if _number(later) > step]
+        self._cut_log(step)
+
+    def _cut_log(self, step: int) -> None:
+        """Cut the log back to `step`; superseded checkpoints get a copy of the whole log."""
+        log = self.path / LOG_NAME
+        if (own := self.checkpoint(step) / LOG_NAME).exists():  # it was superseded, by a run that saved nothing
+            os.replace(own, log)
+        if not log.exists():
+            return
+        for later in self._superseded:
+            if not (later / LOG_NAME).exists():
+                with atomic_write(later / LOG_NAME) as path:
+                    shutil.copyfile(log, path)
+        cut_log(log, step)
 
     def _acquire_lock(self) -> None:
         """Lock the folder for this process, unless this process has locked it already.
@@ -151,6 +165,7 @@ class RunFolder:
         try:
             save_checkpoint(training, self.checkpoint(training.step))
             self.saved_step = training.step
+            self._delete_superseded()
             self.publish(training)
         except (OSError, SafetensorError) as error:
             raise OSError(f"step {training.step} could not be saved ({error}); {self.last_checkpoint()}") from error
@@ -159,8 +174,15 @@ class RunFolder:
         """Write `model/` and delete old checkpoints. It follows a checkpoint, or a resume."""
         if self.writes:
             training.averaged.save_pretrained(self.model)
-            for old in self.checkpoints()[: -training.config.keep]:
+            for old in [] if self._superseded else self.checkpoints()[: -training.config.keep]:
                 _delete(old)
+
+    def _delete_superseded(self) -> None:
+        """Delete the later checkpoints of before the resume. One of the same step has been replaced already."""
+        for later in self._superseded:
+            if _number(later) != self.saved_step:
+                _delete(later)
+        self._superseded = []
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint of `step`."""
@@ -180,7 +202,7 @@ class RunFolder:
     def log(self, record: Mapping[str, float]) -> None:
         """Append one line to `log.jsonl`."""
         if self.writes:
-            path = self.path / "log.jsonl"
+            path = self.path / LOG_NAME
             with self._explain_disk_error(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
@@ -228,11 +250,3 @@ def _delete(checkpoint: Path) -> None:
     gone = partial_folder(checkpoint)
     checkpoint.rename(gone)
     shutil.rmtree(gone)
-
-
-def _step_of(line: str) -> Any:
-    """Read the step of a line in the log; None for a line that was cut off."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return None

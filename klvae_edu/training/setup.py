@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from klvae_edu.autoencoder import AutoencoderKL
+from klvae_edu.data.listing import Listing
 from klvae_edu.data.shards import StreamPosition
 from klvae_edu.discriminator import NLayerDiscriminator, smallest_side
 from klvae_edu.efficientnet import EfficientNetDistance
@@ -82,6 +83,7 @@ class Training:
     ema: AveragedModel | None = None
     step: int = 0  # number of the current step, counted from 1, or of the last finished one
     stream: StreamPosition | None = None  # position of this process in streamed data
+    files: Listing | None = None  # of the data, at the start of the run
 
     @property
     def vae(self) -> AutoencoderKL:

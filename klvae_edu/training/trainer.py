@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from klvae_edu.data.listing import list_files
 from klvae_edu.environment import progress
-from klvae_edu.training.checkpoint import load_checkpoint, read_description
+from klvae_edu.training.checkpoint import load_checkpoint, read_description, read_listing
 from klvae_edu.training.config import TrainingConfig, current_names
+from klvae_edu.training.failures import failures_in_words
 from klvae_edu.training.interrupt import any_process, stop_on_signal
 from klvae_edu.training.latent_report import CROPS, LatentReport, fit_scaling, latent_report
 from klvae_edu.training.loader import SHUFFLE_BLOCK, batches, images_of, reports
+from klvae_edu.training.output import lasting_output
 from klvae_edu.training.result import TrainingResult
 from klvae_edu.training.run_folder import RunFolder
 from klvae_edu.training.setup import Training, set_up, start_accelerator
@@ -30,26 +33,33 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+@lasting_output()
 def train(config: TrainingConfig) -> TrainingResult:
     """Train an autoencoder. Weights, log and pictures go into `config.out` (see `RunFolder`); a summary is printed.
 
     The same configuration with the same number of threads gives the same weights on the same machine, also when the run
-    was interrupted and resumed. Ctrl-C and SIGTERM end the run after the current step, with everything saved.
+    was interrupted and resumed. Ctrl-C, SIGTERM and SIGHUP end the run after the current step, with everything saved.
 
     Raises:
         ValueError: the data, the model, the checkpoint and the configuration do not fit together.
         FileExistsError: `config.out` is in use.
         FloatingPointError: a loss is not finite; the message names step, term and the last good checkpoint.
-        OSError: a save failed. Earlier checkpoints are intact.
+        OSError: a save failed, a worker was killed (`ChildProcessError`), or another process of the run has ended
+            (`ConnectionError`). Earlier checkpoints are intact.
+        MemoryError: an allocation failed, on the CPU or the GPU.
 
     Built in notebook 08.
     """
     _check_tensorboard(config)
     accelerator = start_accelerator(config)
-    with RunFolder(config.out, config.resume, writes=accelerator.is_main_process) as folder:
+    with (
+        RunFolder(config.out, config.resume, writes=accelerator.is_main_process) as folder,
+        failures_in_words(config, folder, accelerator.num_processes),
+    ):
         # Networks, optimisers and validation crops; a resumed run takes its state from its checkpoint.
         training = set_up(config, accelerator)
         validation = Validation(config, training.vae)
+        training.files = list_files(config.data)
         checkpoint = folder.find_checkpoint()
         if checkpoint is not None:
             resume(training, checkpoint)
@@ -164,7 +174,7 @@ def measure_latents(training: Training) -> LatentReport:
 
 
 def resume(training: Training, checkpoint: Path) -> None:
-    """Load the checkpoint, and print how the configuration differs from the one that wrote it.
+    """Load the checkpoint, and print how the configuration and the files of the data differ from those that wrote it.
 
     Raises:
         ValueError: the checkpoint does not fit the configuration, or is damaged.
@@ -177,13 +187,21 @@ def resume(training: Training, checkpoint: Path) -> None:
         raise ValueError(f"steps: {checkpoint} is of step {training.step}: expected more steps, got {config.steps}")
     same = {"out", "resume", *(name for name in now if was.get(name) == now[name])}
     changes = [f"{name} {was.get(name)} -> {now[name]}" for name in now if name not in same]
-    if {"data", "seed", "streaming"} - same:
+    files = read_listing(checkpoint)
+    moved = files.changes_to(training.files) if files and training.files and "data" in same else ""
+    if moved or {"data", "seed", "streaming"} - same:
         training.stream = None  # a position in another stream
     if training.stream and len(training.stream.places) != max(1, config.workers):
         known = f"expected {was['workers']}, one for each stream position in the checkpoint"
         raise ValueError(f"workers: {known}, got {config.workers}")
     line = f"Resumed from {checkpoint}{''.join(f'; {change}' for change in changes)}."
     training.accelerator.print(line, flush=True)  # into a file at once: the run may be killed
+    if moved:
+        training.accelerator.print(
+            f"The data are not those of the checkpoint (by names, sizes and times of files): {moved}. The run goes on "
+            "with other images than without this change.",
+            flush=True,
+        )
 
 
 def _announce(training: Training, resumed: bool) -> None:

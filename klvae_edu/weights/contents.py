@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from klvae_edu.weights.checks import shortened
+from klvae_edu.weights.checksum import check_safetensors
 from klvae_edu.weights.files import SAFETENSORS, SafetensorsFile, is_pickle, read_pickle
 
 SUFFIXES = (*SAFETENSORS, ".ckpt", ".pt", ".pth", ".bin")
@@ -57,6 +58,7 @@ def open_contents(path: Path) -> Contents:
         raise ValueError(f"{path}: expected a file name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if not is_pickle(path):
         file_of_tensors = SafetensorsFile(path)
+        check_safetensors(path, file_of_tensors.metadata)
         return Contents(file_of_tensors, file_of_tensors.metadata, "safetensors")
     content = read_pickle(path)
     return Contents(_by_name(content, path), {}, "a pickle", [*_lists(content)])

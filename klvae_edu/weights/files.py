@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from klvae_edu.weights.checks import shortened
+from klvae_edu.weights.checksum import fill_checksum
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 SAFETENSORS = (".safetensors", ".sft")
@@ -156,6 +157,8 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write `weights` by name to a safetensors file, atomically.
 
+    With `CHECKSUM: BLANK` in the metadata the file carries its checksum.
+
     Raises:
         OSError: the disk is full or not available.
     """
@@ -166,6 +169,7 @@ def write_safetensors(weights: Mapping[str, Tensor], path: Path, metadata: dict[
             save_file(on_cpu(weights), temporary, metadata=metadata)
             with open(temporary, "rb+") as file:
                 order_metadata(file)
+                fill_checksum(file)
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written ({error})") from error
 

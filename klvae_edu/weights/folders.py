@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from klvae_edu.config import check_field_names
+from klvae_edu.downloads import SILENCE
 from klvae_edu.weights.contents import INDEX, SUFFIXES, open_contents
-from klvae_edu.weights.pretrained import CONFIG_NAME, WEIGHTS_NAME, read_config
+from klvae_edu.weights.pretrained import CONFIG_NAME, WEIGHTS_NAME, check_config, read_config
 from klvae_edu.weights.single_file import StoredModel, select_model
 
 _PIPELINE = "model_index.json"
@@ -71,10 +72,13 @@ def read_pretrained(
         raise FileNotFoundError(
             f"{files.where}: expected {CONFIG_NAME} and {WEIGHTS_NAME}, found {_listing(names)}{_nearby(files.where)}"
         )
-    config = read_config(files.path(inside + CONFIG_NAME)) if CONFIG_NAME in names else None
+    config_path = files.path(inside + CONFIG_NAME) if CONFIG_NAME in names else None
+    config = read_config(config_path) if config_path else None
     weights = choose_weights(names, variant, files.where)
     path = files.path(inside + weights)
     contents = open_contents(path)
+    if config_path and config:
+        check_config(config_path, path, contents.metadata, fields.keys())
     try:
         found = select_model(contents, path, config, ema, prefix, fields)
     except ValueError as error:
@@ -153,7 +157,8 @@ def _on_hub(hub_id: str, subfolder: str, revision: str | None) -> Files:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     try:
-        listed = HfApi().list_repo_files(hub_id, revision=revision)
+        found = HfApi().model_info(hub_id, revision=revision, timeout=SILENCE)  # list_repo_files has no time limit
+        listed = [file.rfilename for file in found.siblings or ()]
     except Exception as reason:  # no network, no such repository, no access, or not a Hub id
         try:  # what an earlier download left in the cache
             return _files_of(Path(snapshot_download(hub_id, revision=revision, local_files_only=True)) / subfolder)

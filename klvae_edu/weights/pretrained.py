@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from klvae_edu.config import AutoencoderKLConfig
+from klvae_edu.weights.checksum import BLANK, CHECKSUM, how_to_accept
 from klvae_edu.weights.files import atomic_write, write_safetensors
 from klvae_edu.weights.foreign import check_class
 
@@ -43,14 +44,15 @@ def write_pretrained(
 ) -> None:
     """Write `config.json` and the weights into `folder`, which is created if it is missing.
 
-    Each file is replaced atomically.
+    Each file is replaced atomically. The weights carry their checksum and the configuration, so that reading finds a
+    change of either file.
 
     Raises:
         OSError: the disk is full or not available.
     """
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(weights, folder / WEIGHTS_NAME, {"format": "pt"})
+    write_safetensors(weights, folder / WEIGHTS_NAME, config_metadata(config) | {CHECKSUM: BLANK})
     with atomic_write(folder / CONFIG_NAME) as path:
         path.write_text(config_json(config, indent=2) + "\n", encoding="utf-8")
 
@@ -90,6 +92,33 @@ def read_config(path: Path) -> AutoencoderKLConfig | None:
     if "_class_name" not in values and not values.keys() & {field.name for field in fields(AutoencoderKLConfig)}:
         return None
     return _config(values, path)
+
+
+def check_config(path: Path, weights: Path, metadata: Mapping[str, Any], given: Collection[str]) -> None:
+    """Compare `config.json` with the configuration that its weights carry; those of other programs carry none.
+
+    Args:
+        path: the `config.json`.
+        weights: the file of the weights.
+        metadata: of the weights.
+        given: fields that the caller replaces, which are not compared.
+
+    Raises:
+        ValueError: a field has changed since the weights were written.
+    """
+    if CHECKSUM not in metadata:
+        return
+    written, found = json.loads(metadata["config"]), json.loads(path.read_bytes())
+    changed = [
+        f"{name} was {json.dumps(value)} and is {json.dumps(found[name]) if name in found else 'missing'}"
+        for name, value in written.items()
+        if name not in given and (name not in found or found[name] != value)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path}: changed since the weights beside it were written: {'; '.join(changed)}. Restore it; other values "
+            f"can be passed to from_any (scaling_factor=…) and to commands (--scaling-factor). {how_to_accept(weights)}"
+        )
 
 
 def _config(values: Mapping[str, Any], source: str | Path) -> AutoencoderKLConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from klvae_edu.weights.foreign import check_own
 from klvae_edu.weights.keys import ROOTS, infer_config, name_style, to_compvis, to_diffusers, uncompiled
 from klvae_edu.weights.latent_scale import latent_scale
 from klvae_edu.weights.places import choose_place, count_by_kind, how_to_choose, named
-from klvae_edu.weights.pretrained import CONFIG_NAME, config_metadata, config_of_metadata, read_config
+from klvae_edu.weights.pretrained import CONFIG_NAME, check_config, config_metadata, config_of_metadata, read_config
 from klvae_edu.weights.quantised import apply_scales
 
 NAMES = ("compvis", "diffusers")
@@ -86,7 +86,8 @@ def read_single_file(
     path = Path(path).expanduser()
     contents = open_contents(path)
     try:
-        config = config_of_metadata(contents.metadata, "the configuration in its metadata") or _diffusers_config(path)
+        config = _diffusers_config(path, contents, fields.keys())
+        config = config or config_of_metadata(contents.metadata, "the configuration in its metadata")
         return select_model(contents, path, config, ema, prefix, fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -202,8 +203,12 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-def _diffusers_config(path: Path) -> AutoencoderKLConfig | None:
-    """Read the `config.json` in the folder of a file that diffusers wrote; None for other files."""
+def _diffusers_config(path: Path, contents: Contents, given: Collection[str]) -> AutoencoderKLConfig | None:
+    """Read the `config.json` in the folder of a file in diffusers' layout; None for other files."""
     config_file = path.with_name(CONFIG_NAME)
-    from_diffusers = path.name.startswith("diffusion_pytorch_model.") and config_file.is_file()
-    return read_config(config_file) if from_diffusers else None
+    if not (path.name.startswith("diffusion_pytorch_model.") and config_file.is_file()):
+        return None
+    config = read_config(config_file)
+    if config is not None:
+        check_config(config_file, path, contents.metadata, given)
+    return config

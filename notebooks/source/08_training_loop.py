@@ -37,7 +37,7 @@ from klvae_edu.data import image_dataset
 from klvae_edu.discriminator import NLayerDiscriminator
 from klvae_edu.environment import progress
 from klvae_edu.exercises import check, hint, solution
-from klvae_edu.exercises.nb08 import restore
+from klvae_edu.exercises.given import restore
 from klvae_edu.losses import adaptive_weight, adversarial_loss, discriminator_loss, generator_loss, kl_loss, pixel_loss
 from klvae_edu.metrics import psnr
 from klvae_edu.plots import PALETTE, figure, image_grid, show

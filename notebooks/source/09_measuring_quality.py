@@ -40,7 +40,7 @@ from klvae_edu.data import image_dataset, photographs
 from klvae_edu.efficientnet import EfficientNetDistance, available
 from klvae_edu.environment import progress
 from klvae_edu.exercises import check, hint, solution
-from klvae_edu.exercises.nb09 import local_mean
+from klvae_edu.exercises.given import local_mean
 from klvae_edu.metrics import FrechetDistance, RandomFeatures, gradient_energy, psnr
 from klvae_edu.plots import PALETTE, figure, image_grid, show
 from klvae_edu.training import steps

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import os
+import random
 import weakref
 from pathlib import Path
 from typing import Any
@@ -417,6 +418,56 @@ def test_a_damaged_shard_is_named(vae: AutoencoderKL, images: AllImages, done: P
     shard.unlink()
     encode_images(vae, images, done, ABOUT)
     assert contents(done) == before
+
+
+def test_every_flipped_bit_of_a_shard_is_noticed_when_it_is_read(done: Path) -> None:
+    chance = random.Random(0)
+    for _ in range(60):
+        data = LatentDataset(done)
+        shard = chance.choice(data.shards)
+        content = shard.read_bytes()
+        place, bit = chance.randrange(len(content)), 1 << chance.randrange(8)
+        shard.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=rf"{shard.name}: damaged: .*delete it and run klvae encode again"):
+            list(data.batches(4))
+        shard.write_bytes(content)
+    assert sum(map(len, LatentDataset(done).batches(4))) == COUNT
+
+
+def test_a_flipped_bit_is_noticed_by_a_run_that_is_resumed(vae: AutoencoderKL, images: AllImages, done: Path) -> None:
+    first, second, _ = LatentDataset(done).shards
+    second.unlink()
+    content = bytearray(first.read_bytes())
+    content[100] ^= 1
+    first.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{first.name}: damaged"):
+        encode_images(vae, images, done, ABOUT)
+
+
+def test_a_folder_of_before_there_were_checksums_is_read(vae: AutoencoderKL, images: AllImages, done: Path) -> None:
+    description = json.loads((done / "latents.json").read_text())
+    del description["checksums"]
+    (done / "latents.json").write_text(json.dumps(description))
+    assert sum(map(len, LatentDataset(done).batches(4))) == COUNT
+    assert encode_images(vae, images, done, ABOUT)["encoded"] == COUNT
+
+
+def test_a_table_of_a_data_set_that_was_replaced_is_noticed(vae: AutoencoderKL, tmp_path: Path) -> None:
+    """A data set in a folder has several files; of one that was written anew the number of rows may be the same."""
+    folder, out = tmp_path / "set", tmp_path / "out"
+    folder.mkdir()
+    for number in range(2):
+        image = Image.new("RGB", (SIZE, SIZE), (number,) * 3)
+        rows = datasets.Dataset.from_dict({"image": [image]}, features=datasets.Features({"image": datasets.Image()}))
+        rows.to_parquet(str(folder / f"{number}.parquet"))
+    encode_images(vae, AllImages(str(folder), SIZE), out, ABOUT)
+    encode_images(vae, AllImages(str(folder), SIZE), out, ABOUT)
+    os.utime(folder / "1.parquet", ns=(1, 1))
+    with pytest.raises(FileExistsError, match="some of which were changed or replaced since"):
+        encode_images(vae, AllImages(str(folder), SIZE), out, ABOUT)
+    description = json.loads((out / "latents.json").read_text()) | {"versions_sha256": None}  # as before it was listed
+    (out / "latents.json").write_text(json.dumps(description))
+    assert encode_images(vae, AllImages(str(folder), SIZE), out, ABOUT)["encoded"] == 2
 
 
 def test_a_folder_without_latents_is_a_value_error(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def without_gaps(mean, logvar, noise):
 
 @pytest.mark.parametrize(("answer", "line"), [(untouched, None), (half_filled, "return ..."), (without_gaps, None)])
 def test_the_first_open_gap_is_named_where_others_are_filled(answer, line):
-    assert first_open_gap("01.2", answer) == line
+    assert first_open_gap(answer, "01.2") == line
 
 
 def test_a_half_filled_skeleton_is_told_which_gap_is_open_and_an_untouched_one_nothing():
@@ -62,4 +62,4 @@ def test_a_half_filled_skeleton_is_told_which_gap_is_open_and_an_untouched_one_n
 
 
 def test_what_has_no_source_is_not_asked():
-    assert first_open_gap("01.2", torch.exp) is None
+    assert first_open_gap(torch.exp, "01.2") is None

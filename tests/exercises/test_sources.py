@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import linecache
+import sys
+import textwrap
 
 import pytest
 
 from klvae_edu.exercises import EXERCISES
+from klvae_edu.exercises.gaps import GAPS
 from tests.exercises.answers import SOURCES, imported
+from tools import solutions
+from tools.course import COURSE
 from tools.markers import select
 
 
@@ -34,3 +41,26 @@ def test_a_blank_notebook_attempts_nothing_and_a_solved_one_passes_everything(no
     assert list(found) == [id for id, exercise in EXERCISES.items() if exercise.notebook == notebook]
     for verdict in found.values():
         assert (verdict.attempted, verdict.passed, verdict.message) == (solved, solved, "")
+
+
+@pytest.mark.parametrize("name", COURSE.names())
+def test_the_packages_solutions_are_the_notebooks(name):
+    assert not solutions.differs(COURSE, name)
+
+
+@pytest.mark.parametrize("id", [id for id, count in GAPS.items() if count > 1])
+def test_a_solution_with_its_last_line_still_open_has_a_gap(id):
+    """Whatever a half-filled skeleton gives, it is not called right, and not called unattempted."""
+    reference = EXERCISES[id].reference
+    lines = textwrap.dedent(inspect.getsource(reference)).rstrip().splitlines()
+    last = max(number for number, line in enumerate(lines) if line.strip().startswith("return "))
+    while len(lines) > last + 1:
+        lines.pop()
+    lines[last] = f"{lines[last][: lines[last].index('return')]}return ..."
+    names = dict(vars(sys.modules[reference.__module__]))
+    source = "\n".join(lines)
+    file = f"<half-filled {id}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), names)
+    verdict = EXERCISES[id].run(names[reference.__name__])
+    assert verdict.attempted and not verdict.passed and "gap" in verdict.message

@@ -135,13 +135,51 @@ def test_where_there_is_nothing_to_resume_a_run_begins_at_the_beginning(
     assert runs.differences(whole, tmp_path / "run") == []
 
 
-def test_resuming_an_earlier_checkpoint_removes_the_later_ones(command: list[str], out: Path, runs: Any) -> None:
+def test_the_next_checkpoint_of_a_run_replaces_the_later_ones(command: list[str], out: Path, runs: Any) -> None:
     """Otherwise the next `--resume auto` would use one of them, which belongs to the other run."""
     earlier = out / "checkpoints" / "step_0000002"
     changed = [*command, "--lr", "1e-4", "--steps", "3", "--keep", "1", "--out", str(out)]
     assert main([*changed, "--resume", str(earlier)]) == 0
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_0000003"]
     assert [record["step"] for record in runs.log(out)] == [1, 2, 3]
+
+
+def test_changed_data_are_said(
+    command: list[str], out: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = Path(shutil.copytree(pictures, tmp_path / "pictures"))
+    run = [
+        *command[: command.index("--data")],
+        "--data",
+        str(images),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "new"),
+    ]
+    assert main(run) == 0
+    more = [*run, "--steps", "5", "--resume", "auto"]
+    (images / "3.png").rename(images / "another.png")
+    assert main(more) == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"The data are not those of the checkpoint (by names, sizes and times of files): 1 added ({images}" in printed
+    )
+    assert "another.png), 1 removed." in printed
+    assert main([*more, "--steps", "6"]) == 0
+    assert "The data are not those" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_a_listing_of_the_data_is_resumed(
+    command: list[str], out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = out / "checkpoints" / "step_0000004"
+    state = read_description(last)
+    (last / "data.pt").unlink()
+    del state["files"]["data.pt"]
+    (last / "state.json").write_text(sealed(state))
+    assert main([*command, "--steps", "5", "--out", str(out), "--resume", "auto"]) == 0
+    assert "The data are not those" not in capsys.readouterr().out
 
 
 def test_resuming_in_a_new_folder_leaves_the_old_one_unchanged(

@@ -1,4 +1,4 @@
-"""Runs that end early: Ctrl-C, SIGTERM, a loss that is not finite."""
+"""Runs that end early: Ctrl-C, SIGTERM, SIGHUP, a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ def how_to_resume(printed: str) -> list[str]:
         (lambda pid: os.killpg(pid, signal.SIGINT), ["--workers", "1"]),  # Ctrl-C reaches the workers, too
         (lambda pid: os.kill(pid, signal.SIGTERM), []),
         (lambda pid: os.killpg(pid, signal.SIGTERM), ["--workers", "1"]),
+        (lambda pid: os.killpg(pid, signal.SIGHUP), ["--workers", "1"]),  # the window of the terminal is closed
     ],
-    ids=["ctrl-c", "sigterm", "sigterm to all"],
+    ids=["ctrl-c", "sigterm", "sigterm to all", "sighup to all"],
 )
 def test_an_interrupted_run_saves_everything_and_says_how_to_resume(
     send: Callable[[int], None], options: list[str], small: list[str], runs: Any, tmp_path: Path

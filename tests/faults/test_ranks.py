@@ -251,7 +251,10 @@ def test_a_checkpoint_of_two_processes_is_not_resumed_by_one(
 
 
 def test_a_process_that_dies_ends_the_run_with_an_error_and_not_in_waiting(failed: tuple[int, str, str, Path]) -> None:
-    code, printed, _, folder = failed
+    code, printed, errors, folder = failed
     assert code not in (0, None)
-    assert "deadly: rank" not in printed  # the other process did not finish
-    assert read_description(folder / "deadly" / "checkpoints" / "step_0000002")["processes"] == 2
+    assert "deadly: rank 0 ended with 2" in printed
+    (line,) = [line for line in errors.splitlines() if line.startswith("klvae: another process of this run has ended")]
+    good = folder / "deadly" / "checkpoints" / "step_0000002"
+    assert f"the last good checkpoint is {good}. To resume: torchrun --nproc-per-node 2 -m klvae_edu train" in line
+    assert read_description(good)["processes"] == 2

@@ -201,6 +201,30 @@ def test_a_checkpoint_of_another_architecture_is_refused(changes: dict[str, Any]
         load_checkpoint(training_with(**changes), saved)
 
 
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [("autoencoder", "mid_block_add_attention"), ("discriminator", "disc_layers"), ("training", "trained_part")],
+)
+def test_a_checkpoint_from_before_a_setting_was_there_is_of_its_default(part: str, setting: str, copied: Path) -> None:
+    was = read_description(copied)
+    del was["architecture"][part][setting]
+    (copied / "state.json").write_text(sealed(was))
+    if setting == "disc_layers":  # this run has 1, the default is 3
+        with pytest.raises(ValueError, match="disc_layers: expected 1, got 3, the default of before this setting"):
+            load_checkpoint(training_with(), copied)
+        return
+    load_checkpoint(training := training_with(), copied)
+    assert training.step == 3
+
+
+def test_a_checkpoint_from_before_a_part_was_there_is_of_its_defaults(copied: Path) -> None:
+    was = read_description(copied)
+    del was["architecture"]["training"]
+    (copied / "state.json").write_text(sealed(was))
+    with pytest.raises(ValueError, match="averaged: expected True, got False, the default of before this setting"):
+        load_checkpoint(training_with(), copied)
+
+
 def test_a_checkpoint_of_another_number_of_processes_is_refused(copied: Path) -> None:
     (copied / "state.json").write_text(sealed(read_description(copied) | {"processes": 4}))
     with pytest.raises(ValueError, match=r"a checkpoint of 4 process\(es\), and this run has 1"):

@@ -219,6 +219,45 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
+def names_of(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+def logged_steps(out: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_later_checkpoints_stay_until_the_first_one_of_the_resumed_run_is_complete(tmp_path: Path) -> None:
+    """With keep=1 the one that is resumed would be deleted, too, if it were the only one to count."""
+    training = run_saved_at(tmp_path, 2, 4, 6, keep=3)
+    training.config = TrainingConfig(out=tmp_path, keep=1)
+    folder = RunFolder(tmp_path, str(tmp_path / "checkpoints" / "step_0000002"))
+    folder.start(training.config, step=2)
+    folder.publish(training)
+    assert names_of(tmp_path) == ["step_0000002", "step_0000004", "step_0000006"]
+    training.step = 4
+    folder.log({"step": 4})
+    folder.save(training)
+    assert names_of(tmp_path) == ["step_0000004"]
+    assert not (folder.checkpoint(4) / "log.jsonl").exists()  # it is the new one
+    assert logged_steps(tmp_path) == [2, 4]
+
+
+def test_a_resumed_run_that_saved_nothing_leaves_the_earlier_one_with_its_log(tmp_path: Path) -> None:
+    training = run_saved_at(tmp_path, 2, 4, 6, keep=3)
+    for _ in range(2):
+        folder = RunFolder(tmp_path, str(tmp_path / "checkpoints" / "step_0000002"))
+        folder.start(training.config, step=2)
+        folder.log({"step": 3})
+        assert logged_steps(tmp_path) == [2, 3]
+        folder.release()
+    folder = RunFolder(tmp_path, "auto")
+    assert folder.find_checkpoint() == folder.checkpoint(6)
+    folder.start(training.config, step=6)
+    assert logged_steps(tmp_path) == [2, 4, 6]
+    assert names_of(tmp_path) == ["step_0000002", "step_0000004", "step_0000006"]
+
+
 def test_what_a_kill_left_unfinished_is_cleared_away(tmp_path: Path) -> None:
     run_saved_at(tmp_path, 1)
     unfinished = [tmp_path / "checkpoints" / ".step_0000002.partial", tmp_path / "model" / ".config.json.abc.part"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,11 +148,12 @@ class TestTheHub:
         root = tmp_path / "hub"
 
         class Api:
-            def list_repo_files(self, hub_id: str, revision: str | None = None) -> list[str]:
+            def model_info(self, hub_id: str, revision: str | None = None, *, timeout: float) -> SimpleNamespace:
                 repository = root / hub_id
                 if not repository.is_dir():
                     raise OSError(f"no repository {hub_id}")
-                return [p.relative_to(repository).as_posix() for p in repository.rglob("*") if p.is_file()]
+                names = [p.relative_to(repository).as_posix() for p in repository.rglob("*") if p.is_file()]
+                return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
         def download(hub_id: str, name: str, revision: str | None = None, **more: Any) -> str:
             path = root / hub_id / name

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from klvae_edu.exercises.exercise import Judge, call
+from klvae_edu.exercises.attempt import Attempt, Local, call, kind, recipe
+from klvae_edu.exercises.exercise import Judge
 
 Probe = tuple[Any, ...]
 Numbers = tuple[float, ...]
@@ -31,33 +32,43 @@ def judge_numbers(
         given: describes a probe in words, for an answer that no mistake explains.
         asked: the result of the function, in words.
     """
-    right_results = [reference(*copy.deepcopy(arguments)) for arguments in probes]
-    several = any(isinstance(result, (list, tuple)) for result in right_results)
-    expected = [_numbers(result, several) for result in right_results]
+    several = any(isinstance(reference(*copy.deepcopy(arguments)), (list, tuple)) for arguments in probes)
 
-    def judge(attempt: Any) -> str | None:
-        if not callable(attempt):
-            return f"expected the function itself, got its result or another object ({type(attempt).__name__})"
+    def numbers(attempt: Attempt) -> list[Numbers | None]:
+        return [attempt.run(numbers_of, arguments, several)["numbers"] for arguments in probes]
+
+    expected = numbers(Local(reference))
+
+    def judge(attempt: Attempt) -> str | None:
+        about = attempt.run(kind)
+        if not about["callable"]:
+            return f"expected the function itself, got its result or another object ({about['type']})"
         results = []
         for arguments, right in zip(probes, expected, strict=True):
-            own = copy.deepcopy(arguments)
-            result = call(attempt, *own)
-            if own != arguments:
+            found = attempt.run(numbers_of, arguments, several)
+            if found["changed"]:
                 return "it changes its input: work on a copy, such as values[::-1]"
-            found = _numbers(result, several)
-            if found is None or right is None or len(found) != len(right):
-                return f"expected {asked}, got {type(result).__name__}"
-            results.append(found)
+            if found["numbers"] is None or right is None or len(found["numbers"]) != len(right):
+                return f"expected {asked}, got {found['type']}"
+            results.append(found["numbers"])
         if _agree(results, expected):
             return None
         for message, code in mistakes:
-            if _agree(results, [_numbers(code(*copy.deepcopy(arguments)), several) for arguments in probes]):
+            if _agree(results, numbers(Local(code))):
                 return message
         wrong = next(i for i, found in enumerate(results) if not _agree([found], [expected[i]]))
         wanted, yours = _in_words(expected[wrong]), _in_words(results[wrong])
         return f"for {given(probes[wrong])} {wanted} was expected, and yours is {yours}"
 
     return judge
+
+
+@recipe
+def numbers_of(answer: Any, probe: Probe, several: bool) -> dict[str, Any]:
+    """Return the result as numbers, None if it has others; its type; and whether the arguments were changed."""
+    own = copy.deepcopy(probe)
+    result = call(answer, *own)
+    return {"numbers": _numbers(result, several), "type": type(result).__name__, "changed": own != probe}
 
 
 def _numbers(result: Any, several: bool) -> Numbers | None:

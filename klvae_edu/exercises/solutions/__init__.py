@@ -1,0 +1,1 @@
+"""Solutions of the exercises, one module for each notebook. `tools.solutions` writes them from the notebooks."""
