@@ -42,10 +42,6 @@ def _split(
 _LIMITS = "the log-variance is clamped, but not to [-30, 20]: look at the limits"
 _SQUASHED = "a smooth limit changes every value: clamp(-30, 20) leaves those between the limits as they are"
 _AXIS = "it is split along the wrong axis: the channels are dim=1 (of B, 2C, H, W)"
-_ORDER = "the halves are swapped: the mean is the first half of the channels, the log-variance the second"
-_FOUR = (
-    "4 channels are fixed, Stable Diffusion's number: half of them, whatever their number, is parameters.shape[1] // 2"
-)
 _PIECES = "it unpacks more than two pieces: chunk(2, dim=1) makes two halves, split(2, dim=1) pieces of two channels"
 SPLIT_MISTAKES = Mistakes(
     {
@@ -59,53 +55,31 @@ SPLIT_MISTAKES = Mistakes(
         "the clamp is on exp(logvar): clamp the log-variance itself": _split(lambda v: v.exp().clamp(-30, 20)),
         "the second half is the log-variance already: no logarithm": _split(lambda v: v.log().clamp(-30, 20)),
         "the order of the results is swapped: return the mean first": lambda p: split_parameters(p)[::-1],
-        "both results are the first half: the log-variance is the second": lambda p: (
-            p.chunk(2, dim=1)[0],
-            p.chunk(2, dim=1)[0].clamp(-30, 20),
-        ),
+        "both results are the first half": lambda p: split_parameters(torch.cat([p.chunk(2, dim=1)[0]] * 2, dim=1)),
         "[0] and [1] are images of the batch: split the channels": lambda p: (p[0], p[1].clamp(-30, 20)),
-        "the channels are taken alternately (interleaved): the mean is the first half in one piece": (
-            lambda p: (p[:, ::2], p[:, 1::2].clamp(-30, 20))
-        ),
+        "the channels are taken alternately, not in halves": lambda p: (p[:, ::2], p[:, 1::2].clamp(-30, 20)),
     }.items()
 )
-SPLIT_MISTAKES += [
-    (message, _split(lambda v, limits=limits: v.clamp(*limits), dim=dim))
-    for limits in ((-30, 20), (-math.inf, math.inf))
-    for message, dim in ((_AXIS, -1), (_AXIS, -2), (_AXIS, 0), (_AXIS, 2))
-]
+SPLIT_MISTAKES += [(_AXIS, _split(dim=dim)) for dim in (-1, -2, 0, 2)]
 SPLIT_MISTAKES += [
     (_LIMITS, _split(lambda v, limits=limits: v.clamp(*limits)))
     for limits in ((-20, 30), (20, -30), (-30, None), (None, 20), (-10, 10), (0, 20), (0, 1))
 ]
 SPLIT_MISTAKES += [
-    (_SQUASHED, _split(lambda v, factor=factor, shift=shift: factor * torch.tanh(v) + shift))
-    for factor, shift in ((1, 0), (20, 0), (25, -5))
-]
-SPLIT_MISTAKES += [
-    (_SQUASHED, _split(smooth)) for smooth in (F.softplus, torch.sigmoid, lambda v: 50 * torch.sigmoid(v) - 30)
+    (_SQUASHED, _split(smooth))
+    for smooth in (torch.tanh, torch.sigmoid, F.softplus, lambda v: 20 * v.tanh(), lambda v: 50 * v.sigmoid() - 30)
 ]
 
 
-@SPLIT_MISTAKES(_ORDER)
+@SPLIT_MISTAKES("the halves are swapped: the mean is the first half of the channels, the log-variance the second")
 def split_with_swapped_halves(parameters):
     logvar, mean = parameters.chunk(2, dim=1)
     return mean, logvar.clamp(-30, 20)
 
 
-@SPLIT_MISTAKES(_ORDER)
-def split_with_swapped_halves_unclamped(parameters):
-    return parameters.chunk(2, dim=1)[::-1]
-
-
-@SPLIT_MISTAKES(_FOUR)
+@SPLIT_MISTAKES("4 channels are fixed, Stable Diffusion's number: half of them is parameters.shape[1] // 2")
 def split_after_four_channels(parameters):
     return parameters[:, :4], parameters[:, 4:].clamp(-30, 20)
-
-
-@SPLIT_MISTAKES(_FOUR)
-def split_two_times_four_channels(parameters):
-    return parameters[:, :4], parameters[:, 4:8].clamp(-30, 20)
 
 
 @SPLIT_MISTAKES(_PIECES)
@@ -156,20 +130,15 @@ SMALL = (1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # numbers that are a
 
 def narrow(names: Sequence[str], *shapes: tuple[int, ...]) -> Probe:
     """Make a probe of Gaussians so narrow that a small number shows which is added to their variance."""
-    change = {"logvar": lambda x: x - 25, "other_logvar": lambda x: x - 25, "noise": torch.positive}
+    change = {"logvar": lambda x: x - 28, "other_logvar": lambda x: x - 28, "noise": torch.positive}
     return tuple(change.get(name, lambda x: 1e-5 * x)(x) for name, x in zip(names, probe(*shapes), strict=True))
 
 
 def gaussian_probes(names: Sequence[str]) -> list[Probe]:
     """Make probes of Gaussians: ordinary ones, wide ones, one with positive numbers only, and narrow ones."""
-    count = len(names)
-    positive = tuple(x.abs() for x in probe(*[(1, 1)] * count))  # a logarithm of logvar gives no NaN here
-    return [
-        probe(*[(3, 4, 5, 2)] * count),
-        probe(*[(5, 7)] * count, scale=6.0),
-        positive,
-        narrow(names, *[(2, 3)] * count),
-    ]
+    ordinary, wide, one, few = ([shape] * len(names) for shape in ((3, 4, 5, 2), (5, 7), (1, 1), (2, 3)))
+    positive = tuple(x.abs() for x in probe(*one))  # a logarithm of logvar gives no NaN here
+    return [probe(*ordinary), probe(*wide, scale=6.0), positive, narrow(names, *few)]
 
 
 def one_value(*numbers: float) -> Probe:
@@ -180,14 +149,9 @@ def one_value(*numbers: float) -> Probe:
 def with_cases(
     judge: Judge, reference: Callable[..., Any], cases: Mapping[str, Probe], several: str = "", through: Recipe = call
 ) -> Judge:
-    """Make a judge that explains other wrong values by the first of some simple cases that is wrong.
+    """Make a judge that explains other wrong values by the first simple case, of one value, that is wrong.
 
-    Args:
-        judge: judges first.
-        reference: the reference solution, a function of the probe.
-        cases: what holds in a case, and its probe.
-        several: what to look at if all cases are right, which have one value each.
-        through: as in `judge_function`.
+    `cases` says what holds in each, and has its probe; `several` says where to look if all are right.
     """
 
     def explained(attempt: Attempt) -> str | None:
@@ -200,11 +164,8 @@ def with_cases(
                 found = attempt.run(through, *copy.deepcopy(given))
             except Exception:
                 return complaint
-            if (
-                isinstance(found, Tensor)
-                and found.numel() == 1
-                and not math.isclose(found, right, rel_tol=1e-4, abs_tol=1e-6)
-            ):
+            number = isinstance(found, Tensor) and found.numel() == 1
+            if number and not math.isclose(found, right, rel_tol=1e-4, abs_tol=1e-6):
                 return f"{words}: {float(right):.4g} is expected, and yours is {float(found):.4g}"
         return f"for one value it is right, for several it is not: {several}" if several else complaint
 
@@ -233,6 +194,8 @@ SAMPLE_MISTAKES = Mistakes(
         "logvar is doubled in the exponent: the root halves it, exp(logvar / 2)": _scaled(lambda v: (2 * v).exp()),
         "2 is the base of the power: the deviation is exp(logvar / 2)": _scaled(lambda v: 2 ** (v / 2)),
         "exp is taken of ½ only: logvar belongs into it, exp(logvar / 2)": _scaled(lambda v: math.exp(0.5) * v),
+        "math.exp takes one number only: torch.exp takes a tensor": _scaled(lambda v: math.exp(0.5 * v)),
+        "@ is a matrix product: every value has its own deviation, *": lambda m, v, n: m + (v / 2).exp() @ n,
         "the mean is missing: the noise must be moved to it": lambda m, v, n: (v / 2).exp() * n,
         "the mean is subtracted: the noise is moved to it, so add it": lambda m, v, n: (v / 2).exp() * n - m,
         "the noise is missing: this is the mean": lambda m, v, n: m,
@@ -264,33 +227,26 @@ SAMPLE_MISTAKES += [(_SOFTPLUS, _scaled(sigma)) for sigma in (F.softplus, lambda
 SAMPLE_MISTAKES += [(_EPS, _scaled(lambda v, eps=eps: (v.exp() + eps).sqrt())) for eps in SMALL]
 SAMPLE_MISTAKES += [(_EPS, _scaled(lambda v, eps=eps: (v / 2).exp() + eps)) for eps in SMALL[2:]]
 _SAMPLE_INPUTS = ("mean", "logvar", "noise")
-
-
-@SAMPLE_MISTAKES("math.exp takes one number only: torch.exp takes a tensor")
-def sample_by_math(mean, logvar, noise):
-    return mean + math.exp(0.5 * logvar) * noise
-
-
-@SAMPLE_MISTAKES("@ is a matrix product: every value has its own deviation, so multiply with *")
-def sample_by_a_matrix_product(mean, logvar, noise):
-    return mean + torch.exp(logvar / 2) @ noise
-
-
-_judge_sample_of = judge_function(
+_judge_value = with_cases(
+    judge_function(
+        reparameterize,
+        [*gaussian_probes(_SAMPLE_INPUTS), probe((6,), (6,), (6,))],
+        SAMPLE_MISTAKES,
+        inputs=_SAMPLE_INPUTS,
+        gradients=("mean", "logvar"),
+    ),
     reparameterize,
-    [*gaussian_probes(_SAMPLE_INPUTS), probe((6,), (6,), (6,))],
-    SAMPLE_MISTAKES,
-    inputs=_SAMPLE_INPUTS,
-    gradients=("mean", "logvar"),
+    {
+        "with noise 0 the sample is the mean, here -20, whatever logvar is": one_value(-20, 1, 0),
+        "with mean 0 and logvar 0, which is σ = 1, the sample is the noise, here -3": one_value(0, 0, -3),
+        "with logvar 0 mean and noise, here -2 and 3, are added": one_value(-2, 0, 3),
+        **{
+            f"with mean 0 and logvar {v} the noise, here -1, is multiplied by exp({v} / 2)": one_value(0, v, -1)
+            for v in (2, -2, 12, -25)
+        },
+    },
+    "each has its own mean, deviation and noise",
 )
-_SAMPLE_CASES = {
-    "with noise 0 the sample is the mean, here -20, whatever logvar is": one_value(-20, 1, 0),
-    "with mean 0 and logvar 0, which is σ = 1, the sample is the noise, here -3": one_value(0, 0, -3),
-    "with logvar 0 mean and noise, here -2 and 3, are added": one_value(-2, 0, 3),
-} | {
-    f"with mean 0 and logvar {logvar} the noise, here -1, is multiplied by exp({logvar} / 2)": one_value(0, logvar, -1)
-    for logvar in (2, -2, 12, -25)
-}
 
 
 # 01.3
@@ -381,26 +337,20 @@ NLL_MISTAKES = Mistakes(
         "log10 stands where the natural logarithm belongs, math.log": _nll(math.log10(2 * math.pi)),
         "log 2π is missing, the constant of each value": _nll(0),
         "log 2π is counted once for an image: every value has its own": lambda *g: _nll(0)(*g) + _LOG_2PI / 2,
-        "log 2π is counted for 4 · 32 · 32 values, whatever their number: add it before the sum": (
-            lambda *gaussian: _nll(0)(*gaussian) + 4 * 32 * 32 * _LOG_2PI / 2
-        ),
+        "log 2π is counted for 4 · 32 · 32 values, not for each": lambda *g: _nll(0)(*g) + 2048 * _LOG_2PI,
         "the term logvar is missing": _nll(log=torch.zeros_like),
         "the sign of logvar: a wide Gaussian is less dense, so that it adds to the -log": _nll(log=torch.neg),
         "exp(logvar) stands where logvar belongs": _nll(log=torch.exp),
         "exp(logvar / 2) stands where logvar belongs": _nll(log=lambda v: (v / 2).exp()),
         "the logarithm of logvar is taken: it is a logarithm already, log σ²": _nll(log=torch.log),
         "the square is divided by the standard deviation: divide by exp(logvar)": _nll(var=lambda v: (v / 2).exp()),
-        "the square is divided by the squared variance: square (sample - mean) only, or divide by std first": _nll(
-            var=lambda v: (2 * v).exp()
-        ),
+        "the square is divided by var²: square (sample - mean) only": _nll(var=lambda v: (2 * v).exp()),
         "the square is multiplied by the variance: divide by it": _nll(var=lambda v: (-v).exp()),
         "the square is divided by logvar: the variance is exp(logvar)": _nll(var=torch.positive),
         "the square is not divided by the variance, exp(logvar)": _nll(var=torch.ones_like),
         _NOT_SQUARED: _nll(square=torch.positive),
         _ABSOLUTE: _nll(square=torch.abs),
-        "the sign of the square: far from the mean the density is small, so that the square adds to the -log": _nll(
-            square=lambda d: -(d**2)
-        ),
+        "the sign of the square: it adds to the -log": _nll(square=lambda d: -(d**2)),
         "the square is missing: only a part without the sample is left": _nll(square=torch.zeros_like),
         "only the square: log 2π and logvar belong to the density, too": _nll(0, torch.zeros_like),
         "the log-variance is ignored, as if it were 0": lambda mean, logvar, sample: nll(mean, 0 * logvar, sample),
@@ -411,15 +361,14 @@ NLL_MISTAKES = Mistakes(
         "exp(logvar) is taken for the deviation: that is exp(logvar / 2)": lambda m, v, s: nll(m, 2 * v, s),
         "logvar is taken for the variance: that is exp(logvar)": lambda m, v, s: nll(m, v.log(), s),
         "the sign: this is the log-likelihood, the negative one is asked for": lambda *gaussian: -nll(*gaussian),
-        "the logarithm of a product, which is 0 for a whole latent: sum the logarithms of the densities": (
-            lambda *gaussian: -_density(*gaussian).prod(1).log()
-        ),
+        "the logarithm of a product, 0 for a whole latent: sum logarithms": lambda *g: -_density(*g).prod(1).log(),
         "the logarithm of a sum of densities: sum their logarithms": lambda *g: -_density(*g).sum(1).log(),
     }.items()
 )
 NLL_MISTAKES += [
     (_NOT_SQUARED, _nll(square=torch.positive, var=lambda v: (v / 2).exp())),
     (_ABSOLUTE, _nll(square=torch.abs, var=lambda v: (v / 2).exp())),
+    *((_LEAST, lambda m, v, s, eps=eps: nll(m, v.clamp(min=math.log(eps)), s)) for eps in SMALL),
     *((_LEAST, _nll(var=lambda v, eps=eps: v.exp() + eps)) for eps in SMALL),
     *((_LEAST, lambda mean, logvar, sample, eps=eps: nll(mean, (logvar.exp() + eps).log(), sample)) for eps in SMALL),
 ]
@@ -451,31 +400,30 @@ def nll_by_the_library(mean, logvar, sample):
     return F.gaussian_nll_loss(mean, sample, logvar.exp())
 
 
-@NLL_MISTAKES(_LEAST)
-def nll_by_the_library_with_eps(mean, logvar, sample):
-    return F.gaussian_nll_loss(mean, sample, logvar.exp(), full=True, reduction="none").flatten(1).sum(1)
-
-
 @NLL_MISTAKES("Normal takes the standard deviation, exp(logvar / 2), and not logvar")
 def nll_of_normal_with_logvar(mean, logvar, sample):
     return -Normal(mean, logvar).log_prob(sample).flatten(1).sum(1)
 
 
 _LATENT = (1, 4, 32, 32)  # so large that a product of densities is 0
-_judge_nll = judge_function(
-    nll, [*gaussian_probes(_NLL_INPUTS), probe(_LATENT, _LATENT, _LATENT)], NLL_MISTAKES, inputs=_NLL_INPUTS
+_judge_nll = with_cases(
+    judge_function(
+        nll, [*gaussian_probes(_NLL_INPUTS), probe(_LATENT, _LATENT, _LATENT)], NLL_MISTAKES, inputs=_NLL_INPUTS
+    ),
+    nll,
+    {
+        "at the mean of N(0, 1) ½ · log 2π is left": one_value(0, 0, 0),
+        "at the mean, here 2, of a Gaussian with logvar 0 ½ · log 2π is left": one_value(2, 0, 2),
+        "at 20, for N(0, 1): ½ · (log 2π + 20²)": one_value(0, 0, 20),
+        "at 3, for mean 1 and logvar 0: ½ · (log 2π + (3 - 1)²)": one_value(1, 0, 3),
+        "at 3, for mean 0 and logvar 2: ½ · (log 2π + 2 + 3² / exp(2))": one_value(0, 2, 3),
+        "at -3, for mean 1 and logvar -1: ½ · (log 2π - 1 + (-3 - 1)² / exp(-1))": one_value(1, -1, -3),
+        **{
+            f"at the mean, with logvar {v}, ½ · (log 2π + logvar) is left": one_value(0, v, 0) for v in (2, 12, -6, -25)
+        },
+    },
+    "each has its own terms, and all of an image are summed",
 )
-_NLL_CASES = {
-    "at the mean of N(0, 1) ½ · log 2π is left": one_value(0, 0, 0),
-    "at the mean, here 2, of a Gaussian with logvar 0 ½ · log 2π is left": one_value(2, 0, 2),
-    "at 20, for N(0, 1): ½ · (log 2π + 20²)": one_value(0, 0, 20),
-    "at 3, for mean 1 and logvar 0: ½ · (log 2π + (3 - 1)²)": one_value(1, 0, 3),
-    "at 3, for mean 0 and logvar 2: ½ · (log 2π + 2 + 3² / exp(2))": one_value(0, 2, 3),
-    "at -3, for mean 1 and logvar -1: ½ · (log 2π - 1 + (-3 - 1)² / exp(-1))": one_value(1, -1, -3),
-} | {
-    f"at the mean, with logvar {logvar}, ½ · (log 2π + logvar) is left": one_value(0, logvar, 0)
-    for logvar in (2, 12, -6, -25)
-}
 
 
 # 01.4
@@ -503,14 +451,19 @@ def _drawing(sample: Callable[[Any, Any], Any]) -> type:
     return _doing(sample=lambda self, generator=None: sample(self, generator))
 
 
-def _noise(posterior, generator):
+def _normal(posterior, generator):
     mean = posterior.mean
     return torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
 
 
 def _using(sample: Callable[[Any, Tensor], Any]) -> type:
     """Make the class with another sample, a function of the object and of normal noise."""
-    return _drawing(lambda self, generator: sample(self, _noise(self, generator)))
+    return _drawing(lambda self, generator: sample(self, _normal(self, generator)))
+
+
+def _with_noise(noise: Callable[[Any, Any], Any]) -> type:
+    """Make the class with another noise, a function of the object and of the generator."""
+    return _drawing(lambda self, generator: self.mean + self.std * noise(self, generator))
 
 
 def _deterministic_nll(zeros: Callable[[Any, Tensor], Any]) -> type:
@@ -553,66 +506,56 @@ CLASS_MISTAKES = Mistakes(
         "var: this is the fourth root of it: the variance is exp(logvar)": _holding(var=lambda m, v: (v / 4).exp()),
         f"var of large values: {_CLAMP}": _holding(var=lambda m, v: v.exp()),
         f"var with deterministic=True: {_IGNORED}": _holding(var=lambda m, v: v.clamp(-30, 20).exp()),
-        "mode(): torch.mode looks for the most frequent value: the likeliest of a Gaussian is its mean": _doing(
-            mode=lambda self: self.mean.mode().values
+        "mode(): torch.mode looks for the most frequent value: take the mean": _doing(
+            mode=lambda d: d.mean.mode().values
         ),
-        "mode(): that is the mode of a log-normal distribution: that of a Gaussian is its mean": _doing(
-            mode=lambda self: (self.mean - self.var).exp()
-        ),
-        "mode(): one number for all: every value has its own, self.mean": _doing(mode=lambda self: self.mean.mean()),
-        "mode(): it is a property: write a method, without @property": _doing(mode=property(lambda self: self.mean)),
-        "mode(): this is logvar: the likeliest value is the mean": _doing(mode=lambda self: self.logvar),
-        "mode(): this is std: the likeliest value is the mean": _doing(mode=lambda self: self.std),
-        "mode(): this is 0: the likeliest value is the mean": _doing(mode=lambda self: torch.zeros_like(self.mean)),
+        "mode(): that is of a log-normal distribution: take the mean": _doing(mode=lambda d: (d.mean - d.var).exp()),
+        "mode(): one number for all: every value has its own, self.mean": _doing(mode=lambda d: d.mean.mean()),
+        "mode(): it is a property: write a method, without @property": _doing(mode=property(lambda d: d.mean)),
+        "mode(): this is logvar: the likeliest value is the mean": _doing(mode=lambda d: d.logvar),
+        "mode(): this is std: the likeliest value is the mean": _doing(mode=lambda d: d.std),
+        "mode(): this is 0: the likeliest value is the mean": _doing(mode=lambda d: torch.zeros_like(d.mean)),
         "nll() with other dims: dims is ignored: sum over the dimensions it names": _doing(
-            nll=lambda self, sample, dims=(1, 2, 3): DiagonalGaussian.nll(self, sample, [*range(1, sample.ndim)])
+            nll=lambda d, sample, dims=(1, 2, 3): DiagonalGaussian.nll(d, sample, [*range(1, sample.ndim)])
         ),
-        "sample(): it returns the mean: no noise is added": _using(lambda self, noise: self.mean),
-        "sample(): the mean is not added": _using(lambda self, noise: self.std * noise),
-        "sample(): the noise is multiplied by the variance: take the standard deviation": _using(
-            lambda self, noise: self.mean + self.var * noise
+        "sample(): it returns the mean: no noise is added": _using(lambda d, noise: d.mean),
+        "sample(): the mean is not added": _using(lambda d, noise: d.std * noise),
+        "sample(): the noise is multiplied by var: take std": _using(lambda d, noise: d.mean + d.var * noise),
+        "sample(): the noise is multiplied by logvar: take std": _using(lambda d, noise: d.mean + d.logvar * noise),
+        "sample(): the noise is not multiplied by std": _using(lambda d, noise: d.mean + noise),
+        "sample(): the noise alone: multiply it by std, and add the mean": _using(lambda d, noise: noise),
+        "sample(): the same noise is used several times": _using(lambda d, noise: d.mean + d.std * noise[:1]),
+        f"sample(): it changes self.mean: {_IN_PLACE}": _using(lambda d, noise: d.mean.add_(d.std * noise)),
+        f"sample(): it changes self.std: {_IN_PLACE}": _using(lambda d, noise: d.mean + d.std.mul_(noise)),
+        f"sample(): {_NO_GRADIENT}": _using(lambda d, noise: (d.mean + d.std * noise).detach()),
+        f"sample(): {_NORMAL}": _drawing(lambda d, generator: torch.normal(d.mean, d.std, generator=generator)),
+        "sample(): no gradient reaches the log-variance: is std detached?": _using(
+            lambda d, noise: d.mean + d.std.detach() * noise
         ),
-        "sample(): the noise is multiplied by logvar: take the standard deviation": _using(
-            lambda self, noise: self.mean + self.logvar * noise
+        "sample() with deterministic=True: it must be the mean: multiply the noise by self.std, then 0": _using(
+            lambda d, noise: d.mean + torch.exp(d.logvar / 2) * noise
         ),
-        "sample(): the noise alone: multiply it by std, and add the mean": _using(lambda self, noise: noise),
-        "sample(): the noise is not multiplied by std": _using(lambda self, noise: self.mean + noise),
-        "sample(): the same noise is used several times: every value needs its own": _using(
-            lambda self, noise: self.mean + self.std * noise[:1]
+        "sample(): without a generator it returns the mean": _with_noise(lambda d, g: _normal(d, g) if g else 0),
+        "sample(): the generator is ignored: hand it to torch.randn": _with_noise(
+            lambda d, g: torch.randn_like(d.mean)
         ),
-        f"sample(): it changes self.mean: {_IN_PLACE}": _using(lambda self, noise: self.mean.add_(self.std * noise)),
-        f"sample(): it changes self.std: {_IN_PLACE}": _using(lambda self, noise: self.mean + self.std.mul_(noise)),
-        f"sample(): {_NO_GRADIENT}": _using(lambda self, noise: (self.mean + self.std * noise).detach()),
-        "sample(): the values are right, but no gradient reaches the log-variance: is std detached?": _using(
-            lambda self, noise: self.mean + self.std.detach() * noise
+        "sample(): the noise is always the same: it must depend on the generator": _with_noise(
+            lambda d, generator: _normal(d, torch.Generator().manual_seed(0))
         ),
-        f"sample(): {_NORMAL}": _drawing(lambda self, g: torch.normal(self.mean, self.std, generator=g)),
-        "sample(): without a generator it returns the mean: draw noise then, too": _drawing(
-            lambda self, generator: self.mean + self.std * _noise(self, generator) if generator else self.mean
+        "sample(): without a generator, two samples are equal: draw new noise each time": _with_noise(
+            lambda d, generator: _normal(d, generator or torch.Generator().manual_seed(0))
         ),
-        "sample(): the generator is ignored: hand it to the function that draws the noise": _drawing(
-            lambda self, generator: self.mean + self.std * torch.randn_like(self.mean)
+        "sample(): torch.manual_seed sets the seed of all cells below: draw from the generator": _with_noise(
+            lambda d, generator: _normal(d, generator or torch.manual_seed(0))
         ),
-        "sample(): the noise is always the same: it must depend on the generator": _drawing(
-            lambda self, generator: self.mean + self.std * _noise(self, torch.Generator().manual_seed(0))
+        "sample(): the noise has limits, 0.0 and 1.0, as torch.rand: draw it from N(0, I), torch.randn": _with_noise(
+            lambda d, generator: torch.rand(d.mean.shape, generator=generator)
         ),
-        "sample(): without a generator, two samples are equal: draw new noise each time": _drawing(
-            lambda self, generator: self.mean + self.std * _noise(self, generator or torch.Generator().manual_seed(0))
+        "sample(): for parameters in bfloat16 it is torch.float32: draw the noise with the dtype of the mean": (
+            _with_noise(lambda d, generator: torch.randn(d.mean.shape, generator=generator))
         ),
-        "sample(): torch.manual_seed sets the seed of all cells below: draw from the generator": _drawing(
-            lambda self, generator: self.mean + self.std * _noise(self, generator or torch.manual_seed(0))
-        ),
-        "sample(): the noise has limits, 0.0 and 1.0, as torch.rand: draw it from N(0, I), torch.randn": _drawing(
-            lambda self, generator: self.mean + self.std * torch.rand(self.mean.shape, generator=generator)
-        ),
-        "sample(): for parameters in bfloat16 it is torch.float32: draw the noise with the dtype of the mean": _drawing(
-            lambda self, generator: self.mean + self.std * torch.randn(self.mean.shape, generator=generator)
-        ),
-        "sample(): it fails for parameters on another device: draw the noise on the device of the mean": _drawing(
-            lambda self, g: self.mean + self.std * torch.randn(self.mean.shape, generator=g, dtype=self.mean.dtype)
-        ),
-        "sample() with deterministic=True: the sample must be the mean: multiply the noise by self.std, then 0": _using(
-            lambda self, noise: self.mean + torch.exp(self.logvar / 2) * noise
+        "sample(): it fails for parameters on another device: draw the noise on the device of the mean": _with_noise(
+            lambda d, generator: torch.randn(d.mean.shape, generator=generator, dtype=d.mean.dtype)
         ),
         f"{_ZEROS} infinity or NaN": _deterministic_nll(lambda self, sample: (sample / self.var).sum((1, 2, 3))),
         f"{_ZEROS} zeros of shape (1,)": _deterministic_nll(lambda self, sample: torch.zeros(1)),
@@ -622,8 +565,6 @@ CLASS_MISTAKES = Mistakes(
         f"{_ZEROS} other values": _deterministic_nll(lambda self, sample: nll(self.mean, self.logvar, sample)),
     }.items()
 )
-
-
 CLASS_MISTAKES += [
     (f"{name}: {_EPS}", _holding(**{name: lambda m, v, eps=eps, power=power: (v.exp() + eps) ** power}))
     for eps in SMALL
@@ -685,7 +626,10 @@ def _judge_values(part: str, probes: Sequence[Probe], look: Recipe) -> Judge:
     start = f"{part}: "
     named = [(message.removeprefix(start), cls) for message, cls in CLASS_MISTAKES if message.startswith(start)]
     if part == "nll()":
-        named += [(message, _doing(nll=_method(code))) for message, code in NLL_MISTAKES]
+        nlls = [
+            _doing(nll=lambda d, s, dims=(1, 2, 3), code=code: code(d.mean, d.logvar, s)) for _, code in NLL_MISTAKES
+        ]
+        named += zip([message for message, _ in NLL_MISTAKES], nlls, strict=True)
     return judge_function(
         partial(look, DiagonalGaussian),
         probes,
@@ -694,11 +638,6 @@ def _judge_values(part: str, probes: Sequence[Probe], look: Recipe) -> Judge:
         gradients=("parameters",),
         through=look,
     )
-
-
-def _method(code: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Make the method nll of a function of mean, logvar and sample."""
-    return lambda self, sample, dims=(1, 2, 3): code(self.mean, self.logvar, sample)
 
 
 @recipe
@@ -745,11 +684,11 @@ def _judge_sample(attempt: Attempt) -> str | None:
     if found["seeded"]:
         return "torch.manual_seed sets the seed of all cells below: draw from the generator"
     if not torch.equal(sample, attempt.run(drawn, parameters, [1], 8)["samples"][0]):
-        return "the generator is ignored: hand it to the function that draws the noise"
+        return "the generator is ignored: hand it to torch.randn"
     if torch.equal(sample, other):
         return "the noise is always the same: it must depend on the generator"
     if same(free[0], truth.mean):
-        return "without a generator it returns the mean: draw noise then, too"
+        return "without a generator it returns the mean"
     if torch.equal(*free):
         return "without a generator, two samples are equal: draw new noise each time"
     row, expected = attempt.run(drawn, *_MODERATE[1], [1])["samples"][0], (5, 3)
@@ -762,14 +701,14 @@ def _judge_noise(sample: Tensor, truth: DiagonalGaussianDistribution) -> str | N
     offset = sample - truth.mean
     noise = offset / truth.std
     if any(same(noise.select(dim, 0), noise.select(dim, 1)) for dim in range(4)):
-        return "the same noise is used several times: every value needs its own"
+        return "the same noise is used several times"
     centred = (noise - noise.mean()) / noise.std()
     if centred.abs().max() < 3:  # of 19,200 normal numbers 50 are beyond
         limits = f"{noise.min():.1f} and {noise.max():.1f}"
         return f"the noise has limits, {limits}, as torch.rand: draw it from N(0, I), torch.randn"
     explained = {
-        "the noise is multiplied by the variance: take the standard deviation": offset / truth.var,
-        "the noise is multiplied by logvar: take the standard deviation": offset / truth.logvar,
+        "the noise is multiplied by var: take std": offset / truth.var,
+        "the noise is multiplied by logvar: take std": offset / truth.logvar,
         "the noise is not multiplied by std": offset,
         "the mean is not added": sample / truth.std,
         "the noise alone: multiply it by std, and add the mean": sample,
@@ -811,7 +750,7 @@ def _judge_sample_gradient(attempt: Attempt) -> str | None:
     if right_mean and same(to_logvar, (sample - mean) / 2):  # d(std · ε)/d logvar = std · ε / 2
         return None
     if right_mean and not to_logvar.any():
-        return "the values are right, but no gradient reaches the log-variance: is std detached?"
+        return "no gradient reaches the log-variance: is std detached?"
     if not gradient.any():
         return _NORMAL
     return "the values are right, but the gradient is cut on its way to the mean or the log-variance"
@@ -841,7 +780,7 @@ def _judge_deterministic_sample(attempt: Attempt) -> str | None:
     sample = attempt.run(partial(method_of, name="sample", deterministic=True), parameters.clone())
     if same(sample, parameters.chunk(2, dim=1)[0]):
         return None
-    return "the sample must be the mean: multiply the noise by self.std, then 0"
+    return "it must be the mean: multiply the noise by self.std, then 0"
 
 
 def _judge_deterministic_nll(attempt: Attempt) -> str | None:
@@ -918,7 +857,7 @@ EXERCISES = (
             "logvar = log σ². So what is σ in terms of logvar? Mind the square.",
             "σ = exp(logvar / 2), and the sample is mean + σ · noise.",
         ),
-        judge=with_cases(_judge_sample_of, reparameterize, _SAMPLE_CASES, "each has its own mean, deviation and noise"),
+        judge=_judge_value,
         mistakes=SAMPLE_MISTAKES,
     ),
     Exercise(
@@ -934,7 +873,7 @@ EXERCISES = (
             "The variance is exp(logvar). Independent values: their -log densities are added up.",
             "½ · (log 2π + logvar + (sample - mean)² / var), then flatten(1).sum(1).",
         ),
-        judge=with_cases(_judge_nll, nll, _NLL_CASES, "each has its own terms, and all of an image are summed"),
+        judge=_judge_nll,
         mistakes=NLL_MISTAKES,
     ),
     Exercise(

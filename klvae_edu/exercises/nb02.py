@@ -47,11 +47,9 @@ _EPS = "a small number is added to the variance below, which changes small ones:
 _LOG_EPS = "a small number is added inside of the logarithm, which changes small variances: take logvar itself"
 KL_MISTAKES = Mistakes(
     {
-        "the factor ½ is missing": lambda mean, logvar: 2 * kl_to_standard_normal(mean, logvar),
-        "the factor ½ is there twice: has the textbook form its own already?": lambda mean, logvar: (
-            kl_to_standard_normal(mean, logvar) / 2
-        ),
-        "the sign: a KL divergence is never negative": lambda mean, logvar: -kl_to_standard_normal(mean, logvar),
+        "the factor ½ is missing": lambda m, v: 2 * kl_to_standard_normal(m, v),
+        "the factor ½ is there twice: the textbook form has it": lambda m, v: kl_to_standard_normal(m, v) / 2,
+        "the sign: a KL divergence is never negative": lambda m, v: -kl_to_standard_normal(m, v),
         "the sign of logvar: it is subtracted": _kl(log=torch.neg),
         "logvar is missing": _kl(log=torch.zeros_like),
         "log σ stands where log σ² belongs, logvar: it is halved twice": _kl(log=lambda v: v / 2),
@@ -75,32 +73,22 @@ KL_MISTAKES = Mistakes(
         "the absolute value of the mean: it is squared": _kl(torch.abs),
         "the mean is missing": _kl(torch.zeros_like),
         f"the sign of mean²: {_FORM}": _kl(lambda m: -(m**2)),
-        "exp(logvar) is taken for σ: it is σ², and σ is exp(logvar / 2)": (
-            lambda mean, logvar: kl_to_standard_normal(mean, 2 * logvar)
-        ),
-        "logvar is taken for the variance: that is exp(logvar)": (
-            lambda mean, logvar: kl_to_standard_normal(mean, logvar.log())
-        ),
-        "logvar is taken for σ: σ² is exp(logvar)": (
-            lambda mean, logvar: kl_to_standard_normal(mean, (logvar**2).log())
-        ),
-        "mean and logvar are exchanged": lambda mean, logvar: kl_to_standard_normal(logvar, mean),
-        f"the factor ½ is on the mean only: {_BRACKET}": (
-            lambda mean, logvar: (mean**2 / 2 + logvar.exp() - 1 - logvar).flatten(1).sum(1)
-        ),
+        "exp(logvar) is taken for σ: it is σ², and σ is exp(logvar / 2)": lambda m, v: kl_to_standard_normal(m, 2 * v),
+        "logvar is taken for the variance: that is exp(logvar)": (lambda m, v: kl_to_standard_normal(m, v.log())),
+        "logvar is taken for σ: σ² is exp(logvar)": lambda m, v: kl_to_standard_normal(m, (v**2).log()),
+        "mean and logvar are exchanged": lambda m, v: kl_to_standard_normal(v, m),
+        f"the factor ½ is on the mean only: {_BRACKET}": (lambda m, v: (m**2 / 2 + v.exp() - 1 - v).flatten(1).sum(1)),
         f"the factor ½ is missing on the mean: {_BRACKET}": _kl(lambda m: 2 * m**2),
         f"the factor ½ is on the variance only: {_BRACKET}": (
-            lambda mean, logvar: (mean**2 + logvar.exp() / 2 - 1 - logvar).flatten(1).sum(1)
+            lambda m, v: (m**2 + v.exp() / 2 - 1 - v).flatten(1).sum(1)
         ),
-        f"the factor ½ is on logvar only: {_BRACKET}": (
-            lambda mean, logvar: (mean**2 + logvar.exp() - 1 - logvar / 2).flatten(1).sum(1)
-        ),
+        f"the factor ½ is on logvar only: {_BRACKET}": (lambda m, v: (m**2 + v.exp() - 1 - v / 2).flatten(1).sum(1)),
         "the direction is reversed: this is KL(N(0, I) ‖ q); KL(q ‖ N(0, I)) is asked for": (
-            lambda mean, logvar: 0.5 * ((1 + mean**2) / logvar.exp() - 1 + logvar).flatten(1).sum(1)
+            lambda m, v: 0.5 * ((1 + m**2) / v.exp() - 1 + v).flatten(1).sum(1)
         ),
         "multiplied by kl_weight: the weight belongs to the loss": lambda *given: 1e-6 * kl_to_standard_normal(*given),
         "every value costs at least a little (free bits): sum them as they are": (
-            lambda mean, logvar: (0.5 * (mean**2 + logvar.exp() - 1 - logvar)).clamp(min=0.25).flatten(1).sum(1)
+            lambda m, v: (0.5 * (m**2 + v.exp() - 1 - v)).clamp(min=0.25).flatten(1).sum(1)
         ),
     }.items()
 )
@@ -159,10 +147,10 @@ def _each(mean: Tensor, logvar: Tensor, other_mean: Tensor, other_logvar: Tensor
 BETWEEN_MISTAKES = Mistakes(
     {
         "the factor ½ is missing": lambda *gaussians: 2 * kl_between(*gaussians),
-        "the factor ½ is there twice: has the textbook form its own already?": lambda *given: kl_between(*given) / 2,
+        "the factor ½ is there twice: the textbook form has it": lambda *given: kl_between(*given) / 2,
         "the sign: a KL divergence is never negative": lambda *gaussians: -kl_between(*gaussians),
         "the direction is reversed: this is KL(p ‖ q), with q the first Gaussian; KL(q ‖ p) is asked for": (
-            lambda mean, logvar, other_mean, other_logvar: kl_between(other_mean, other_logvar, mean, logvar)
+            lambda m, v, om, ov: kl_between(om, ov, m, v)
         ),
         "the logarithm of the ratio is upside down: it is other_logvar - logvar": _between(log=torch.sub),
         "the two logarithms are added: logvar is subtracted": _between(log=torch.add),
@@ -172,47 +160,35 @@ BETWEEN_MISTAKES = Mistakes(
         "other_logvar is missing": _between(log=lambda v, other: -v),
         "log σ stands where log σ² belongs: the log-variances are halved twice": _between(log=lambda v, o: (o - v) / 2),
         "the variances stand where their logarithms belong": _between(log=lambda v, other: other.exp() - v.exp()),
-        "the logarithm of the ratio of the log-variances: take their difference": _between(
-            log=lambda v, o: (o / v).log()
-        ),
+        "a logarithm of the ratio of the log-variances: take the difference": _between(log=lambda v, o: (o / v).log()),
         "the log-variances are divided: take their difference": _between(log=lambda v, other: other / v),
-        "the squared difference is divided by the own variance: divide by the other's": _between(
-            lambda square, var, other: square / var + var / other
+        "the square is divided by the own variance: divide by the other's": _between(
+            lambda d2, var, other: d2 / var + var / other
         ),
-        "the ratio of the variances is upside down: divide by the other's": _between(
-            lambda square, var, other: square / other + other / var
+        "the ratio of the variances is upside down": _between(lambda d2, var, other: d2 / other + other / var),
+        "the fraction is upside down: divide by the other's": _between(lambda d2, var, other: (d2 + other) / var),
+        "divided by the own variance: divide by the other's": _between(lambda d2, var, other: (d2 + var) / var),
+        "the own variance is not divided: put a bracket": _between(lambda d2, var, other: d2 / other + var),
+        "the squared difference is not divided: put a bracket": _between(lambda d2, var, other: d2 + var / other),
+        "the square is divided by the squared variance: square the difference only": _between(
+            lambda d2, var, other: d2 / other**2 + var / other
         ),
-        "the fraction is upside down: divide by the other's": _between(
-            lambda square, var, other: (square + other) / var
+        "nothing is divided by the other's variance": _between(lambda d2, var, other: d2 + var),
+        "multiplied by the other's variance: divide by it": _between(lambda d2, var, other: (d2 + var) * other),
+        "divided by the sum of the variances, not by the other's": _between(
+            lambda d2, var, other: (d2 + var) / (var + other)
         ),
-        "divided by the own variance: divide by the other's": _between(lambda square, var, other: (square + var) / var),
-        "the own variance is not divided: put a bracket": _between(lambda square, var, other: square / other + var),
-        "the squared difference is not divided: put a bracket": _between(
-            lambda square, var, other: square + var / other
-        ),
-        "the squared difference is divided by the squared variance: square the difference only": _between(
-            lambda square, var, other: square / other**2 + var / other
-        ),
-        "nothing is divided by the other's variance": _between(lambda square, var, other: square + var),
-        "multiplied by the other's variance: divide by it": _between(lambda square, var, other: (square + var) * other),
-        "divided by the sum of the variances: divide by the other's": _between(
-            lambda square, var, other: (square + var) / (var + other)
-        ),
-        "the own variance is missing above": _between(lambda square, var, other: square / other),
+        "the own variance is missing above": _between(lambda d2, var, other: d2 / other),
         "standard deviations stand where variances belong: exp(logvar)": _between(var=lambda v: (v / 2).exp()),
-        "divided by the other's standard deviation: divide by its variance, exp(other_logvar)": _between(
-            lambda square, var, other: (square + var) / other.sqrt()
-        ),
-        "the own standard deviation stands where the own variance belongs: exp(logvar)": _between(
-            lambda square, var, other: (square + var.sqrt()) / other
-        ),
+        "divided by the other's σ: divide by its variance": _between(lambda d2, var, other: (d2 + var) / other.sqrt()),
+        "the own σ stands where the own variance belongs": _between(lambda d2, var, other: (d2 + var.sqrt()) / other),
         "the variances are squared: exp(logvar) is σ² already": _between(var=lambda v: (2 * v).exp()),
         "exp is missing: the variances are exp(logvar) and exp(other_logvar)": _between(var=torch.positive),
-        "divided by other_logvar: the other's variance is exp(other_logvar)": _between(
-            lambda square, var, other: (square + var) / other.log()
+        "divided by other_logvar: divide by exp(other_logvar)": _between(
+            lambda d2, var, other: (d2 + var) / other.log()
         ),
-        "exp(logvar) and exp(other_logvar) are taken for σ: they are σ²": (
-            lambda mean, logvar, other_mean, other_logvar: kl_between(mean, 2 * logvar, other_mean, 2 * other_logvar)
+        "the exps of the log-variances are taken for σ: they are σ²": (
+            lambda m, v, om, ov: kl_between(m, 2 * v, om, 2 * ov)
         ),
         "the difference of the means is not squared": _between(square=torch.sub),
         "the absolute difference of the means: it is squared": _between(square=lambda m, other: (m - other).abs()),
@@ -220,28 +196,20 @@ BETWEEN_MISTAKES = Mistakes(
         "the squares are subtracted: square the difference of the means": _between(square=lambda m, o: m**2 - o**2),
         "the other's mean is ignored: square the difference of the means": _between(square=lambda m, other: m**2),
         "only the variances are compared: the squared difference is missing": _between(square=lambda m, other: 0 * m),
-        "only the means are compared: the other's variance, exp(other_logvar), is ignored": (
-            lambda mean, logvar, other_mean, other_logvar: kl_to_standard_normal(mean - other_mean, logvar)
-        ),
-        "the other Gaussian is ignored: this is the KL to N(0, I)": (
-            lambda mean, logvar, other_mean, other_logvar: kl_to_standard_normal(mean, logvar)
-        ),
+        "other_logvar is ignored: only the means are compared": (lambda m, v, om, ov: kl_to_standard_normal(m - om, v)),
+        "the other Gaussian is ignored: this is the KL to N(0, I)": (lambda m, v, om, ov: kl_to_standard_normal(m, v)),
         "the -1 is missing: for two equal Gaussians the KL must be 0": _between(one=0),
         "the sign of the 1: it is subtracted": _between(one=-1),
         "the textbook form ends in -½, which the factor ½ makes of -1: here it is halved twice": _between(one=0.5),
         "the 1 is subtracted once for an image: every value has its own": lambda *given: _between(one=0)(*given) - 0.5,
         "this is the cross entropy: q's own entropy is not subtracted": _between(log=lambda v, other: other, one=0),
-        "the 1 is not halved: the textbook form, log(σ_p/σ_q) + (σ_q² + Δmean²) / (2 · σ_p²) - ½, ends in -½": _between(
-            one=2
-        ),
-        "the logarithms are not halved: log(σ_p/σ_q) is half the difference of the log-variances": _between(
-            log=lambda v, other: 2 * (other - v)
-        ),
-        "the 2 below is missing: in the textbook form the fraction is divided by 2 · σ_p²": _between(
-            lambda square, var, other: 2 * (square + var) / other
+        "the 1 is not halved: log(σ_p/σ_q) + (σ_q² + Δmean²) / (2 · σ_p²) - ½ ends in -½": _between(one=2),
+        "the logarithms are not halved: log σ is logvar / 2": _between(log=lambda v, other: 2 * (other - v)),
+        "the 2 below is missing: the textbook divides by 2 · σ_p²": _between(
+            lambda d2, var, other: 2 * (d2 + var) / other
         ),
         f"the factor ½ is on the fraction only: {_BRACKET}": _between(log=lambda v, other: 2 * (other - v), one=2),
-        "symmetrised, KL(q ‖ p) + KL(p ‖ q): only the first is asked for": (
+        "symmetrised: only KL(q ‖ p) is asked for": (
             lambda m, v, om, ov: kl_between(m, v, om, ov) + kl_between(om, ov, m, v)
         ),
         "symmetrised, the average of KL(q ‖ p) and KL(p ‖ q): only the first is asked for": (
@@ -347,22 +315,16 @@ MONTE_CARLO_MISTAKES = Mistakes(
         f"the samples do not have the wanted mean: {_Z}": _sampled(z=lambda m, v, n: (v / 2).exp() * n),
         f"the sign of the noise: {_Z}": _sampled(z=lambda m, v, n: m - (v / 2).exp() * n),
         "the noise is ignored: this is log q - log p at the mean": _sampled(z=lambda m, v, n: m + 0 * n),
-        "this is the closed form: average log q(z) - log p(z) over the samples instead": (
-            lambda mean, logvar, noise: kl_to_standard_normal(mean, logvar)
-        ),
+        "this is the closed form: average log q - log p instead": (lambda m, v, n: kl_to_standard_normal(m, v)),
         "only the first sample is used: average over all of them": lambda m, v, n: monte_carlo_kl(m, v, n[:1]),
         "only the last sample is used: average over all of them": lambda m, v, n: monte_carlo_kl(m, v, n[-1:]),
-        "the first sample is left out: average over all of them": (
-            lambda m, v, n: monte_carlo_kl(m, v, n) - monte_carlo_kl(m, v, n[:1]) / len(n)
+        "the first sample is left out": lambda m, v, n: monte_carlo_kl(m, v, n) - monte_carlo_kl(m, v, n[:1]) / len(n),
+        "the noise is averaged first: average log q - log p": (
+            lambda m, v, n: monte_carlo_kl(m, v, n.mean(0, keepdim=True))
         ),
-        "the noise is averaged first: average log q(z) - log p(z) over the samples": (
-            lambda mean, logvar, noise: monte_carlo_kl(mean, logvar, noise.mean(0, keepdim=True))
-        ),
-        "as many samples as images are used: average over all samples, len(noise)": (
-            lambda mean, logvar, noise: monte_carlo_kl(mean, logvar, noise[: len(mean)])
-        ),
+        "as many samples as images are used: average over all": (lambda m, v, n: monte_carlo_kl(m, v, n[: len(m)])),
         "the noise is taken for (B, S, …): it is (S, B, …), as z is": (
-            lambda mean, logvar, noise: monte_carlo_kl(mean, logvar, noise.transpose(0, 1))
+            lambda m, v, n: monte_carlo_kl(m, v, n.transpose(0, 1))
         ),
         "log q is missing": _sampled(lambda z, m, v: 0 * z),
         "log p is missing": _sampled(log_p=lambda z, m, v: 0 * z),
@@ -386,46 +348,30 @@ MONTE_CARLO_MISTAKES = Mistakes(
         "log q multiplies the square by the variance: divide by it": _sampled(_log_q(var=lambda v: (-v).exp())),
         "log q divides by logvar: the variance is exp(logvar)": _sampled(_log_q(var=torch.positive)),
         "log q divides by the standard deviation: divide by exp(logvar)": _sampled(_log_q(var=lambda v: (v / 2).exp())),
-        "log q forgets the mean: it is -½ · (logvar + (z - mean)² / var)": _sampled(
-            lambda z, m, v: -(v + z**2 / v.exp()) / 2
-        ),
+        "log q forgets the mean: the square is of z - mean": _sampled(lambda z, m, v: -(v + z**2 / v.exp()) / 2),
         f"log q is taken at the noise: both densities are taken at {_Z}": _sampled(_at_the_noise(_LOG_Q)),
         f"log p is taken at the noise: both densities are taken at {_Z}": _sampled(log_p=_at_the_noise(_log_p)),
         "the sign of log p: it is -½ · z², and subtracted": _sampled(log_p=lambda z, m, v: z**2 / 2),
         "log p lacks the square: it is -½ · z²": _sampled(log_p=lambda z, m, v: -z / 2),
         "log p is around the mean: that of N(0, I) is -½ · z²": _sampled(log_p=lambda z, m, v: -((z - m) ** 2) / 2),
         "log p has q's variance: that of N(0, I) is -½ · z²": _sampled(log_p=lambda z, m, v: -(v + z**2 / v.exp()) / 2),
-        "summed over the samples: average over them, dimension 0": _sampled(average=lambda sums: sums.sum(0)),
-        "divided by the number of samples less one: average over them": _sampled(
-            average=lambda x: x.sum(0) / (len(x) - 1)
-        ),
-        "averaged over the batch, not over the samples: the samples are dimension 0 of the noise": _sampled(
-            average=lambda sums: sums.mean(1)
-        ),
+        "summed over the samples: average over them, dimension 0": _sampled(average=lambda x: x.sum(0)),
+        "divided by the number of samples less one": _sampled(average=lambda x: x.sum(0) / (len(x) - 1)),
+        "averaged over the batch, not over the samples, dimension 0": _sampled(average=lambda x: x.mean(1)),
         "not averaged over the samples, dimension 0": _sampled(average=torch.positive),
-        "the median of the samples: average over them": _sampled(average=lambda sums: sums.median(0).values),
-        "the least of the samples: average over them": _sampled(average=lambda sums: sums.amin(0)),
+        "the median of the samples: average over them": _sampled(average=lambda x: x.median(0).values),
+        "the least of the samples: average over them": _sampled(average=lambda x: x.amin(0)),
         "everything is summed: the samples are averaged, (B,)": _sampled(average=torch.sum),
-        "flattened from dimension 1 on, the batch: samples and images are the first two, flatten(2)": _sampled(
-            average=lambda sums: sums.sum(1)
-        ),
-        "negative estimates are set to 0: average them as they are": _sampled(
-            average=lambda sums: sums.clamp(min=0).mean(0)
-        ),
-        "negative averages are set to 0: an estimate may be negative": _sampled(
-            average=lambda sums: sums.mean(0).clamp(min=0)
-        ),
-        "the average is made positive: an estimate may be negative": _sampled(average=lambda sums: sums.mean(0).abs()),
-        "the differences are squared: average log q - log p itself": _sampled(
-            average=lambda sums: (sums**2 / 2).mean(0)
-        ),
-        "the logarithm of the average ratio: average the logarithms, log q - log p": _sampled(
-            average=lambda sums: sums.exp().mean(0).log()
-        ),
+        "flattened from the batch on: samples and images stay, flatten(2)": _sampled(average=lambda x: x.sum(1)),
+        "negative estimates are set to 0: leave them": _sampled(average=lambda x: x.clamp(min=0).mean(0)),
+        "negative averages are set to 0: leave them": _sampled(average=lambda x: x.mean(0).clamp(min=0)),
+        "the average is made positive: an estimate may be negative": _sampled(average=lambda x: x.mean(0).abs()),
+        "the differences are squared: average log q - log p itself": _sampled(average=lambda x: (x**2 / 2).mean(0)),
+        "the logarithm of the average ratio: average log q - log p": _sampled(average=lambda x: x.exp().mean(0).log()),
         "the ratio of the densities: take its logarithm, log q - log p": _sampled(each=lambda q, p: (q - p).exp()),
         "negative differences are set to 0: sum them as they are": _sampled(each=lambda q, p: (q - p).clamp(min=0)),
         "absolute differences: sum them with their sign": _sampled(each=lambda q, p: (q - p).abs()),
-        "each sample is multiplied by its density: samples of q come as often as q says already, average them": (
+        "each sample is multiplied by its density: average them as they come": (
             _sampled(each=lambda q, p: _density(q) * (q - p))
         ),
     }.items()
@@ -508,12 +454,8 @@ LOSS_MISTAKES = Mistakes(
         f"the whole is divided by C·H·W: {_SUMS}": _loss(total=lambda p, k, w, values: (p + w * k) / values),
         f"the KL is divided by C·H·W, the pixel term is not: {_UNITS}": _loss(total=lambda p, k, w, n: p + w * k / n),
         f"the KL is multiplied by C·H·W, as for a mean: {_UNITS}": _loss(total=lambda p, k, w, n: p + w * k * n),
-        "the KL is multiplied by 196,608: sums need no other weight": _loss(
-            total=lambda p, k, w, values: p + 196_608 * w * k
-        ),
-        "summed over the batch: divide both terms by the number of images": _loss(
-            lambda d: d.abs().sum(), lambda q: q.kl().sum()
-        ),
+        "the KL is multiplied by 196,608: sums are asked for": _loss(total=lambda p, k, w, values: p + 196_608 * w * k),
+        "summed over the batch: divide by the number of images": _loss(lambda d: d.abs().sum(), lambda q: q.kl().sum()),
         f"the pixel term is a mean over everything, the KL a sum over everything: {_SUMS}": _loss(
             lambda d: d.abs().mean(), lambda q: q.kl().sum()
         ),
@@ -521,7 +463,7 @@ LOSS_MISTAKES = Mistakes(
         "the KL is summed over the batch: average it, as the pixel term is": _loss(kl=lambda q: q.kl().sum()),
         "the KL is averaged over the batch twice": _loss(kl=lambda q: _average_kl(q) / len(q.mean)),
         "the pixel term is averaged over the batch twice": _loss(lambda d: _pixel(d) / len(d)),
-        "both terms are averaged over the batch twice": _loss(
+        "the whole is averaged over the batch twice": _loss(
             lambda d: _pixel(d) / len(d), lambda q: _average_kl(q) / len(q.mean)
         ),
         "divided by the number of channels, not by that of the images": _loss(lambda d: d.abs().sum() / d.shape[1]),
@@ -530,15 +472,11 @@ LOSS_MISTAKES = Mistakes(
         "the KL is halved: posterior.kl() has its ½ already": _loss(kl=lambda q: _average_kl(q) / 2),
         "kl is a method: call it, posterior.kl()": _loss(kl=lambda q: q.kl.mean()),
         f"the pixel term is squared (L2): {_L1}": _loss(lambda d: d.square().flatten(1).sum(1).mean()),
-        f"the pixel term is half the square, as of a Gaussian: {_L1}": _loss(
-            lambda d: 0.5 * d.square().flatten(1).sum(1).mean()
-        ),
+        f"the pixel term is half the square: {_L1}": _loss(lambda d: 0.5 * d.square().flatten(1).sum(1).mean()),
         f"the pixel term is a squared mean (F.mse_loss): {_L1}": _loss(lambda d: d.square().mean()),
         f"the pixel term is a Euclidean norm: {_L1}": _loss(lambda d: d.flatten(1).norm(dim=1).mean()),
         "the pixel term is halved: the L1 distance has no ½": _loss(lambda d: _pixel(d) / 2),
-        "the absolute value is taken of the sum: take it of every difference, before errors cancel": _loss(
-            lambda d: d.flatten(1).sum(1).abs().mean()
-        ),
+        "the absolute value of a sum: take it of every difference": _loss(lambda d: d.flatten(1).sum(1).abs().mean()),
         "the absolute value is missing: errors of different sign cancel": _loss(lambda d: d.flatten(1).sum(1).mean()),
         f"averaged over height and width: {_SUMS}": _loss(lambda d: d.abs().sum(1).mean()),
         f"averaged over the channels: {_SUMS}": _loss(lambda d: d.abs().sum((2, 3)).mean()),
@@ -558,10 +496,10 @@ LOSS_MISTAKES = Mistakes(
         "the terms are multiplied: add them": _loss(total=lambda p, k, w, values: p * w * k),
         "two numbers: add the terms": _loss(total=lambda p, k, w, values: torch.stack([p, w * k])),
         "posterior.kl() has one number for each image: average it over the batch": _loss(kl=lambda q: q.kl()),
-        "one number for each image: average over the batch at the end": _loss(
+        "one number for each image: average over the batch": _loss(
             lambda d: d.abs().flatten(1).sum(1), lambda q: q.kl()
         ),
-        "the KL is squeezed, which does for one image only: average it over the batch": _loss(
+        "for one image only: average both terms over the batch": _loss(
             lambda d: d.abs().sum(), lambda q: q.kl().squeeze()
         ),
         "the reconstruction is limited to [-1, 1] first: compare it as it is": (

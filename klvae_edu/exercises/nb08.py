@@ -132,6 +132,7 @@ _CLIPPED = "the gradients are clipped: that is not asked for, and changes the st
 _NO_ENCODER = "the pixel loss does not reach the encoder: no detach or no_grad from vae.encode to vae.decode"
 _SQUEEZED = "the reconstruction is clamped or squeezed: all losses get what vae.decode gives"
 _SUM = "it is a sum over an image's values, averaged over the batch"
+_MEANS = "pixel loss and KL are means over the image's values: each is a sum, averaged over the batch"
 _NO_KL = "the KL term is missing, or has a fixed weight such as 1e-6: multiply it by the argument kl_weight"
 _UNHEARD = "nothing of the adversarial term reaches the autoencoder: is it in the loss, of the reconstruction's logits?"
 _ON_PIXELS = "the adaptive weight multiplies the pixel loss: it belongs to the adversarial term"
@@ -251,6 +252,7 @@ GENERATOR_MISTAKES = Mistakes(
             ],
             gradient=[(_OF_LOSSES, lambda term, at: term)],
         ),
+        (_MEANS, step_with(nll=F.mse_loss, kl=partial(kl_loss, reduction="mean"))),
         (_DEFAULTS, lambda vae, d, o, x, disc=1.0, kl_weight=1e-6: generator_step(vae, d, o, x, disc, kl_weight)),
         (_OTHER_RESULT, lambda vae, d, o, x, *rest: [generator_step(vae, d, o, x, *rest), vae(x).sample.detach()][1]),
         *_RAISED_BY_STEP.values(),
@@ -336,7 +338,8 @@ def _judge_generator_step(attempt: Attempt) -> str | None:
     left = attempt.run(effects_of_step)
     if complaint:
         return _name_move(attempt, left)
-    if not same(*(torch.tensor(_shares(move)) for move in (attempt.run(step_made, 0), _move(generator_step, 0)))):
+    mine, right = attempt.run(step_made, 0), _move(generator_step, 0)
+    if [f"{count:.3g}" for count in _shares(mine)] != [f"{count:.3g}" for count in _shares(right)]:
         return _DEFAULTS
     return _first(_STEP_EFFECTS, left)
 

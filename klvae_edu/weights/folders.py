@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from klvae_edu.config import check_field_names
-from klvae_edu.downloads import SILENCE
 from klvae_edu.weights.contents import INDEX, SUFFIXES, open_contents
 from klvae_edu.weights.pretrained import CONFIG_NAME, WEIGHTS_NAME, check_config, read_config
 from klvae_edu.weights.single_file import StoredModel, select_model
@@ -155,6 +154,8 @@ def _nearby(folder: str) -> str:
 
 def _on_hub(hub_id: str, subfolder: str, revision: str | None) -> Files:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    from klvae_edu.downloads import SILENCE
 
     try:
         found = HfApi().model_info(hub_id, revision=revision, timeout=SILENCE)  # list_repo_files has no time limit

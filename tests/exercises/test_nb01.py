@@ -124,10 +124,9 @@ class Right:
             self.std = self.var = torch.zeros_like(self.mean)
 
     def sample(self, generator=None):
-        noise = torch.randn(
-            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
-        )  # fmt: skip
-        return self.mean + self.std * noise
+        mean = self.mean
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + self.std * noise
 
     def mode(self):
         return self.mean

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from klvae_edu.exercises import EXERCISES, nb08
+from klvae_edu.exercises.given import restore
 from klvae_edu.losses import (
     adaptive_weight,
     adversarial_loss,
@@ -222,7 +223,7 @@ def test_restoring_leaves_the_snapshot_good_for_another_time():
     run = nb08.Run(model, torch.optim.Adam(model.parameters()), copy.deepcopy(model))
     kept = snapshot_by_copies(run)
     for _ in range(2):
-        nb08.restore(run, kept)
+        restore(run, kept)
         assert torch.equal(run.model.weight, kept["model"]["weight"])
         model(torch.ones(1, 2)).sum().backward()
         run.optimizer.step()
