@@ -1,4 +1,4 @@
-"""How a judge talks to an attempt: a recipe and values go in, values come out.
+"""Attempts, and the one way to reach them: a recipe and values go in, values come out.
 
     judge                           attempt
     run(recipe, *values)    -->     recipe(answer, *values), where the answer lives

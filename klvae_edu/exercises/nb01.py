@@ -636,7 +636,7 @@ def _judge_values(part: str, probes: Sequence[Probe], look: Recipe) -> Judge:
         probes,
         through_recipe(look, named),
         inputs=("parameters", "sample", "dims"),
-        gradients=("parameters",),
+        gradients=() if "deterministic" in part else ("parameters",),  # a root of 0 has none
         through=look,
     )
 

@@ -144,7 +144,7 @@ PSNR_MISTAKES = Mistakes(
 
 
 class _Moments(NamedTuple):
-    """What SSIM is made of, around every pixel, and its two constants."""
+    """Parts that SSIM is made of, around every pixel, and its two constants."""
 
     ma: Tensor
     mb: Tensor

@@ -89,7 +89,7 @@ class Remote(Attempt):
 
 @dataclass
 class Verdicts:
-    """What is known of a hand-in so far."""
+    """Verdicts on a hand-in so far."""
 
     seconds_left: float
     grades: dict[str, tuple[State, str]] = field(default_factory=dict)

@@ -32,7 +32,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class HandIn:
-    """What was read of a hand-in."""
+    """A hand-in as it was read."""
 
     sha256: str
     cells: list[Cell]
