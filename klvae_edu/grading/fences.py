@@ -10,7 +10,6 @@ import ctypes
 import functools
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -82,7 +81,7 @@ def _is_ours(process: psutil.Process) -> bool:
 # ---- Nothing outlives the grader ------------------------------------------------------------------------------------
 
 
-_SET_CHILD_SUBREAPER, _SET_DEATH_SIGNAL, _SET_NO_NEW_PRIVILEGES = 36, 1, 38
+_SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVILEGES = 36, 38
 
 
 def _prctl(option: int, value: int) -> None:
@@ -113,12 +112,6 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return process.children(recursive=True)
     except psutil.Error:
         return []
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the grader is gone, by whatever signal."""
-    if sys.platform == "linux":
-        _prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
 # ---- Landlock: https://docs.kernel.org/userspace-api/landlock.html ---------------------------------------------------

@@ -10,10 +10,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from klvae_edu.environment import die_with_parent
 from klvae_edu.exercises.attempt import Blank, Local, NothingReturned, OpenGap, Raised, one_line
 from klvae_edu.exercises.exercise import sandbox
 from klvae_edu.grading.channel import Channel
-from klvae_edu.grading.fences import confine, die_with_parent
+from klvae_edu.grading.fences import confine
 
 
 class TooSlow(BaseException):
