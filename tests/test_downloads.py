@@ -13,14 +13,12 @@ import torch
 
 from klvae_edu import AutoencoderKL, downloads
 from klvae_edu.downloads import cached_weights
-from klvae_edu.weights import folders
 
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server that never answers; downloads are allowed, and wait for half a second."""
-    for module in (downloads, folders):
-        monkeypatch.setattr(module, "SILENCE", 0.5)
+    monkeypatch.setattr(downloads, "SILENCE", 0.5)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         end = threading.Timer(60, server.close)  # it resets the connection of a client that waits for ever

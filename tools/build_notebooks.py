@@ -32,7 +32,7 @@ from nbformat import NotebookNode
 from tools import solutions
 from tools.course import COURSE, Course, CourseError, command
 from tools.macros import expand
-from tools.markers import select
+from tools.markers import read
 
 CELL_SECONDS = 600  # on a busy machine; nbval allows 120
 CPU_OFFLINE = {"KLVAE_EDU_QUIET": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -96,12 +96,9 @@ def parse(course: Course, name: str, solved: bool) -> NotebookNode:
     Raises:
         CourseError: there is no source, a marker is misplaced, or the environment cell is not empty.
     """
-    source = course.source(name)
-    if not source.exists():
-        raise CourseError(f"{name} has no source {source.relative_to(course.root)}")
-    read = jupytext.reads(select(source.read_text(encoding="utf-8"), solved, source.name), fmt="py:percent")
+    notebook = jupytext.reads(read(course, name, solved), fmt="py:percent")
     cells, seen = [], Counter[str]()
-    for cell in read.cells:
+    for cell in notebook.cells:
         if "solution-only" in tags(cell) and not solved:
             continue
         key = f"{name}:{cell.cell_type}:{cell.source}"

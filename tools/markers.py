@@ -14,10 +14,22 @@ The source itself is the solved notebook. Without a SKELETON part, the learner's
 
 import re
 
-from tools.course import CourseError
+from tools.course import Course, CourseError
 
 BEGIN, SKELETON, END = MARKERS = ("# BEGIN SOLUTION", "# SKELETON", "# END SOLUTION")
 LIKE_A_MARKER = re.compile(r"#\s*(BEGIN\s+SOLUTION|END\s+SOLUTION|SKELETON)\b", re.IGNORECASE)
+
+
+def read(course: Course, name: str, solved: bool) -> str:
+    """Return the source of a notebook, as `select` does.
+
+    Raises:
+        CourseError: there is no source, or a marker is misplaced.
+    """
+    source = course.source(name)
+    if not source.exists():
+        raise CourseError(f"{name} has no source {source.relative_to(course.root)}")
+    return select(source.read_text(encoding="utf-8"), solved, source.name)
 
 
 def select(text: str, solved: bool, file: str) -> str:

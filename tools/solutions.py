@@ -9,15 +9,14 @@ from __future__ import annotations
 import ast
 
 from tools.course import Course
-from tools.markers import select
+from tools.markers import read
 
 _HEADER = '"""Solutions of notebook {number}. Written by tools.solutions from {source}; edit that."""\n'
 
 
 def render(course: Course, name: str) -> str | None:
     """Return the module with the solutions of a notebook; None if it has no exercises."""
-    source = course.source(name)
-    text = select(source.read_text(encoding="utf-8"), True, source.name)
+    text = read(course, name, solved=True)
     statements = ast.parse(text).body
     checked = {answer for statement in statements for answer in _checked(statement)}
     answers = [it for it in statements if isinstance(it, (ast.FunctionDef, ast.ClassDef)) and it.name in checked]
@@ -25,7 +24,7 @@ def render(course: Course, name: str) -> str | None:
         return None
     imports = _imports(statements, {node.id for it in answers for node in ast.walk(it) if isinstance(node, ast.Name)})
     bodies = [ast.get_source_segment(text, answer) for answer in answers]
-    header = _HEADER.format(number=name[:2], source=source.relative_to(course.root).as_posix())
+    header = _HEADER.format(number=name[:2], source=course.source(name).relative_to(course.root).as_posix())
     return "\n".join([header, *imports, *(f"\n\n{body}" for body in bodies)]) + "\n"
 
 

@@ -101,7 +101,7 @@ def test_nothing_outlives_the_grader(tmp_path):
         import os, subprocess
         if os.fork() == 0:  # leaves its session, and its parent ends
             os.setsid()
-            subprocess.Popen(["sleep", "{marker}"], start_new_session=True)
+            subprocess.Popen(["sleep", "{marker}"], start_new_session=True, stdout=-3, stderr=-3)  # DEVNULL
             os._exit(0)
         os.wait()
     """
