@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from klvae_edu.config import AutoencoderKLConfig, check_field_names
 from klvae_edu.gaussian import DiagonalGaussianDistribution, Generators
@@ -168,7 +169,7 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
 
     def _check_latent(self, z: Tensor) -> None:
         check_tensor("a latent", z, self.config.latent_channels, self.dtype, at_least=1)
-        check_group_sizes(self.config.norm_num_groups, self.config.block_out_channels[-1:], *z.shape[-2:])
+        check_group_sizes(self.config.norm_num_groups, self.config.decoder_widths[-1:], *z.shape[-2:])
 
     # ---- Latents for diffusion ---------------------------------------------------------------------------------------
 
@@ -180,7 +181,8 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
             sample: draw a sample; False takes the mode.
 
         Returns:
-            (B, latent_channels, ⌈H/f⌉, ⌈W/f⌉), with a standard deviation of about 1 over many images.
+            (B, latent_channels, ⌈H/f⌉, ⌈W/f⌉), with a standard deviation of about 1 over many images. FLUX.2:
+            (B, 4 · latent_channels, H/(2f), W/(2f)), as its transformer takes them.
 
         Raises:
             ValueError: as `encode` and `scale_latents`.
@@ -192,7 +194,7 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         """Decode scaled latents, as a diffusion model produces them.
 
         Args:
-            z: (B, latent_channels, h, w).
+            z: (B, latent_channels, h, w), or as `encode_for_diffusion` returns them.
 
         Returns:
             (B, out_channels, f·h, f·w).
@@ -205,25 +207,45 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
     def scale_latents(self, z: Tensor) -> Tensor:
         """Scale latents to a standard deviation of about 1: (z - shift) · scale, of the same shape.
 
-        If the configuration has a mean and a standard deviation of each channel: (z - mean) · scale / std.
+        If the configuration has a mean and a standard deviation of each channel: (z - mean) · scale / std. FLUX.2 has
+        them of each position in patches of 2x2: (B, C, h, w) becomes (B, 4 · C, h/2, w/2), the positions of a channel
+        next to each other, row by row.
 
         Raises:
-            ValueError: the configuration has no scaling factor.
+            ValueError: the configuration has no scaling factor, or the sides are not multiples of the patches'.
         """
         shift, scale = self._shift_and_scale(z)
-        return (z - shift) * scale
+        return (self.in_patches(z) - shift) * scale
 
     def unscale_latents(self, z: Tensor) -> Tensor:
-        """Invert `scale_latents`: the same shape.
+        """Invert `scale_latents`.
 
         Raises:
-            ValueError: the configuration has no scaling factor.
+            ValueError: the configuration has no scaling factor, or another number of channels than those of patches.
         """
         shift, scale = self._shift_and_scale(z)
-        return z / scale + shift
+        if self.config.patch_size is None:
+            return z / scale + shift
+        check_tensor("a scaled latent", z, self.bn.num_features, z.dtype, at_least=1)
+        return F.pixel_shuffle(z / scale + shift, self.config.patch_size[0])
+
+    def in_patches(self, z: Tensor) -> Tensor:
+        """Move patches to channels, (B, C, h, w) -> (B, C · p², h/p, w/p), if the configuration has a patch size p."""
+        if self.config.patch_size is None:
+            return z
+        patch, sides = self.config.patch_size[0], tuple(z.shape[-2:])
+        if any(side % patch for side in sides):
+            raise ValueError(
+                f"expected latents whose sides are multiples of {patch}, got {sides}: of images whose sides are "
+                f"multiples of {patch * self.downsample_factor}"
+            )
+        return F.pixel_unshuffle(z, patch)
 
     def _shift_and_scale(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
         config = self.config
+        if config.patch_size is not None:  # FLUX.2's, (C · p², 1, 1) each
+            mean, var = (self.bn.get_buffer(name).to(z)[:, None, None] for name in ("running_mean", "running_var"))
+            return mean, (var + config.batch_norm_eps).rsqrt()
         if config.scaling_factor is None:
             raise ValueError(
                 "this model has no scaling factor. It is 1 / the standard deviation of its latents: compute "

@@ -11,13 +11,17 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 # Class names in `klvae_edu.blocks`: without attention, with attention.
 DOWN_BLOCK_TYPES = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP_BLOCK_TYPES = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 # `act_fn` -> class name in `torch.nn`.
 ACTIVATIONS = {"silu": "SiLU", "swish": "SiLU", "mish": "Mish", "gelu": "GELU", "relu": "ReLU"}
+SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")  # fields about the scale of latents
+PADDING_MODES = ("zeros", "reflect")
+_WIDTHS = ("block_out_channels", "decoder_block_out_channels")
+_TUPLES = (*_WIDTHS, "down_block_types", "up_block_types", "latents_mean", "latents_std", "patch_size")
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,15 @@ class AutoencoderKLConfig:
     use_quant_conv: bool = True  # 1x1 convolution after the encoder
     use_post_quant_conv: bool = True  # 1x1 convolution before the decoder
     mid_block_add_attention: bool = True  # attention in the mid block of encoder and decoder
+    decoder_block_out_channels: tuple[int, ...] | None = None  # width per level of the decoder; None: as the encoder's
+    padding_mode: Literal["zeros", "reflect"] = (
+        "zeros"  # around feature maps: "zeros" or "reflect"; diffusers has zeros only
+    )
+    patch_size: tuple[int, int] | None = None  # FLUX.2: statistics of latent patches normalise latents; None: no such
+    batch_norm_eps: float = 1e-4  # added to the variance of patches
 
     def __post_init__(self) -> None:
-        for name in ("block_out_channels", "down_block_types", "up_block_types", "latents_mean", "latents_std"):
+        for name in _TUPLES:
             value = getattr(self, name)
             if isinstance(value, list):  # JSON has lists only
                 object.__setattr__(self, name, tuple(value))
@@ -73,17 +83,23 @@ class AutoencoderKLConfig:
             name: getattr(self, name)
             for name in ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
         }
-        counts |= {f"block_out_channels[{level}]": width for level, width in enumerate(widths)}
+        decoder = self.decoder_block_out_channels
+        if decoder is not None and (not isinstance(decoder, tuple) or len(decoder) != len(widths)):
+            raise ValueError(
+                f"decoder_block_out_channels: expected {len(widths)} widths, one per level, got {decoder!r}"
+            )
+        named = {f"{name}[{i}]": width for name in _WIDTHS for i, width in enumerate(getattr(self, name) or ())}
+        counts |= named
         if not isinstance(self.sample_size, int):
             raise ValueError(f"sample_size: expected one whole number (the side of a square), got {self.sample_size!r}")
         for name, value in (counts | {"sample_size": self.sample_size}).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-        for level, width in enumerate(widths):
+        for name, width in named.items():
             if width % self.norm_num_groups:
                 raise ValueError(
                     f"norm_num_groups: expected a divisor of every width, but {self.norm_num_groups} does not divide "
-                    f"block_out_channels[{level}] = {width}"
+                    f"{name} = {width}"
                 )
 
     def _check_block_types(self, name: str, known: tuple[str, ...]) -> None:
@@ -103,6 +119,8 @@ class AutoencoderKLConfig:
             value = getattr(self, name)
             if value not in (True, False):
                 raise ValueError(f"{name}: expected true or false, got {value!r}")
+        if self.padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode: expected {' or '.join(PADDING_MODES)}, got {self.padding_mode!r}")
 
     def _check_latent_scale(self) -> None:
         for name in ("scaling_factor", "shift_factor"):
@@ -113,8 +131,6 @@ class AutoencoderKLConfig:
             raise ValueError(f"scaling_factor: expected a positive number or None, got {self.scaling_factor!r}")
         if (self.latents_mean is None) != (self.latents_std is None):
             raise ValueError("latents_mean and latents_std: expected both or neither, got one of them")
-        if self.latents_mean is not None and self.shift_factor is not None:
-            raise ValueError("shift_factor and latents_mean: expected at most one of them, got both")
         for name in ("latents_mean", "latents_std"):
             value = getattr(self, name)
             valid = isinstance(value, tuple) and len(value) == self.latent_channels and all(map(_is_finite, value))
@@ -122,6 +138,30 @@ class AutoencoderKLConfig:
                 raise ValueError(f"{name}: expected {self.latent_channels} numbers (latent_channels), got {value!r}")
         if self.latents_std is not None and not all(std > 0 for std in self.latents_std):
             raise ValueError(f"latents_std: expected positive numbers, got {self.latents_std}")
+        self._check_patches()
+
+    def _check_patches(self) -> None:
+        if not _is_finite(self.batch_norm_eps) or self.batch_norm_eps < 0:
+            raise ValueError(f"batch_norm_eps: expected a finite number of at least 0, got {self.batch_norm_eps!r}")
+        if self.patch_size is None:
+            return
+        square = len(self.patch_size) == 2 and self.patch_size[0] == self.patch_size[1]
+        if not square or not isinstance(self.patch_size[0], int) or self.patch_size[0] < 1:
+            raise ValueError(
+                f"patch_size: expected two equal whole numbers, such as (2, 2), or None, got {self.patch_size!r}"
+            )
+        if given := [name for name in SCALES if getattr(self, name) is not None]:
+            raise ValueError(f"patch_size: its statistics normalise the latents; expected no {', '.join(given)}")
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Width per level of the decoder, largest map first."""
+        return self.decoder_block_out_channels or self.block_out_channels
+
+    @property
+    def diffusers_class(self) -> str:
+        """Name of diffusers' class with this network: "AutoencoderKL", or FLUX.2's "AutoencoderKLFlux2"."""
+        return "AutoencoderKL" if self.patch_size is None else FLUX2_CLASS
 
     @property
     def downsample_factor(self) -> int:
@@ -148,15 +188,31 @@ class AutoencoderKLConfig:
         ignored with a warning that names them. Names with a leading underscore are ignored without a warning.
         """
         known = {field.name for field in fields(cls)}
-        values = {name: value for name, value in values.items() if not name.startswith("_")}
+        defaults = _FLUX2_DEFAULTS if values.get("_class_name") == FLUX2_CLASS else _DIFFUSERS_DEFAULTS
+        values = {name: value for name, value in values.items() if not name.startswith("_") and name != _UNUSED}
         foreign = sorted(values.keys() - known)
         if foreign:
             warnings.warn(f"config.json: fields that AutoencoderKL does not know are ignored: {foreign}", stacklevel=3)
-        return cls(**(_DIFFUSERS_DEFAULTS | {name: value for name, value in values.items() if name in known}))
+        config = cls(**(defaults | {name: value for name, value in values.items() if name in known}))
+        if config.shift_factor is not None and config.latents_mean is not None:
+            warnings.warn(
+                "config.json has a shift_factor, and the channels' latents_mean and latents_std: these are used with "
+                "the scaling_factor, and the shift is not, as in diffusers' pipeline of SDXL",
+                stacklevel=3,
+            )
+        return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields by name, as in `config.json` (JSON writes tuples as lists)."""
-        return asdict(self)
+        """Return the fields by name, as in `config.json` (JSON writes tuples as lists).
+
+        Fields that diffusers' class does not have are left out where their values mean the same to it.
+        """
+        foreign = _FOREIGN[self.diffusers_class]
+        return {name: value for name, value in asdict(self).items() if name not in foreign or value != foreign[name]}
+
+    def ignored_by_diffusers(self) -> list[str]:
+        """List the fields whose values diffusers' class ignores: there, the network or its latents would be others."""
+        return [name for name, usual in _FOREIGN[self.diffusers_class].items() if getattr(self, name) != usual]
 
 
 def _is_finite(value: Any) -> bool:
@@ -185,6 +241,25 @@ _DIFFUSERS_DEFAULTS: dict[str, Any] = {  # defaults of diffusers' AutoencoderKL 
     "sample_size": 32,
 }
 
+FLUX2_CLASS = "AutoencoderKLFlux2"
+_FLUX2_DEFAULTS: dict[str, Any] = {  # of that class
+    "latent_channels": 32,
+    "sample_size": 1024,
+    "scaling_factor": None,
+    "patch_size": (2, 2),
+}
+_UNUSED = "batch_norm_momentum"  # of that class, where no forward pass uses it
+# Fields that diffusers' classes do not have, with the values that mean the same to them.
+_FOREIGN: dict[str, dict[str, Any]] = {
+    "AutoencoderKL": {
+        "decoder_block_out_channels": None,
+        "padding_mode": "zeros",
+        "patch_size": None,
+        "batch_norm_eps": 1e-4,
+    },
+    FLUX2_CLASS: {"padding_mode": "zeros", **dict.fromkeys(SCALES), "force_upcast": True},
+}
+
 _SD_V1 = AutoencoderKLConfig()
 _SD3_NETWORK: dict[str, Any] = {
     "latent_channels": 16,
@@ -192,6 +267,9 @@ _SD3_NETWORK: dict[str, Any] = {
     "use_post_quant_conv": False,
     "sample_size": 1024,
 }
+
+
+_FLUX2 = replace(_SD_V1, **_FLUX2_DEFAULTS)
 
 
 def _ldm_paper_config(widths: tuple[int, ...], latent_channels: int, attention_levels: int = 0) -> AutoencoderKLConfig:
@@ -218,6 +296,9 @@ PRESETS: dict[str, AutoencoderKLConfig] = {
     # Stable Diffusion 3 and Flux: 16 latent channels, no 1x1 convolutions at the latent, a shift before scaling.
     "sd3": replace(_SD_V1, **_SD3_NETWORK, scaling_factor=1.5305, shift_factor=0.0609),
     "flux": replace(_SD_V1, **_SD3_NETWORK, scaling_factor=0.3611, shift_factor=0.1159),
+    # FLUX.2: 32 channels, and statistics of 2x2 patches of the latent. Its small decoder has widths of its own.
+    "flux2": _FLUX2,
+    "flux2-small-decoder": replace(_FLUX2, decoder_block_out_channels=(96, 192, 384, 384)),
     # Models of the LDM paper: CompVis latent-diffusion, `configs/autoencoder/autoencoder_kl_*.yaml`. Only KL-f8 has a
     # published scaling factor, because it is Stable Diffusion's network.
     "kl-f4": _ldm_paper_config((128, 256, 512), latent_channels=3),

@@ -10,6 +10,8 @@ Source: CompVis latent-diffusion, `ldm/models/autoencoder.py` and `ldm/modules/d
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from klvae_edu import blocks
@@ -34,6 +36,13 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if config.use_quant_conv else nn.Identity()
         # latent: (B, latent, h, w)
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else nn.Identity()
+        if config.patch_size is not None:  # FLUX.2: holds the mean and variance of patches of latents, and never runs
+            channels = latent * math.prod(config.patch_size)
+            self.bn = nn.BatchNorm2d(channels, eps=config.batch_norm_eps, affine=False)
+        for layer in self.modules():
+            # The padding of downsampling, on one side, stays zero: published models with reflection are of this kind.
+            if isinstance(layer, nn.Conv2d) and layer.padding != (0, 0):
+                layer.padding_mode = config.padding_mode
 
     def encode(self, x: Tensor) -> Tensor:
         """Encode images (B, in, H, W) into moments: mean and log-variance, stacked, (B, 2 · latent, H/f, W/f)."""
@@ -84,7 +93,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
-        widths, groups, act_fn = config.block_out_channels[::-1], config.norm_num_groups, config.act_fn
+        widths, groups, act_fn = config.decoder_widths[::-1], config.norm_num_groups, config.act_fn
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.up_blocks = nn.ModuleList()  # registered before the mid block, as in diffusers: the parameters' order
         self.mid_block = UNetMidBlock2D(widths[0], groups, act_fn, config.mid_block_add_attention)

@@ -44,12 +44,17 @@ def run_inspect(options: InspectOptions) -> int:
     types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in weights.values())
     present = [name for name in ("quant_conv", "post_quant_conv") if getattr(config, f"use_{name}")]
     means = ", mean and std of each channel" if config.latents_mean else ""
+    scale = f"scaling factor {config.scaling_factor}, shift {config.shift_factor}{means}"
+    if config.patch_size is not None:
+        scale = f"mean and variance of each position in patches of {' x '.join(map(str, config.patch_size))}"
+    own = config.decoder_block_out_channels
+    widths = ", ".join(map(str, config.block_out_channels)) + (f" (decoder {', '.join(map(str, own))})" if own else "")
     left = f"{len(stored.left_out)}: {count_by_kind(stored.left_out)}" if stored.left_out else "none"
     rows = {
         "file": f"{stored.path}, {stored.path.stat().st_size / 1e6:,.1f} MB",
         "names": stored.layout,
         "network": f"f = {config.downsample_factor}, {config.in_channels} image and {config.latent_channels} latent "
-        f"channels; widths {', '.join(map(str, config.block_out_channels))}; "
+        f"channels; widths {widths}; "
         f"blocks per level: {config.layers_per_block}",
         "parts": f"{', '.join(present) or 'no convolutions'} around the latent; "
         f"{'attention' if config.mid_block_add_attention else 'no attention'} in the mid block; "
@@ -57,9 +62,9 @@ def run_inspect(options: InspectOptions) -> int:
         "family": family_of(config) or "none of the published ones",
         "parameters": f"{sum(tensor.numel() for tensor in weights.values()):,} in {len(weights)} tensors",
         "types": ", ".join(f"{kind} ({count})" for kind, count in types.most_common()),
-        "latents": f"scaling factor {config.scaling_factor}, shift {config.shift_factor}{means}",
+        "latents": scale,
         "left out": f"{left}; {stored.others} tensors of other models in the file",
-        "diffusers": read_by_diffusers(stored.path, stored.style, stored.prefix),
+        "diffusers": read_by_diffusers(config, stored.path, stored.style, stored.prefix),
     }
     for name, value in rows.items():
         print(f"{name:<11}{value}")

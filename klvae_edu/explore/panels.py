@@ -168,15 +168,16 @@ def prior(vae: AutoencoderKL) -> Explorer:
         ValueError: the model has no scaling factor, so the standard deviation of its latents is unknown.
     """
     side = SIDE // vae.downsample_factor
+    one = vae.in_patches(torch.ones(1, vae.config.latent_channels, side, side, device=vae.device, dtype=vae.dtype))
+    real = (vae.unscale_latents(one) - vae.unscale_latents(0 * one)).mean().item()
 
     def draw(seed: float, spread: float) -> plots.Pixels:
         noise = latents.prior_sample((1, vae.config.latent_channels, side, side), _generator(seed))
-        unit = noise.to(vae.device, vae.dtype)
+        unit = vae.in_patches(noise.to(vae.device, vae.dtype))
         z = vae.unscale_latents(spread * unit)
         return side_by_side(_decode(vae, z), _channel_sheet(z, like=vae.unscale_latents(unit)))
 
     def caption(seed: float, spread: float) -> str:
-        real = 1 / (vae.config.scaling_factor or math.nan)
         return (
             f"Left: draw {seed:g} from the prior, decoded. Right: its channels. Each value has a standard deviation of "
             f"{spread * real:.2g}; over latents of photographs it is {real:.2g}, in N(0, I) it is 1."

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from klvae_edu.config import AutoencoderKLConfig
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import Training
-from klvae_edu.weights.pretrained import FREE_FIELDS, config_json
+from klvae_edu.weights.pretrained import FREE_FIELDS
 
 
 def architecture_difference(training: Training, saved: Mapping[str, Any]) -> str:
@@ -45,7 +46,7 @@ def _defaults() -> dict[str, dict[str, Any]]:
 
 
 def _network(config: AutoencoderKLConfig) -> dict[str, Any]:
-    return {name: value for name, value in json.loads(config_json(config)).items() if name not in FREE_FIELDS}
+    return {name: value for name, value in json.loads(json.dumps(asdict(config))).items() if name not in FREE_FIELDS}
 
 
 def _patchgan(config: TrainingConfig) -> dict[str, Any]:

@@ -22,11 +22,14 @@ class LatentReport:
 
     Attributes:
         samples: mean and standard deviation of samples, of each channel and of all values.
+        patches: mean and standard deviation of samples, of each position in the patches of which FLUX.2's models have
+            statistics, (C · 4,), in the order of `AutoencoderKL.in_patches`; of other models the same as `samples`.
         signal: (C,), the share of each channel's variance that differs from place to place and image to image, from 0
             to 1. The rest is the posterior's noise: a channel with 0 has collapsed onto the prior or is constant.
     """
 
     samples: LatentStatistics
+    patches: LatentStatistics
     signal: Tensor
 
     @property
@@ -71,31 +74,40 @@ def latent_report(vae: AutoencoderKL, batches: Iterable[Tensor]) -> LatentReport
     Raises:
         ValueError: fewer than two values a channel.
     """
-    noise, count = torch.zeros(vae.config.latent_channels, dtype=torch.float64), 0
+    channels = vae.config.latent_channels
+    noise, count = torch.zeros((), dtype=torch.float64), 0
 
     def means() -> Iterator[Tensor]:
         nonlocal noise, count
         for images in batches:
             posterior = vae.encode(images.to(vae.device)).latent_dist
-            variances = posterior.logvar.exp().double().transpose(0, 1).flatten(1).cpu()  # (C, B·h·w)
-            noise, count = noise + variances.sum(1), count + variances.shape[1]
-            yield posterior.mean
+            variances = vae.in_patches(posterior.logvar.exp()).double().transpose(0, 1).flatten(1).cpu()
+            noise, count = noise + variances.sum(1), count + variances.shape[1]  # (C · p²,) for patches of p x p
+            yield vae.in_patches(posterior.mean)
 
     of_means = statistics(means())
-    noise /= count
-    variance = of_means.std.square() + noise  # (C,)
-    overall_std = (of_means.overall_std**2 + noise.mean().item()) ** 0.5
-    samples = LatentStatistics(of_means.mean, variance.sqrt(), of_means.overall_mean, overall_std)
-    return LatentReport(samples, of_means.std.square() / variance)
+    noise = noise / count
+    overall = (of_means.overall_mean, (of_means.overall_std**2 + noise.mean().item()) ** 0.5)
+    patches = LatentStatistics(of_means.mean, (of_means.std.square() + noise).sqrt(), *overall)
+    # Of whole channels: the positions in a patch have as many values each, and their means differ, too.
+    means_at, squares_at, noise_at = (x.view(channels, -1) for x in (of_means.mean, of_means.std**2, noise))
+    signal = squares_at.mean(1) + means_at.var(1, correction=0)
+    variance = signal + noise_at.mean(1)  # (C,)
+    samples = LatentStatistics(means_at.mean(1), variance.sqrt(), *overall)
+    return LatentReport(samples, patches, signal / variance)
 
 
 def fit_scaling(vae: AutoencoderKL, report: LatentReport) -> None:
-    """Set the scaling of latents in the configuration of `vae` to the measured values.
+    """Set the scaling of latents in the configuration of `vae` to the measured values; in FLUX.2's models, `bn`.
 
     The fields in use stay in use: a shift only where there is one, and with means and standard deviations of the
     channels the scaling factor keeps its value.
     """
     config, samples = vae.config, report.samples
+    if config.patch_size is not None:
+        vae.bn.get_buffer("running_mean").copy_(report.patches.mean)
+        vae.bn.get_buffer("running_var").copy_(report.patches.std.square())
+        return
     if config.latents_mean is not None and config.latents_std is not None:
         mean, std = (tuple(round(value, 4) for value in values.tolist()) for values in (samples.mean, samples.std))
         vae.config = replace(config, latents_mean=mean, latents_std=std)

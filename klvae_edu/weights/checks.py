@@ -61,6 +61,9 @@ def checked_copies(
         ValueError: `weights` do not fit, are not all of one floating-point type, or are not finite.
     """
     check_fit(expected, weights, source)
+    counts = [name for name, tensor in expected.items() if not tensor.is_floating_point()]  # of batches, in a BatchNorm
+    counted = {name: weights[name].detach().to(expected[name].dtype, copy=True) for name in counts}
+    weights = {name: tensor for name, tensor in weights.items() if name not in counted}
     kinds = {(tensor.dtype, tensor.layout) for tensor in weights.values()}
     if not all(kind.is_floating_point and layout is torch.strided for kind, layout in kinds):
         names = ", ".join(sorted(f"{kind} ({layout})" for kind, layout in kinds))
@@ -76,7 +79,7 @@ def checked_copies(
     if too_large:
         raise ValueError(f"{source}: {dtype} cannot hold the values of {', '.join(shortened(sorted(too_large)))}")
     check_finite(copies, source)
-    return copies
+    return copies | counted
 
 
 def shortened(lines: list[str]) -> list[str]:

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-CLASS = "AutoencoderKL"
+from klvae_edu.config import FLUX2_CLASS
+
+CLASSES = ("AutoencoderKL", FLUX2_CLASS)
 
 # Part of a tensor's name -> what the model is. The first that is found counts.
 _BY_NAME = (
     (r"(^|\.)quantize\.", "a VQ model, whose latents are entries of a codebook"),
-    (r"(^|\.)bn\.running_(mean|var)$", "FLUX.2's autoencoder (AutoencoderKLFlux2), which normalises its latents"),
     (r"(time_conv_out|time_stack|spatial_res_block)\.", "Stable Video Diffusion's AutoencoderKLTemporalDecoder"),
     (r"decoder\.condition_encoder\.", "an AsymmetricAutoencoderKL"),
     (r"^(taesd_)?(encoder|decoder)\.(layers\.)?\d+\.(conv\.\d+\.)?(weight|bias)$", "TAESD, an AutoencoderTiny"),
@@ -29,9 +30,9 @@ _QUANTISED = (
 
 def check_class(values: Mapping[str, Any], source: object) -> None:
     """Raise a `ValueError` in one line if a `config.json` is that of another class."""
-    name = values.get("_class_name", CLASS)
-    if name != CLASS:
-        raise ValueError(f"{source}: expected a model of the class {CLASS}, got one of {name!r}")
+    name = values.get("_class_name", CLASSES[0])
+    if name not in CLASSES:
+        raise ValueError(f"{source}: expected a model of the class {' or '.join(CLASSES)}, got one of {name!r}")
 
 
 def check_own(tensors: Mapping[str, Tensor]) -> None:
@@ -47,7 +48,7 @@ def check_own(tensors: Mapping[str, Tensor]) -> None:
     if kind is None and (video := next((name for name, tensor in tensors.items() if tensor.ndim == 5), None)):
         kind = f"a video autoencoder, with 3-D convolutions ({video})"
     if kind is not None:
-        raise ValueError(f"{kind}; expected an {CLASS}")
+        raise ValueError(f"{kind}; expected an {CLASSES[0]}")
 
 
 def recognised(names: Iterable[str]) -> str | None:

@@ -22,6 +22,8 @@ from klvae_edu.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, AutoencoderKLConf
 TEMPLATES = (  # CompVis, diffusers
     ("quant_conv", "quant_conv"),
     ("post_quant_conv", "post_quant_conv"),
+    ("encoder.quant_conv", "quant_conv"),  # FLUX.2's file
+    ("decoder.post_quant_conv", "post_quant_conv"),
     ("{half}.conv_in", "{half}.conv_in"),
     ("encoder.down.{level}.block.{index}.{resnet}", "encoder.down_blocks.{level}.resnets.{index}.{resnet}"),
     ("encoder.down.{level}.attn.{index}.{attention}", "encoder.down_blocks.{level}.attentions.{index}.{attention}"),
@@ -56,6 +58,7 @@ _ATTENTION_KEY = re.compile(rf"(.*\.attentions\.[0-9]+\.)({_ATTENTION_NAMES})(\.
 _ATTENTION_WEIGHT = re.compile(r".*\.attentions\.[0-9]+\.to_(?:q|k|v|out\.0)\.weight")
 
 ROOTS = ("encoder", "decoder", "quant_conv", "post_quant_conv")  # the first parts of an autoencoder's names
+STATISTICS = ("bn.running_mean", "bn.running_var", "bn.num_batches_tracked")  # FLUX.2's, of patches of latents
 # Parts that PyTorch's wrappers add: torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _NUMBER = "0|[1-9][0-9]{0,3}"
@@ -86,11 +89,16 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_compvis(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename `weights` from current diffusers' names to CompVis' names; attention weights become (C, C, 1, 1)."""
+    """Rename `weights` from current diffusers' names to CompVis' names; attention weights become (C, C, 1, 1).
+
+    FLUX.2's get the names of its own file, where the 1x1 convolutions are parts of encoder and decoder.
+    """
     levels, found = _levels(weights), dict[str, Tensor]()
+    nested = {"quant_conv": "encoder.", "post_quant_conv": "decoder."} if STATISTICS[0] in weights else {}
     for name, tensor in weights.items():
         linear = tensor.ndim == 2 and _ATTENTION_WEIGHT.fullmatch(name)
-        found[_translate(name, DIFFUSERS, levels) or name] = tensor[:, :, None, None] if linear else tensor
+        new = nested.get(name.partition(".")[0], "") + (_translate(name, DIFFUSERS, levels) or name)
+        found[new] = tensor[:, :, None, None] if linear else tensor
     return found
 
 
@@ -123,9 +131,10 @@ def infer_config(weights: Mapping[str, Tensor], **fields: Any) -> AutoencoderKLC
         ValueError: 32 does not divide the widths; pass norm_num_groups.
     """
     usual = AutoencoderKLConfig()
-    widths = _widths(weights, "encoder.down_blocks") or _widths(weights, "decoder.up_blocks")[::-1]
-    widths = widths or usual.block_out_channels
-    if "norm_num_groups" not in fields and any(width % usual.norm_num_groups for width in widths):
+    encoder, decoder = _widths(weights, "encoder.down_blocks"), _widths(weights, "decoder.up_blocks")[::-1]
+    widths = encoder or decoder or usual.block_out_channels
+    own = decoder if len(decoder) == len(widths) and decoder != widths else None
+    if "norm_num_groups" not in fields and any(width % usual.norm_num_groups for width in (*widths, *(own or ()))):
         raise ValueError(
             f"how many groups the GroupNorms have is not in the file, and the usual {usual.norm_num_groups} does not "
             f"divide the widths {widths}: pass norm_num_groups=…"
@@ -134,7 +143,7 @@ def infer_config(weights: Mapping[str, Tensor], **fields: Any) -> AutoencoderKLC
     latent = (  # the encoder returns twice as many channels: mean and log-variance
         _size(weights, "encoder.conv_out.bias", None) // 2,
         _size(weights, "encoder.conv_out.weight", None, widths[-1]) // 2,
-        _size(weights, "decoder.conv_in.weight", widths[-1], None),
+        _size(weights, "decoder.conv_in.weight", (own or widths)[-1], None),
     )
     inferred: dict[str, Any] = {
         "in_channels": _size(weights, "encoder.conv_in.weight", widths[0], None) or usual.in_channels,
@@ -142,6 +151,8 @@ def infer_config(weights: Mapping[str, Tensor], **fields: Any) -> AutoencoderKLC
         "down_block_types": _block_types(weights, "encoder.down_blocks", DOWN_BLOCK_TYPES, len(widths)),
         "up_block_types": _block_types(weights, "decoder.up_blocks", UP_BLOCK_TYPES, len(widths)),
         "block_out_channels": widths,
+        "decoder_block_out_channels": own,
+        "patch_size": _patch_size(weights),
         "layers_per_block": blocks if blocks > 0 else usual.layers_per_block,
         "latent_channels": _most_common(filter(None, latent)) or usual.latent_channels,
         "scaling_factor": None,
@@ -150,6 +161,11 @@ def infer_config(weights: Mapping[str, Tensor], **fields: Any) -> AutoencoderKLC
         "mid_block_add_attention": _has(weights, "encoder.mid_block.attentions.", "decoder.mid_block.attentions."),
     }
     return AutoencoderKLConfig(**(inferred | fields))
+
+
+def _patch_size(weights: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Return the size of patches that have statistics, 2x2 in every model so far; None without statistics."""
+    return (2, 2) if STATISTICS[0] in weights else None
 
 
 def _current_name(name: str) -> str:
@@ -203,7 +219,13 @@ def _levels(names: Iterable[str]) -> int:
 def is_known(name: str) -> bool:
     """Tell whether `name`, without a prefix, is that of a tensor of an autoencoder in one of the naming schemes."""
     current = _current_name(name)
-    return any(pattern.fullmatch(current) for rules in RULES.values() for pattern, _ in rules)
+    patterns = (pattern for rules in RULES.values() for pattern, _ in rules)
+    return current in STATISTICS or any(pattern.fullmatch(current) for pattern in patterns)
+
+
+def is_own(name: str) -> bool:
+    """Tell whether `name`, without a prefix, is where the tensors of an autoencoder are."""
+    return name.partition(".")[0] in ROOTS or name in STATISTICS
 
 
 def _has(names: Iterable[str], *beginnings: str) -> bool:

@@ -45,6 +45,8 @@ def latent_scale(
     Returns:
         The fields, and a warning where they are a guess or open; None: they are certain.
     """
+    if config.patch_size is not None:  # FLUX.2's statistics are tensors of the autoencoder
+        return {}, None
     measured = tensors.get("scale_factor")  # CompVis' LatentDiffusion saves the scaling factor that it measured
     fields, warning = _of_file(config, tensors, metadata)
     if measured is not None and measured.numel() == 1 and measured.is_floating_point():

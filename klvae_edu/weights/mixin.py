@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from klvae_edu.config import AutoencoderKLConfig
 from klvae_edu.weights.any_model import read_model
-from klvae_edu.weights.checks import check_dtype, check_finite, check_fit, checked_copies
+from klvae_edu.weights.checks import check_dtype, check_fit, checked_copies
 from klvae_edu.weights.folders import read_pretrained
 from klvae_edu.weights.keys import uncompiled
 from klvae_edu.weights.pretrained import FREE_FIELDS, bundled_folder, write_pretrained
@@ -192,15 +192,14 @@ class ModelMixin(nn.Module):
                 or a stream that ends too early. The model is left unchanged.
         """
         config, weights = read_state(stream)
-        expected, got = self.config.to_dict(), config.to_dict()
+        expected, got = asdict(self.config), asdict(config)
         differing = [name for name in expected if name not in FREE_FIELDS and expected[name] != got[name]]
         if differing:
             listed = "; ".join(f"{name}: expected {expected[name]}, got {got[name]}" for name in differing)
             raise ValueError(f"{SOURCE} is of another architecture: {listed}")
         names = {name: uncompiled(name) for name in self.state_dict()}
         check_fit({names[name]: tensor for name, tensor in self.state_dict().items()}, weights, SOURCE)
-        weights = {name: tensor.to(self.dtype) for name, tensor in weights.items()}
-        check_finite(weights, SOURCE)
+        weights = checked_copies(self.state_dict(), weights, SOURCE, self.dtype)
         self.load_state_dict({name: weights[plain] for name, plain in names.items()})
         self.config = replace(self.config, **{name: getattr(config, name) for name in FREE_FIELDS})
 
@@ -209,11 +208,16 @@ class ModelMixin(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the model in diffusers' layout, `config.json` and `diffusion_pytorch_model.safetensors`.
 
+        A warning names fields of the configuration that diffusers ignores, such as `padding_mode="reflect"`.
+
         Raises:
             ValueError: as `checked_weights`.
             OSError: the disk is full or not available. Earlier files are left unchanged.
         """
         write_pretrained(self.config, self.checked_weights(), folder)
+        if ignored := self.config.ignored_by_diffusers():
+            values = ", ".join(f"{name}={getattr(self.config, name)!r}" for name in ignored)
+            warn(f"diffusers' {self.config.diffusers_class} ignores {values}: there, this model is another one")
 
     def to_single_file(self, path: str | os.PathLike[str], names: Literal["compvis", "diffusers"] = "compvis") -> None:
         """Write the model into one safetensors file, with CompVis' names (which other programs expect) or diffusers'.

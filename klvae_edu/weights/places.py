@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from klvae_edu.weights.foreign import CLASS, recognised
+from klvae_edu.weights.foreign import CLASSES, recognised
 from klvae_edu.weights.keys import ROOTS, is_known, uncompiled
 
 _FIRST = ("encoder.conv_in.weight", "decoder.conv_in.weight")
@@ -53,7 +53,7 @@ def choose_place(names: Iterable[str], prefix: str | None = None, ema: bool = Fa
     names = list(names)
     places = find_places(names)
     if not places and (kind := recognised(names)):
-        raise ValueError(f"{kind}; expected an {CLASS}")
+        raise ValueError(f"{kind}; expected an {CLASSES[0]}")
     if not places:
         listed = ", ".join(names[:_MAX_NAMED]) + (f", … ({len(names)} in all)" if len(names) > _MAX_NAMED else "")
         raise ValueError(

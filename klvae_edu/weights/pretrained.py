@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from klvae_edu.config import AutoencoderKLConfig
+from klvae_edu.config import SCALES, AutoencoderKLConfig
 from klvae_edu.weights.checksum import BLANK, CHECKSUM, how_to_accept
 from klvae_edu.weights.files import atomic_write, write_safetensors
-from klvae_edu.weights.foreign import check_class
+from klvae_edu.weights.foreign import CLASSES, check_class
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -25,7 +25,7 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 BUNDLED = ("kl-f8-mini", "kl-f8-mini-16")  # the folders in `assets` that hold a trained model
 
 # Fields of the configuration that do not change the network.
-FREE_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "sample_size", "force_upcast")
+FREE_FIELDS = (*SCALES, "batch_norm_eps", "sample_size", "force_upcast")
 
 
 def bundled_folder(name: str) -> Path:
@@ -59,7 +59,7 @@ def write_pretrained(
 
 def config_json(config: AutoencoderKLConfig, indent: int | None = None) -> str:
     """Format the configuration as diffusers' `config.json`."""
-    return json.dumps({"_class_name": "AutoencoderKL", **config.to_dict()}, indent=indent)
+    return json.dumps({"_class_name": config.diffusers_class, **config.to_dict()}, indent=indent)
 
 
 def config_metadata(config: AutoencoderKLConfig) -> dict[str, str]:
@@ -73,7 +73,7 @@ def config_of_metadata(metadata: Mapping[str, Any], source: str | Path) -> Autoe
         values = json.loads(metadata["config"])
     except (KeyError, RecursionError, TypeError, ValueError):
         return None
-    is_config = isinstance(values, dict) and values.get("_class_name") == "AutoencoderKL"
+    is_config = isinstance(values, dict) and values.get("_class_name") in CLASSES
     return _config(values, source) if is_config else None
 
 

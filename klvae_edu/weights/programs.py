@@ -68,11 +68,11 @@ def layout_for(program: Program, config: AutoencoderKLConfig, file_name: str) ->
 
 
 def family_of(config: AutoencoderKLConfig) -> str | None:
-    """Name the family whose network and scaling `config` has: "sd-v1", "sdxl", "sd3" or "flux"; None: another one.
+    """Name the family whose network and scaling `config` has: "sd-v1", "sdxl", "sd3", "flux", or FLUX.2's two.
 
     The network of two of them is the same; the scaling factor tells them apart.
     """
-    for name in ("sd-v1", "sdxl", "sd3", "flux"):
+    for name in ("sd-v1", "sdxl", "sd3", "flux", "flux2", "flux2-small-decoder"):
         known = PRESETS[name]
         same = replace(config, **{field: getattr(known, field) for field in FREE_FIELDS}) == known
         if same and config.scaling_factor == known.scaling_factor:
@@ -80,16 +80,24 @@ def family_of(config: AutoencoderKLConfig) -> str | None:
     return None
 
 
-def read_by_diffusers(path: Path, style: str, prefix: str) -> str:
+def read_by_diffusers(config: AutoencoderKLConfig, path: Path, style: str, prefix: str) -> str:
     """Say in words how diffusers 0.42 reads a weight file that this package read, if it does.
 
     Args:
+        config: configuration of the model.
         style: naming scheme, as in `StoredModel`.
         prefix: prefix of the names.
     """
-    config = path.with_name("config.json")
-    if config.is_file() and path.name.startswith("diffusion_pytorch_model") and not prefix and "CompVis" not in style:
-        return "reads the folder: AutoencoderKL.from_pretrained"
+    kind = config.diffusers_class
+    if (
+        path.with_name("config.json").is_file()
+        and path.name.startswith("diffusion_pytorch_model")
+        and not prefix
+        and "CompVis" not in style
+    ):
+        return f"reads the folder: {kind}.from_pretrained"
+    if config.patch_size is not None:
+        return f"does not read it: {kind} has no from_single_file that works; save the model as a folder"
     if prefix in _DIFFUSERS_PREFIXES:
         return "reads the file: AutoencoderKL.from_single_file, with config= for its scaling factor"
     return f"does not read it: it does not know the prefix {prefix}"

@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from klvae_edu.config import AutoencoderKLConfig, check_field_names
 from klvae_edu.weights.contents import Contents, open_contents
 from klvae_edu.weights.files import write_safetensors
 from klvae_edu.weights.foreign import check_own
-from klvae_edu.weights.keys import ROOTS, infer_config, name_style, to_compvis, to_diffusers, uncompiled
+from klvae_edu.weights.keys import STATISTICS, infer_config, is_own, name_style, to_compvis, to_diffusers, uncompiled
 from klvae_edu.weights.latent_scale import latent_scale
 from klvae_edu.weights.places import choose_place, count_by_kind, how_to_choose, named
 from klvae_edu.weights.pretrained import CONFIG_NAME, check_config, config_metadata, config_of_metadata, read_config
@@ -110,7 +111,7 @@ def select_model(
     place, other = choose_place(tensors, prefix, ema)
     names = {uncompiled(name): name for name in tensors}
     inside = {plain.removeprefix(place): full for plain, full in names.items() if plain.startswith(place)}
-    own = {plain: full for plain, full in inside.items() if plain.partition(".")[0] in ROOTS}
+    own = {plain: full for plain, full in inside.items() if is_own(plain)}
     if len(names) < len(tensors):  # two names that differ in a wrapper's part only: to_diffusers refuses them
         own = {full.removeprefix(place): full for full in tensors if full.startswith(place)}
     # diffusers' fuse_qkv_projections leaves copies beside the layers that they were made of.
@@ -121,6 +122,8 @@ def select_model(
     loaded = {plain: tensors[full] for plain, full in own.items()}  # each is read once
     check_own(loaded | {plain: tensors[full] for plain, full in _statistics(inside).items()})
     weights = to_diffusers(apply_scales(loaded))
+    if STATISTICS[0] in weights:  # FLUX.2's own file does not count batches
+        weights.setdefault(STATISTICS[-1], torch.tensor(0))
     read = trained | set(own.values())
     left_out = [plain for plain, full in inside.items() if full not in read and not _under(other, place + plain)]
     notes = []
@@ -187,12 +190,12 @@ def _averages(own: Mapping[str, str], inside: Mapping[str, str]) -> dict[str, st
 
 def _under(place: str | None, name: str) -> bool:
     """Tell whether `name` is that of a tensor of the autoencoder under `place`."""
-    return place is not None and name.startswith(place) and name.removeprefix(place).partition(".")[0] in ROOTS
+    return place is not None and name.startswith(place) and is_own(name.removeprefix(place))
 
 
 def _statistics(inside: Mapping[str, str]) -> dict[str, str]:
     """Select tensors beside the network that tell another autoencoder from this one."""
-    return {name: full for name, full in inside.items() if name.startswith(("quantize.", "bn."))}
+    return {name: full for name, full in inside.items() if name.startswith("quantize.")}
 
 
 def warn(message: str) -> None:

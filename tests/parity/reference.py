@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import diffusers
+import pytest
 import torch
 from diffusers import AutoencoderKL as ReferenceAutoencoderKL
 from torch import Tensor
@@ -11,6 +14,14 @@ from torch import Tensor
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
 
 SMALL = AutoencoderKLConfig(block_out_channels=(32, 64, 64), layers_per_block=1, norm_num_groups=8, sample_size=32)
+
+FLUX2: dict[str, Any] = {
+    "block_out_channels": (32, 64),
+    "latent_channels": 8,
+    "norm_num_groups": 8,
+    "scaling_factor": None,
+    "patch_size": (2, 2),
+}
 
 CONFIGS: dict[str, AutoencoderKLConfig] = {
     "tiny": SMALL,
@@ -35,14 +46,21 @@ CONFIGS: dict[str, AutoencoderKLConfig] = {
     "widths that fall and rise": AutoencoderKLConfig(
         block_out_channels=(64, 32, 48), norm_num_groups=16, act_fn="gelu"
     ),
+    "FLUX.2": AutoencoderKLConfig(**FLUX2, batch_norm_eps=1e-2),
+    "FLUX.2 with a decoder of its own widths": AutoencoderKLConfig(**FLUX2, decoder_block_out_channels=(24, 48)),
 }
 
 
 def narrow(preset: str) -> AutoencoderKLConfig:
     """Return a preset with an eighth of its widths and 8 groups: the same structure, small enough for a test."""
     config = AutoencoderKLConfig.from_preset(preset)
-    widths = tuple(max(16, width // 8) for width in config.block_out_channels)
-    return AutoencoderKLConfig.from_preset(preset, block_out_channels=widths, norm_num_groups=8)
+    widths, decoder = (
+        tuple(max(16, width // 8) for width in widths)
+        for widths in (config.block_out_channels, config.decoder_block_out_channels or ())
+    )
+    return AutoencoderKLConfig.from_preset(
+        preset, block_out_channels=widths, decoder_block_out_channels=decoder or None, norm_num_groups=8
+    )
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
@@ -54,11 +72,16 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             value = noise / fan_in**0.5 if parameter.ndim > 1 else 1.0 + 0.3 * noise
             parameter.copy_(value)
+        for name, buffer in model.named_buffers():  # FLUX.2's statistics
+            value = torch.rand(buffer.shape, generator=generator, dtype=torch.float64) + 0.1
+            buffer.copy_(100 * value if name.endswith("num_batches_tracked") else value)
 
 
 def reference_of(config: AutoencoderKLConfig, dtype: torch.dtype, seed: int = 0) -> ReferenceAutoencoderKL:
-    """Build diffusers' model with random parameters."""
-    reference = ReferenceAutoencoderKL(**config.to_dict()).to(dtype)
+    """Build diffusers' model, of FLUX.2's class for its configurations, with random parameters and buffers."""
+    if not hasattr(diffusers, config.diffusers_class):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {config.diffusers_class}; 0.37 has")
+    reference = getattr(diffusers, config.diffusers_class)(**config.to_dict()).to(dtype)
     randomise(reference, seed)
     return reference
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL as ReferenceAutoencoderKL
@@ -65,6 +66,21 @@ def watch(model: torch.nn.Module) -> dict[str, Tensor]:
         if path[-1] in layers or (len(path) > 1 and path[-2] in blocks):
             module.register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out.detach()}))
     return outputs
+
+
+@pytest.mark.parametrize("name", ["FLUX.2", "FLUX.2 with a decoder of its own widths"])
+def test_latents_of_flux2_are_normalised_as_in_its_pipeline(name: str) -> None:
+    ours, reference = pair_of(CONFIGS[name], torch.float64)
+    x = image((32, 48), torch.float64)
+    with torch.no_grad():
+        z = ours.encode_for_diffusion(x, sample=False)
+        pipeline = diffusers.Flux2Pipeline
+        bn = reference.bn
+        mean, std = (it.view(1, -1, 1, 1) for it in (bn.running_mean, (bn.running_var + bn.eps).sqrt()))
+        theirs = (pipeline._patchify_latents(reference.encode(x).latent_dist.mode()) - mean) / std
+        assert relative(z, theirs) < 1e-10
+        decoded = reference.decode(pipeline._unpatchify_latents(theirs * std + mean)).sample
+        assert relative(ours.decode_from_diffusion(z), decoded) < 1e-10
 
 
 def test_the_forward_pass_takes_the_posteriors_mode_and_on_request_a_sample() -> None:

@@ -6,6 +6,7 @@ With a tolerance of 3e-3 it would miss most of them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.blocks import Attention, Downsample2D, ResnetBlock2D
-from tests.parity.reference import SMALL, compare, image, pair_of, relative
+from tests.parity.reference import CONFIGS, SMALL, compare, image, pair_of, reference_of, relative
 
 
 def eps_1e_5(model: AutoencoderKL) -> None:
@@ -135,3 +136,43 @@ def test_parity_notices_an_unclamped_log_variance(monkeypatch: pytest.MonkeyPatc
         assert relative(ours.encode(x).latent_dist.kl(), expected) < 1e-10
         monkeypatch.setattr(torch.Tensor, "clamp", lambda self, *_: self)
         assert relative(ours.encode(x).latent_dist.kl(), expected) > 0.1
+
+
+def another_eps(model: AutoencoderKL) -> None:
+    model.config = replace(model.config, batch_norm_eps=1e-5)
+
+
+def positions_of_a_patch_column_by_column(model: AutoencoderKL) -> None:
+    model.in_patches = lambda z: F.pixel_unshuffle(z.mT, 2).mT
+
+
+def positions_before_channels(model: AutoencoderKL) -> None:
+    model.in_patches = lambda z: F.pixel_unshuffle(z, 2).unflatten(1, (-1, 4)).transpose(1, 2).flatten(1, 2)
+
+
+def variance_for_standard_deviation(model: AutoencoderKL) -> None:
+    model.bn.running_var.square_()
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [another_eps, positions_of_a_patch_column_by_column, positions_before_channels, variance_for_standard_deviation],
+    ids=lambda mistake: mistake.__name__,
+)
+def test_parity_notices_mistakes_in_the_normalisation_of_flux2(mistake: Callable[[AutoencoderKL], None]) -> None:
+    ours, _ = pair_of(CONFIGS["FLUX.2"], torch.float64)
+    x = image((32, 24), torch.float64)
+    with torch.no_grad():
+        right = ours.encode_for_diffusion(x, sample=False)
+        mistake(ours)
+        assert relative(ours.encode_for_diffusion(x, sample=False), right) > 1e-4
+
+
+def test_a_decoder_whose_widths_are_reversed_does_not_load() -> None:
+    config = CONFIGS["FLUX.2 with a decoder of its own widths"]
+    reference = reference_of(config, torch.float32)
+    widths = config.decoder_widths[::-1]
+    with pytest.raises(ValueError, match="do not fit the configuration"):
+        AutoencoderKL.from_weights(
+            replace(config, decoder_block_out_channels=widths), reference.state_dict(), "diffusers"
+        )
