@@ -15,6 +15,9 @@ AS_STORED := OMP_NUM_THREADS=1 KLVAE_EDU_QUIET=1 HF_HUB_OFFLINE=1 CUDA_VISIBLE_D
 NBVAL     := --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with=tests/nbval_sanitize.cfg
 PARALLEL  := -n 2 --dist loadscope
 
+# An uploaded photograph is one message to the server. Of one beyond the server's own 10 MiB, nobody would be told.
+UPLOADS   := {'websocket_max_message_size': 536870912}
+
 OLDEST    := .venv-oldest/.installed
 
 .PHONY: help lab fresh test oldest lint notebooks measure bench soak classroom constraints
@@ -26,6 +29,7 @@ help: ## list these commands
 lab: $(READY) ## open your own copy of the course in JupyterLab (LAB_ARGS="..." passes options to JupyterLab)
 	@$(PY) -m tools.learner_copy --to "$(WORK)"
 	@$(PY) -m jupyterlab --ServerApp.root_dir="$(WORK)" --LabApp.default_url=/lab/tree/00_tour.ipynb \
+	    --ServerApp.tornado_settings="$(UPLOADS)" \
 	    $$(test "$$(id -u)" -ne 0 || echo --allow-root) $(LAB_ARGS)
 
 fresh: $(READY) ## add a clean copy of one notebook to your folder: make fresh NB=03

@@ -42,6 +42,7 @@ from klvae_edu import (
     DiagonalGaussianDistribution,
 )
 from klvae_edu.blocks import Attention
+from klvae_edu.bridge import as_diffusers
 from klvae_edu.performance.tiling import Tiling
 from tests.parity.reference import relative
 
@@ -1119,13 +1120,22 @@ def drawn(pipe: DiTPipeline) -> Tensor:
     return torch.from_numpy(pipe(class_labels=[1], num_inference_steps=2, generator=generator, output_type="np").images)
 
 
-def test_in_a_pipeline_it_makes_the_same_image_whole_in_slices_and_in_tiles(names, theirs, pipeline_folder):
+def test_a_pipeline_that_is_loaded_with_the_bridge_makes_the_same_image_and_is_saved_whole(names, pipeline_folder):
     names["pipeline_folder"] = pipeline_folder
     run(PIPELINE_BLOCK, names)
-    pipe = names["pipe"]
+    pipe, saved = names["pipe"], names["folder"] / "saved"
     image = drawn(pipe)
-    assert isinstance(pipe.vae, AutoencoderKL)
+    assert type(pipe.vae) is diffusers.AutoencoderKL
     assert close(image, drawn(diffusers.DiffusionPipeline.from_pretrained(pipeline_folder)))
+    pipe.save_pretrained(saved)
+    assert close(image, drawn(diffusers.DiffusionPipeline.from_pretrained(saved)))
+
+
+def test_in_a_pipeline_it_makes_the_same_image_whole_in_slices_and_in_tiles(names, pipeline_folder):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(pipeline_folder)
+    image = drawn(pipe)
+    pipe.vae = AutoencoderKL.from_pretrained(pipeline_folder, subfolder="vae")
+    assert close(image, drawn(pipe))
     pipe.vae.enable_slicing()
     assert close(image, drawn(pipe))
     pipe.vae.enable_tiling(size=16, overlap=8)
@@ -1137,16 +1147,20 @@ def test_a_pipeline_takes_it_after_loading_and_not_while_it_loads(names, pipelin
         diffusers.DiffusionPipeline.from_pretrained(pipeline_folder, vae=names["vae"])
 
 
-def test_a_saved_pipeline_lacks_it_until_diffusers_has_the_weights(names, pipeline_folder):
+def test_a_saved_pipeline_lacks_it_until_it_is_bridged(names, pipeline_folder):
     folder = names["folder"]
-    names["pipeline_folder"] = pipeline_folder
-    run(PIPELINE_BLOCK, names)
-    image = drawn(names["pipe"])
+
+    def loaded():
+        names["pipe"] = diffusers.DiffusionPipeline.from_pretrained(pipeline_folder)
+        names["pipe"].vae = AutoencoderKL.from_pretrained(pipeline_folder, subfolder="vae")
+        names["as_diffusers"] = as_diffusers
+        return names["pipe"]
+
+    image = drawn(loaded())
     run(SAVING_BLOCK, names)
     assert close(drawn(diffusers.DiffusionPipeline.from_pretrained(folder / "pipeline")), image)
 
-    run(PIPELINE_BLOCK, names)
-    names["pipe"].save_pretrained(folder / "without")
+    loaded().save_pretrained(folder / "without")
     run(SAVING_BLOCK, names)  # the pipeline is already saved
     for saved in (folder / "without", folder / "pipeline"):
         assert json.loads((saved / "model_index.json").read_text())["vae"] == [None, None]

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import struct
 import tarfile
 import warnings
 import zipfile
@@ -236,14 +237,27 @@ def _(n: Try) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (n.folder / "executed",))
 
-    n.refused(n.pickle({**n.compvis, "x": Attack()}))
+    assert "nothing was run here" in n.read(n.pickle({**n.compvis, "x": Attack()}))[0]
+    n.refused(n.pickle(Attack()))
     assert not (n.folder / "executed").exists()
 
 
-@row("a pickle that asks for classes")
+@row("a pickle with objects of classes, also a whole module")
 def _(n: Try) -> None:
-    message = n.refused(n.pickle({**n.compvis, "x": Fraction(1, 2)}))
-    assert "fractions.Fraction" in message and "convert it" in message
+    for content in ({**n.compvis, "x": Fraction(1, 2)}, {"vae": n.vae, "x": Fraction(1, 2)}):
+        assert "fractions.Fraction" in " ".join(n.read(n.pickle(content)))
+
+
+@row("a pickle whose weights are inside of such objects in another way, or in none")
+def _(n: Try) -> None:
+    message = n.refused(n.pickle({"x": Fraction(1, 2)}))
+    assert "fractions.Fraction" in message and "safetensors" in message
+
+
+@row("a file that claims more than it holds, or expands a few numbers to many")
+def _(n: Try) -> None:
+    content = {**n.compvis, "encoder.conv_in.weight": torch.zeros(1).expand(2**30)}
+    assert "more than 4 times its size" in n.refused(n.pickle(content))
 
 
 @row("a checkpoint of Stable Diffusion with other models beside the autoencoder")
@@ -395,12 +409,29 @@ def refused(path: Path, channels: int = 3) -> str:
     return str(error.value)
 
 
-@row("JPEG, PNG, WebP, TIFF, GIF, BMP and others that Pillow reads; AVIF from Pillow 11.3 on", of="Pictures")
+@row("JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000, PPM, TGA, ICO, PSD; AVIF from Pillow 11.3 on", of="Pictures")
 def _(n: Pictures) -> None:
-    for suffix in ("png", "tif", "bmp", "tga", "ppm"):
+    for suffix in ("png", "tif", "bmp", "jp2", "ppm", "tga"):
         assert np.array_equal(pixels(read(n.saved(f"x.{suffix}"))), n.rgb)
-    for suffix in ("jpg", "webp", "gif", *(["avif"] if features.check("avif") else [])):
+    for suffix in ("jpg", "webp", "gif", "ico", *(["avif"] if features.check("avif") else [])):
         read(n.saved(f"x.{suffix}"))
+    psd = n.folder / "x.psd"  # Pillow does not write it: header of RGB with 8 bits, three empty parts, raw planes
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, *n.rgb.shape[:2], 8, 3)
+    psd.write_bytes(header + bytes(12) + bytes(2) + n.rgb.transpose(2, 0, 1).tobytes())
+    assert np.array_equal(pixels(read(psd)), n.rgb)
+
+
+@row("EPS and other formats that Pillow knows, by whatever name", of="Pictures")
+def _(n: Pictures) -> None:
+    for suffix in ("eps", "pcx"):
+        n.saved(f"x.{suffix}").rename(n.folder / "x.jpg")
+        assert "not in any image format that is read (JPEG, " in refused(n.folder / "x.jpg")
+
+
+@row("more than 178,956,970 pixels (twice Pillow's limit)", of="Pictures")
+def _(n: Pictures) -> None:
+    path = n.saved("x.png", Image.new("1", (15_000, 12_000)))
+    assert "exceeds limit of 178956970 pixels" in (message := refused(path)) and "KLVAE_EDU_MAX_PIXELS" in message
 
 
 @row("a picture whose suffix is that of another format", of="Pictures")

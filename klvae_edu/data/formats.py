@@ -1,21 +1,27 @@
-"""Formats that Pillow does not read alone: HEIC (package pillow-heif) and TIFFs of several bands (package tifffile).
+"""Formats of image files: which are read, up to how many pixels, and what reads those that Pillow alone does not read.
 
-Both packages are optional. They are imported when a file needs them.
+The content of a file decides, not its name. HEIC needs the package pillow-heif, and TIFFs of several bands need
+tifffile. Both are optional. They are imported when a file needs them.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import Image, TiffImagePlugin, features
 
+# Names in Pillow. Its other formats are not opened: for EPS, Pillow runs Ghostscript.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "HEIF", "JPEG2000", "PPM", "ICO", "PSD", "TGA")
+MAX_PIXELS = "KLVAE_EDU_MAX_PIXELS"  # environment variable: the largest number of pixels of an image that is read
+_TO_READ_IT = f"Shrink it; or if you trust it, set the environment variable {MAX_PIXELS} to its number of pixels"
 PILLOW_BANDS = 6  # most bands of a TIFF; of files with more, Pillow writes an error to the log
-_UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # recognised by Pillow, but not decoded
-_BITS, _COMPRESSION, _MEANING, _ORIENTATION, _BANDS, _PLANES, _SAMPLE_KIND = 258, 259, 262, 274, 277, 284, 339  # tags
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _MEANING, _ORIENTATION = 256, 257, 258, 259, 262, 274  # tags of a TIFF
+_BANDS, _PLANES, _SAMPLE_KIND = 277, 284, 339
 _WHITE_IS_ZERO, _CMYK = 0, 5  # meanings of the bands of a TIFF
 _SAMPLE_KINDS = {1: "uint", 2: "int", 3: "float"}
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
@@ -24,9 +30,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 def image_suffixes() -> set[str]:
     """List the file name suffixes, such as ".png", of the image formats that can be read here."""
     register_heif()
-    known = Image.registered_extensions()
-    readable = {*Image.OPEN, "MPO"} - _UNREADABLE  # Pillow opens MPO as a JPEG
-    return {suffix for suffix, kind in known.items() if kind in readable}
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
 @functools.cache
@@ -41,24 +45,46 @@ def register_heif() -> bool:
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """Open an image with Pillow, after HEIC was registered where it is needed. Raises `UnidentifiedImageError`."""
-    try:
-        return Image.open(file)
-    except UnidentifiedImageError:
-        if _brand(file) not in _HEIC_BRANDS or not register_heif():
-            raise
+    """Open an image with Pillow, whatever its name, if it is in one of `FORMATS`.
+
+    Raises:
+        UnidentifiedImageError: it is in none of them.
+        DecompressionBombError: it has more pixels than `pixel_limit`.
+    """
+    pixel_limit()  # Pillow checks it
+    Image.init()
+    if _brand(file) in _HEIC_BRANDS:
+        register_heif()
     file.seek(0)
-    return Image.open(file)
+    try:
+        return Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+    except Image.DecompressionBombError as error:
+        raise Image.DecompressionBombError(f"{error} {_TO_READ_IT}") from error
+
+
+def pixel_limit() -> float:
+    """Return the largest number of pixels of an image that is read: `MAX_PIXELS`, or without it twice Pillow's limit.
+
+    Pillow warns of an image above its limit, `MAX_IMAGE_PIXELS`, and refuses it above twice the limit.
+
+    Raises:
+        ValueError: `MAX_PIXELS` is no whole number.
+    """
+    if given := os.environ.get(MAX_PIXELS):
+        if not given.isdecimal():
+            raise ValueError(f"{MAX_PIXELS}: expected a whole number, got {given!r}")
+        Image.MAX_IMAGE_PIXELS = math.ceil(int(given) / 2)
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
 def why_unidentified(file: BinaryIO) -> str:
-    """Say why Pillow does not know this file, and which package reads it."""
+    """Say why this file is in none of `FORMATS`, and what reads it."""
     brand = _brand(file)
     if brand in _HEIC_BRANDS and not register_heif():
         return "a HEIC image, which Pillow reads with another package: pip install pillow-heif"
     if brand == b"avif" and not features.check("avif"):
         return "an AVIF image, which Pillow reads from version 11.3 on: pip install --upgrade pillow"
-    return "not in any image format that Pillow knows"
+    return f"not in any image format that is read ({', '.join(FORMATS)})"
 
 
 def is_tiff(file: BinaryIO) -> bool:
@@ -68,12 +94,21 @@ def is_tiff(file: BinaryIO) -> bool:
 
 
 def tiff_header(file: BinaryIO) -> tuple[int, int, str]:
-    """Read the `tiff_layout` of a TIFF's first page from its header."""
+    """Read the `tiff_layout` of a TIFF's first page from its header.
+
+    Raises:
+        DecompressionBombError: it has more pixels than `pixel_limit`.
+    """
     file.seek(0)
     head = file.read(8)
     tags = TiffImagePlugin.ImageFileDirectory_v2(head + (file.read(8) if 43 in head[2:4] else b""))
     file.seek(tags.next)
     tags.load(file)
+    pixels, limit = int(tags.get(_WIDTH, 0)) * int(tags.get(_HEIGHT, 0)), pixel_limit()
+    if pixels > limit:  # tifffile does not check it
+        raise Image.DecompressionBombError(
+            f"Image size ({pixels} pixels) exceeds limit of {limit} pixels. {_TO_READ_IT}"
+        )
     return tiff_layout(tags)
 
 

@@ -148,8 +148,11 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         OpenGap: another `...` is still in it.
         NothingReturned: the function returned None.
     """
+    follows = torch.is_grad_enabled()
     try:
         result = function(*arguments)
+        if torch.is_grad_enabled() != follows:
+            raise ValueError("gradients are left switched off or on for the cells below: use `with torch.no_grad():`")
     except NotImplementedError as error:
         if _raised_in_pytorch(error):
             raise
@@ -160,6 +163,8 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         if "ellipsis" in str(error).lower():
             raise OpenGap(one_line(error)) from None
         raise
+    finally:
+        torch.set_grad_enabled(follows)
     if result is None:
         raise NothingReturned
     open_gaps = [value is ... for value in (result if isinstance(result, (tuple, list)) else (result,))]

@@ -353,7 +353,9 @@ MONTE_CARLO_MISTAKES = Mistakes(
         f"log p is taken at the noise: both densities are taken at {_Z}": _sampled(log_p=_at_the_noise(_log_p)),
         "the sign of log p: it is -½ · z², and subtracted": _sampled(log_p=lambda z, m, v: z**2 / 2),
         "log p lacks the square: it is -½ · z²": _sampled(log_p=lambda z, m, v: -z / 2),
-        "log p is around the mean: that of N(0, I) is -½ · z²": _sampled(log_p=lambda z, m, v: -((z - m) ** 2) / 2),
+        "log p is around the mean, or z lacks it: log p of N(0, I) is -½ · z², with the z of q": _sampled(
+            log_p=lambda z, m, v: -((z - m) ** 2) / 2
+        ),
         "log p has q's variance: that of N(0, I) is -½ · z²": _sampled(log_p=lambda z, m, v: -(v + z**2 / v.exp()) / 2),
         "summed over the samples: average over them, dimension 0": _sampled(average=lambda x: x.sum(0)),
         "divided by the number of samples less one": _sampled(average=lambda x: x.sum(0) / (len(x) - 1)),

@@ -688,8 +688,8 @@ EXERCISES = (
         ),
         judge=judge_module(
             ResnetBlock,
-            [(8, 8, 4), (8, 16, 4)],
-            [probe((2, 8, 6, 5)), probe((1, 8, 3, 4))],
+            [(8, 8, 4), (8, 16, 4), (16, 8, 4)],
+            [probe((2, 8, 6, 5)), probe((1, 8, 3, 4)), probe((1, 16, 4, 3))],
             [*RESNET_MISTAKES, *several_at_once(_block, (*_FIRSTS, *_ENDS))],
             parts=("norm1", "conv1", "norm2", "conv2", "conv_shortcut"),
         ),

@@ -116,7 +116,10 @@ def _wrong_rules(halves: str) -> list[tuple[str, Rule]]:
         (f"no level {halves} the map: all but the last do", lambda i, widths: False),
         (f"only the first level {halves} the map: all but the last do", lambda i, widths: i == 0),
         (f"only the last level {halves} the map: it is the one that does not", lambda i, w: i == len(w) - 1),
-        (f"the first level keeps the map and the last one {halves} it: the other way round", lambda i, widths: i > 0),
+        (
+            f"the first level keeps the map and the last one {halves} it: the other way round, or noted too late",
+            lambda i, widths: i > 0,
+        ),
         ("the last two levels keep the map: only the last one does", lambda i, widths: i < len(widths) - 2),
         (
             f"a level {halves} the map where the width changes: all but the last do, whatever their widths",

@@ -128,7 +128,9 @@ _NORMS = {
     "it keeps no running mean and variance, as GroupNorm and InstanceNorm2d": partial(nn.GroupNorm, 1),
     "it has no parameters, as an InstanceNorm2d": nn.InstanceNorm2d,
     "it has no weight and bias of its own": partial(nn.BatchNorm2d, affine=False),
-    "it is an InstanceNorm2d": partial(nn.InstanceNorm2d, affine=True, track_running_stats=True),
+    "it sees each image by itself, as an InstanceNorm2d: all of the batch together": partial(
+        nn.InstanceNorm2d, affine=True, track_running_stats=True
+    ),
     "its momentum is not the usual 0.1": partial(nn.BatchNorm2d, momentum=0.9),
     "its eps is not the usual 1e-5": partial(nn.BatchNorm2d, eps=1e-3),
 }
@@ -535,6 +537,7 @@ _LOGIT_PROBES = [
     (3 + probe((1, 1, 5, 5))[0], -2 + probe((1, 1, 5, 5))[0]),  # most of them beyond the margin
     probe((1, 1, 5, 5), (1, 1, 5, 5), scale=20),  # so far from zero that sigmoid gives 1
     probe((1, 1, 5, 5), (1, 1, 5, 5), scale=100),  # so far that exp is infinite
+    probe((5,), (3,)),  # no maps
 ]
 
 
@@ -816,7 +819,7 @@ STEP_MISTAKES = Mistakes(
             _step(fake=lambda d, x: d(x).detach()),
         ),
         (
-            "the images teach it nothing: no detach and no no_grad around the discriminator",
+            "the images teach it nothing: no detach, no no_grad, no zero_grad between the discriminator and the step",
             _step(real=lambda d, x: d(x).detach()),
         ),
         (
@@ -926,7 +929,7 @@ def played(
     return weights, left, torch.tensor(loss) if isinstance(loss, float) else loss
 
 
-_STEP_PROBES = [probe((3, 3, 12, 12), (3, 3, 12, 12)), probe((2, 3, 8, 8), (2, 3, 8, 8))]
+_STEP_PROBES = [probe((3, 3, 12, 12), (3, 3, 12, 12)), probe((3, 3, 8, 8), (2, 3, 8, 8))]
 _WEIGHTS = "the discriminator's weights after the step"
 _judge_results = judge_function(
     partial(played, discriminator_step),

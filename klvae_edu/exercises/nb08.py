@@ -919,9 +919,9 @@ class Run:
 
 
 def _run() -> Run:
-    """Make three steps of a model with dropout, so that the random numbers matter."""
+    """Make three steps of a model with dropout, so that the random numbers matter, and with running statistics."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4))
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
     run = Run(model, torch.optim.AdamW(model.parameters(), lr=0.05), copy.deepcopy(model))
     _go_on(run, 3)
     return run
@@ -972,6 +972,7 @@ def restored(take: Any) -> dict[str, Any]:
     try:
         _go_on(run, 2)
         found["moved"] = _state(run)
+        call(take, run)  # a later snapshot leaves an earlier one as it is
         restore(run, kept)
     except Exception as error:
         found["error"] = f"it raised {one_line(error)}"
@@ -998,6 +999,9 @@ _OBJECT = "whole objects are kept, not their state: restore needs what state_dic
 _EXCHANGED = "the model's weights and the averaged ones are exchanged, or the same: each state has its own key"
 _NOT_WHOLE = 'under "optimizer" restore needs all that state_dict() gives: "state" and "param_groups"'
 _WITH_A_GRAPH = "the tensors are kept with a graph: copy.deepcopy what state_dict() gives"
+_ONE_DICTIONARY = (
+    "one dictionary is used for all snapshots: a later one changes those before, so make a new one each time"
+)
 _HOLLOW = "the optimiser's settings are kept without its state: Adam's averages would start from nothing"
 
 
@@ -1054,6 +1058,7 @@ SNAPSHOT_MISTAKES = Mistakes(
         (_HALVES, snapshot_with(model=lambda run: halves(run.model))),
         (_HALVES, snapshot_with(model=lambda run: halves(run.model), average=lambda run: halves(run.average))),
         (_DRAWN, snapshot_with(random=lambda run: torch.rand(1))),
+        (_ONE_DICTIONARY, lambda run, kept={}: kept.update(snapshot(run)) or kept),
         (_MODE, snapshot_and(lambda run: run.model.eval())),
         (_MODE, snapshot_and(lambda run: run.model.requires_grad_(False))),
         (_RUN_CHANGED, snapshot_and(lambda run: setattr(run, "step", run.step + 1))),

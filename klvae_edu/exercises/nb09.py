@@ -875,7 +875,7 @@ EXERCISES: tuple[Exercise, ...] = (
         ),
         judge=judge_function(
             partial(in_float64, mean_psnr),
-            [_images(3, 3, 5, 6), _images(4, 2, 4, 4)],
+            [_images(3, 3, 5, 6), _images(4, 2, 4, 4), _images(1, 3, 4, 5)],
             through_recipe(in_float64, PSNR_MISTAKES),
             inputs=("reconstruction", "target"),
             through=in_float64,

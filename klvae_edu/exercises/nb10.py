@@ -341,7 +341,7 @@ def statistics_overwritten(batches):
 
 
 @STATISTICS_MISTAKES(
-    "all latents are held at once: take its sums from each batch, and let it go, with all copies of it"
+    "all batches are held, or a list of them: take its sums from each batch, and let it go, with all copies of it"
 )
 def statistics_of_all_at_once(batches):
     z = torch.cat(list(batches))
@@ -711,7 +711,10 @@ _RIGHT_ANGLE = "these factors are right for a right angle only: use the angle be
 _EACH = "every pair has one angle, over all its values"
 _BEYOND = "the arc cosine of a number beyond 1, which is NaN: the cosine is the product over the product of both norms"
 _STILL = "where both point the same way it gives {}: there the straight line, (1 - t) * a + t * b, is asked for"
-_NO_LINE = "NaN for two that point the same way: there sin(angle) is 0; take the straight line there"
+_NO_LINE = (
+    "NaN for two that point the same way: there sin(angle) is 0, and rounding lifts a cosine above 1; clamp it, and "
+    "take the straight line there"
+)
 _ZERO = "it gives 0 for two that point the same way: there sin(angle) is 0; take the straight line there"
 _NO_CLAMP = "NaN for two that point the same way: rounding lifts their cosine above 1; clamp it to [-1, 1] before acos"
 _TOGETHER = "NaN where only some pairs point the same way: decide for each (torch.where), not for all together"
@@ -887,7 +890,7 @@ def _look_at_pairs(found: Results, right: Results) -> str | None:
     ours, theirs = (torch.linalg.lstsq(pairs, x.flatten(1)[..., None]).solution for x in (wide, right[0]))
     if not same(pairs @ ours, wide.flatten(1)[..., None]):
         return f"it is not a sum of a and b, each times one number: {_EACH}"
-    (first, second), (one, two) = ([f"{value:.3g}" for value in x[0, :, 0]] for x in (ours, theirs))
+    (first, second), (one, two) = ([f"{value:.6g}" for value in x[0, :, 0]] for x in (ours, theirs))
     return f"the first pair's factors of a and b are {first} and {second}, and should be {one} and {two}"
 
 

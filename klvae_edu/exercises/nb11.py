@@ -429,7 +429,7 @@ def _noise_data(*shape: int) -> tuple[Tensor, Tensor]:
 
 
 _PLACES_AND_TIMES = [
-    (*_noise_data(4, 4, 4, 4), torch.tensor([0.6, 0.1, 0.9, 0.35])),  # of one side each, so that all broadcasts
+    (*_noise_data(4, 4, 4, 4), torch.tensor([0.6, 0.1, 0.9, 0.347])),  # of one side each, so that all broadcasts
     (*_noise_data(3, 1, 3, 5), torch.tensor([0.3, 0.0, 1.0])),
     (*_noise_data(1, 3, 5, 2), torch.tensor([0.7])),
     (100 * probe((1, 2, 3, 4))[0], probe((1, 2, 4, 3))[0].mT, torch.tensor([1.0])),  # no noise may be left at the end

@@ -920,7 +920,9 @@ _OTHER_DAYS: dict[str, Callable[[float, int, float, float], float]] = {
     "the days are those of one machine: they share the work": lambda h, n, e, p: h * n / 24,
     "the days are divided by the machines once more: the hours know them already": lambda h, n, e, p: h / n / 24,
     "the days are divided by the efficiency once more: the hours know it already": lambda h, n, e, p: h / e / 24,
-    "the days are multiplied by the efficiency: the hours know it already": lambda h, n, e, p: h * e / 24,
+    "the days are those of an efficiency of 1, or multiplied by it: the hours know it already": lambda h, n, e, p: (
+        h * e / 24
+    ),
     "these are hours: a day has 24": lambda h, n, e, p: h,
     "multiplied by 24: 24 hours are one day": lambda h, n, e, p: h * 24,
     "a day has 24 hours, not 8: machines work at night": lambda h, n, e, p: h / 8,
@@ -1077,7 +1079,7 @@ EXERCISES: tuple[Exercise, ...] = (
         ),
         judge=judge_function(
             partial(row_numbers, rows_left),
-            [(23, 7, 2, 1, 3, 4), (10, 0, 1, 2, 4, 1), (8, 3, 0, 0, 1, 5), (9, 1, 4, 3, 5, 0)],
+            [(23, 7, 2, 1, 3, 4), (10, 0, 1, 2, 4, 1), (8, 3, 0, 0, 1, 5), (9, 1, 4, 3, 5, 0), (6, 0, 0, 0, 2, 3)],
             through_recipe(row_numbers, ROWS_MISTAKES),
             inputs=("count", "seed", "epoch", "reader", "readers", "done"),
             through=row_numbers,

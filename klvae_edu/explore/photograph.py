@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -16,11 +18,13 @@ from torch import Tensor
 from klvae_edu import plots
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.data.files import UnreadableImage, center_square, load_image
+from klvae_edu.data.formats import open_image
 from klvae_edu.explore.explorer import Pictured, encode_pixels, status_line
 from klvae_edu.gaussian import DiagonalGaussianDistribution
 
 SIDE = 256  # pixels
-MAX_PIXELS = 50_000_000  # a larger photograph would need more than 600 MB while it is read
+READ_SIDE = 2 * SIDE  # shorter side of a large photograph after it was read
+MAX_PIXELS = 50_000_000  # decoded at once, which takes up to 600 MB, and up to 1 GB of a WebP or JPEG 2000
 
 
 class Encoded(NamedTuple):
@@ -153,19 +157,23 @@ def uploaded_files(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> li
 
 
 def read(content: bytes, name: str) -> Tensor:
-    """Decode the `content` of an image file to (3, H, W) in [-1, 1]; error messages use `name`.
+    """Decode the `content` of an image file to (3, H, W) in [-1, 1], reduced if it is large; messages use `name`.
 
     Raises:
-        UnreadableImage: not an image, damaged, or more than 50 million pixels.
+        UnreadableImage: not an image, damaged, or more than 50 million pixels after the decoder has reduced it, which
+            it does with a JPEG that is not progressive.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `MAX_PIXELS` is lower than Pillow's limit
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                width, height = image.size
-        except Exception:  # load_image raises the error
-            width = height = 0
-        if width * height > MAX_PIXELS:
-            limit = f"{MAX_PIXELS // 10**6} million or fewer"
-            raise UnreadableImage(f"{name}: {width}×{height} pixels; shrink it to {limit}")
-        return load_image(io.BytesIO(content), name)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        decoded = (0, 0)
+        with contextlib.suppress(Exception), open_image(io.BytesIO(content)) as image:  # load_image raises the error
+            width, height = image.size
+            if not image.info.get("progressive"):  # of such a JPEG, the coefficients of all pixels are in memory
+                image.draft(None, (READ_SIDE, READ_SIDE))
+            decoded = image.size
+        if math.prod(decoded) > MAX_PIXELS:
+            advice = (
+                f"shrink it to {MAX_PIXELS // 10**6} million or fewer, or save it as a JPEG that is not progressive"
+            )
+            raise UnreadableImage(f"{name}: {width}×{height} pixels; {advice}")
+        return load_image(io.BytesIO(content), name, reduce_to=READ_SIDE)

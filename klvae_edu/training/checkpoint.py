@@ -142,6 +142,13 @@ def partial_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint, renamed first: a folder that is half deleted must not look like a checkpoint."""
+    gone = partial_folder(folder)
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
 def networks(training: Training) -> dict[str, Tensor]:
     """Collect the tensors of all networks by name, not copied."""
     found: dict[str, torch.nn.Module | None] = {
@@ -175,6 +182,7 @@ def _description(training: Training, partial: Path) -> dict[str, Any]:
         "processes": training.accelerator.num_processes,
         "architecture": architecture(training),
         "config": training.config.to_dict(),
+        "perceptual_weights": training.perceptual_weights,
         "files": {path.name: _fingerprint(path) for path in sorted(partial.iterdir())},
     }
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from klvae_edu.environment import out_of_memory
 from klvae_edu.training.config import TrainingConfig
+from klvae_edu.training.interrupt import outlive_launcher
 from klvae_edu.training.result import resume_command
 from klvae_edu.training.run_folder import RunFolder
 
@@ -32,8 +31,8 @@ def failures_in_words(config: TrainingConfig, folder: RunFolder, processes: int)
         failure = _in_words(error)
         if failure is None:
             raise
-        if isinstance(failure, ConnectionError) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to the others, which have to report
+        if isinstance(failure, ConnectionError):
+            outlive_launcher()
         resume = resume_command(config, processes)
         raise type(failure)(f"{failure}; {folder.last_checkpoint()}. To resume: {resume}") from error
 

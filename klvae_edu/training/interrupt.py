@@ -55,3 +55,9 @@ def any_process(accelerator: Accelerator, value: bool) -> bool:
     if accelerator.num_processes == 1:
         return value
     return accelerator.reduce(torch.tensor(float(value), device=accelerator.device), "sum").item() > 0
+
+
+def outlive_launcher() -> None:
+    """Ignore SIGTERM from here on: torchrun sends it when another process has ended, and this one has to report."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

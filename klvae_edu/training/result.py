@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 
@@ -11,9 +12,16 @@ from klvae_edu.training.latent_report import LatentReport
 
 
 def resume_command(config: TrainingConfig, processes: int) -> str:
-    """Format the command that resumes a run of `processes` processes."""
-    launcher = "klvae train" if processes == 1 else f"torchrun --nproc-per-node {processes} -m klvae_edu train"
-    return config.command(resume="auto").replace("klvae train", launcher, 1)
+    """Format the command that resumes a run of `processes` processes.
+
+    On several machines, N in it stands for the number of the machine, and HOST for the first one.
+    """
+    command = config.command(resume="auto")
+    if processes == 1:
+        return command
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # torchrun sets it
+    others = f"--nnodes {processes // here} --node-rank N --master-addr HOST " if here < processes else ""
+    return command.replace("klvae train", f"torchrun {others}--nproc-per-node {here} -m klvae_edu train", 1)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from klvae_edu.training.checkpoint import partial_folder, read_description, save_checkpoint
+from klvae_edu.training.checkpoint import delete_checkpoint, read_description, save_checkpoint
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.log import LOG_NAME, cut_log
 from klvae_edu.training.setup import Training
@@ -175,13 +175,13 @@ class RunFolder:
         if self.writes:
             training.averaged.save_pretrained(self.model)
             for old in [] if self._superseded else self.checkpoints()[: -training.config.keep]:
-                _delete(old)
+                delete_checkpoint(old)
 
     def _delete_superseded(self) -> None:
         """Delete the later checkpoints of before the resume. One of the same step has been replaced already."""
         for later in self._superseded:
             if _number(later) != self.saved_step:
-                _delete(later)
+                delete_checkpoint(later)
         self._superseded = []
 
     def checkpoint(self, step: int) -> Path:
@@ -243,10 +243,3 @@ def unused(path: Path) -> Path:
 def _number(checkpoint: Path) -> int:
     """Read the step from the name of a checkpoint's folder."""
     return int(checkpoint.name.removeprefix("step_"))
-
-
-def _delete(checkpoint: Path) -> None:
-    """Delete a checkpoint, renamed first: a folder that is half deleted must not look like a checkpoint."""
-    gone = partial_folder(checkpoint)
-    checkpoint.rename(gone)
-    shutil.rmtree(gone)

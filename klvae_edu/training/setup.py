@@ -15,13 +15,13 @@ from torch.optim.swa_utils import AveragedModel
 from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.data.listing import Listing
 from klvae_edu.data.shards import StreamPosition
-from klvae_edu.discriminator import NLayerDiscriminator, smallest_side
+from klvae_edu.discriminator import NLayerDiscriminator
 from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.environment import pick_device
 from klvae_edu.gaussian import DiagonalGaussianDistribution
-from klvae_edu.perceptual import LPIPS, SMALLEST_SIDE
+from klvae_edu.perceptual import LPIPS
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.initialise import initialise_as_averages
+from klvae_edu.training.networks import Networks, load_networks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -80,6 +80,7 @@ class Training:
     discriminator: nn.Module | None = None
     disc_optimizer: Optimizer | None = None
     perceptual: LPIPS | EfficientNetDistance | None = None
+    perceptual_weights: str = "none"  # as `Networks.perceptual_weights` names them
     ema: AveragedModel | None = None
     step: int = 0  # number of the current step, counted from 1, or of the last finished one
     stream: StreamPosition | None = None  # position of this process in streamed data
@@ -134,13 +135,16 @@ class Training:
         yield last
 
 
-def set_up(config: TrainingConfig, accelerator: Accelerator) -> Training:
-    """Build the networks and optimisers of `config`, in their state before the first step.
+def set_up(config: TrainingConfig, accelerator: Accelerator, networks: Networks | None = None) -> Training:
+    """Build the optimisers and the discriminator of `config` in their state before the first step, and wrap all.
+
+    Args:
+        networks: the networks of `config`; None: they are loaded here.
 
     Raises:
         ValueError: the model and the configuration do not fit together.
     """
-    vae = starting_model(config)
+    vae, perceptual = networks = networks or load_networks(config)
     if config.trained_part == "decoder":
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
@@ -152,56 +156,13 @@ def set_up(config: TrainingConfig, accelerator: Accelerator) -> Training:
         training.discriminator, training.disc_optimizer = accelerator.prepare(
             TrainableDiscriminator(patchgan), _adamw(patchgan, config)
         )
-    if config.perceptual_weight:
-        training.perceptual = perceptual_loss(config).to(accelerator.device)
+    if perceptual is not None:
+        training.perceptual_weights = networks.perceptual_weights()
+        training.perceptual = perceptual.to(accelerator.device)
     if config.ema:
         training.ema = AveragedModel(training.vae, multi_avg_fn=ema_update(config.ema))
     torch.manual_seed(config.seed + accelerator.process_index)  # for the posterior samples
     return training
-
-
-def perceptual_loss(config: TrainingConfig) -> LPIPS | EfficientNetDistance:
-    """Load the network of the perceptual loss.
-
-    Raises:
-        ValueError: its package or file is missing or damaged.
-    """
-    if config.perceptual == "lpips":
-        return LPIPS(config.lpips)
-    try:
-        return EfficientNetDistance(config.perceptual)
-    except ImportError as error:
-        raise ValueError(f"perceptual: {error}") from error
-
-
-def starting_model(config: TrainingConfig) -> AutoencoderKL:
-    """Build or load the model to train, in float32: in 16 bits small updates would be rounded away.
-
-    Raises:
-        ValueError: the model and the configuration do not fit together.
-    """
-    if config.init is None:
-        vae = AutoencoderKL.from_preset(config.preset, seed=config.seed)
-        if config.initialisation == "averages":
-            initialise_as_averages(vae)
-    else:
-        given = {} if config.scaling_factor is None else {"scaling_factor": config.scaling_factor}
-        vae = AutoencoderKL.from_any(config.init, dtype=torch.float32, **given)
-    factor, channels = vae.downsample_factor, (vae.config.in_channels, vae.config.out_channels)
-    if channels[0] != channels[1]:
-        raise ValueError(f"init: expected as many channels in as out, got {channels[0]} in and {channels[1]} out")
-    if config.perceptual_weight and channels[0] not in (1, 3):
-        raise ValueError(f"perceptual_weight: its network takes images of 1 or 3 channels, the model has {channels[0]}")
-    if config.perceptual_weight and config.size < SMALLEST_SIDE:
-        raise ValueError(f"size: expected at least {SMALLEST_SIDE} pixels for a perceptual loss, got {config.size}")
-    if config.size % factor:
-        raise ValueError(f"size: expected a multiple of {factor}, the model's downsample factor, got {config.size}")
-    if config.disc_weight and config.size < smallest_side(config.disc_layers):
-        needed = (
-            f"at least {smallest_side(config.disc_layers)} pixels for a discriminator of {config.disc_layers} layers"
-        )
-        raise ValueError(f"size: expected {needed}, got {config.size}")
-    return vae
 
 
 def ema_update(decay: float) -> Callable[[Any, Any, Tensor | int], None]:

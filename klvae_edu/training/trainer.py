@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from klvae_edu.data.listing import list_files
 from klvae_edu.environment import progress
+from klvae_edu.training.agreement import agreed_start
 from klvae_edu.training.checkpoint import load_checkpoint, read_description, read_listing
 from klvae_edu.training.config import TrainingConfig, current_names
 from klvae_edu.training.failures import failures_in_words
@@ -41,7 +41,8 @@ def train(config: TrainingConfig) -> TrainingResult:
     was interrupted and resumed. Ctrl-C, SIGTERM and SIGHUP end the run after the current step, with everything saved.
 
     Raises:
-        ValueError: the data, the model, the checkpoint and the configuration do not fit together.
+        ValueError: the data, the model, the checkpoint and the configuration do not fit together, or the processes of
+            the run differ in one of them.
         FileExistsError: `config.out` is in use.
         FloatingPointError: a loss is not finite; the message names step, term and the last good checkpoint.
         OSError: a save failed, a worker was killed (`ChildProcessError`), or another process of the run has ended
@@ -56,11 +57,13 @@ def train(config: TrainingConfig) -> TrainingResult:
         RunFolder(config.out, config.resume, writes=accelerator.is_main_process) as folder,
         failures_in_words(config, folder, accelerator.num_processes),
     ):
+        # Data, checkpoint and networks: the same in all processes, or the run ends here.
+        files, checkpoint, networks = agreed_start(config, accelerator, folder)
+
         # Networks, optimisers and validation crops; a resumed run takes its state from its checkpoint.
-        training = set_up(config, accelerator)
+        training = set_up(config, accelerator, networks)
+        training.files = files
         validation = Validation(config, training.vae)
-        training.files = list_files(config.data)
-        checkpoint = folder.find_checkpoint()
         if checkpoint is not None:
             resume(training, checkpoint)
         _announce(training, resumed=checkpoint is not None)
@@ -180,13 +183,17 @@ def resume(training: Training, checkpoint: Path) -> None:
         ValueError: the checkpoint does not fit the configuration, or is damaged.
     """
     config = training.config
-    was = TrainingConfig().to_dict() | current_names(read_description(checkpoint)["config"])  # later fields: defaults
+    description = read_description(checkpoint)
+    was = TrainingConfig().to_dict() | current_names(description["config"])  # later fields: defaults
     now = config.to_dict()
     load_checkpoint(training, checkpoint)
     if training.step > config.steps or (training.step == config.steps and config.resume != "auto"):
         raise ValueError(f"steps: {checkpoint} is of step {training.step}: expected more steps, got {config.steps}")
     same = {"out", "resume", *(name for name in now if was.get(name) == now[name])}
     changes = [f"{name} {was.get(name)} -> {now[name]}" for name in now if name not in same]
+    weights = description.get("perceptual_weights", training.perceptual_weights)  # earlier versions did not save them
+    if weights != training.perceptual_weights:
+        changes.append(f"weights of the perceptual loss: {weights} -> {training.perceptual_weights}")
     files = read_listing(checkpoint)
     moved = files.changes_to(training.files) if files and training.files and "data" in same else ""
     if moved or {"data", "seed", "streaming"} - same:

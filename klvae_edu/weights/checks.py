@@ -8,7 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from klvae_edu.config import AutoencoderKLConfig
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # data types of a model
+MAX_TENSORS = 10_000  # of a model; Stable Diffusion's autoencoder has 248
+_TENSORS_OF_BLOCK = 8  # weights and biases of two norms and two convolutions
 MAX_LISTED = 20  # maximum number of tensors of one kind in an error message
 
 
@@ -16,6 +20,16 @@ def check_dtype(dtype: object) -> None:
     """Raise a `ValueError` unless `dtype` is None or one of `DTYPES`."""
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: expected a floating-point type ({', '.join(map(str, DTYPES))}), got {dtype!r}")
+
+
+def check_size(config: AutoencoderKLConfig) -> None:
+    """Raise a `ValueError` if the network of `config` has too many layers to be built in a moment."""
+    levels, layers = len(config.block_out_channels), config.layers_per_block
+    if levels * (2 * layers + 1) * _TENSORS_OF_BLOCK > MAX_TENSORS:
+        raise ValueError(
+            f"expected a network of at most {MAX_TENSORS:,} tensors, got one of {levels:,} levels (block_out_channels) "
+            f"with {layers:,} blocks each (layers_per_block)"
+        )
 
 
 def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:
@@ -74,11 +88,12 @@ def checked_copies(
             f"{source}: expected weights of one type a model computes in, got {names}; "
             "pass dtype=…, in a command --dtype"
         )
-    copies = {name: tensor.detach().to(dtype or tensor.dtype, copy=True) for name, tensor in weights.items()}
-    too_large = [name for name, copy in copies.items() if not copy.isfinite().all() and weights[name].isfinite().all()]
-    if too_large:
+    check_finite(weights, source)
+    if too_large := [
+        name for name, tensor in weights.items() if dtype and not tensor.detach().to(dtype).isfinite().all()
+    ]:
         raise ValueError(f"{source}: {dtype} cannot hold the values of {', '.join(shortened(sorted(too_large)))}")
-    check_finite(copies, source)
+    copies = {name: tensor.detach().to(dtype or tensor.dtype, copy=True) for name, tensor in weights.items()}
     return copies | counted
 
 

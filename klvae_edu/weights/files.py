@@ -1,4 +1,4 @@
-"""Files of tensors: read safetensors and pickles without executing anything in them, and write safetensors.
+"""Files of tensors: read and write safetensors, and tell them from pickles.
 
 Tensors are read one by one, so that a few can be taken out of a checkpoint of several GB without loading the others.
 """
@@ -8,49 +8,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import shlex
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, cast
 from uuid import uuid4
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from klvae_edu.weights.checks import shortened
 from klvae_edu.weights.checksum import fill_checksum
 
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+MAX_JSON = 4_000_000  # bytes of a header, a configuration, a list of shards; Stable Diffusion XL's header has 300,000
+_LIBRARYS_MAX_HEADER = 100_000_000  # larger numbers are other content
 SAFETENSORS = (".safetensors", ".sft")
-
-# Classes that training frameworks save besides the weights: Lightning's callbacks and NumPy's numbers.
-IGNORED_CLASSES = re.compile(r"(pytorch_lightning|lightning)\..+|numpy\.(dtype|(core|_core)\.multiarray\.scalar)")
-_SAFE_GLOBALS_LOCK = threading.Lock()  # PyTorch has one list of allowed classes for all threads
-
-CONVERSION_SCRIPT = (  # Python code in the error message about a pickle with other classes
-    "import sys, torch, safetensors.torch as s; "
-    "d = lambda o: o.state_dict() if hasattr(o, 'state_dict') else o if isinstance(o, dict) else {}; "
-    "f = lambda o: {k: o for k in ['']} if torch.is_tensor(o) else "
-    "{(k if n == 'state_dict' else f'{n}.{k}').strip('.'): t for n, x in d(o).items() for k, t in f(x).items()}; "
-    "w = f(torch.load(sys.argv[1], map_location='cpu', weights_only=False)); assert w, 'no tensors'; "
-    "s.save_file({k: t.clone().contiguous() for k, t in w.items()}, sys.argv[2])"
-)
 
 
 class SafetensorsFile(Mapping[str, Tensor]):
     """Tensors of a safetensors file by name. Each tensor is read when it is accessed.
 
     Raises:
-        ValueError: the file is damaged or truncated.
+        ValueError: the file is damaged or truncated, or its header is too large.
     """
 
     def __init__(self, path: Path) -> None:
         from safetensors import safe_open
 
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if MAX_JSON < header < path.stat().st_size:
+            raise ValueError(f"{path}: expected a header of at most {MAX_JSON:,} bytes, got one of {header:,}")
         try:
             self._file = cast(Any, safe_open(path, framework="pt"))
         except SafetensorError as error:
@@ -73,72 +60,29 @@ class SafetensorsFile(Mapping[str, Tensor]):
         return len(self._names)
 
 
-class Placeholder:
-    """Placeholder for an ignored class while a pickle is read: it accepts any arguments and stores nothing."""
-
-    def __new__(cls, *args: object, **kwargs: object) -> Self:
-        return super().__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
 def is_pickle(path: Path) -> bool:
     """Tell whether a file is a pickle and not safetensors, by its first bytes or, if they are unclear, by its name."""
     with open(path, "rb") as file:
         head = file.read(9)
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LIBRARYS_MAX_HEADER:
         return False
     return head.startswith((b"PK\x03\x04", b"\x80")) or path.suffix.lower() not in SAFETENSORS
 
 
-def read_pickle(path: Path) -> Any:
-    """Read a file that `torch.save` wrote. Its tensors are memory-mapped if the format allows it.
-
-    Objects of `IGNORED_CLASSES` become `Placeholder` objects.
+def read_json(path: Path) -> Any:
+    """Read a JSON file in any encoding of Unicode.
 
     Raises:
-        ValueError: the file is damaged, or contains more than tensors, numbers, text and collections of them. The
-            message names the classes in the file and gives a command that converts it. Nothing in it is executed.
+        ValueError: not JSON, or more than `MAX_JSON` bytes.
     """
     with open(path, "rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"  # the format since PyTorch 1.6; the older format cannot be memory-mapped
-    misnamed = path.suffix == ".safetensors"  # PyTorch would read it as safetensors: pass the open file, without mmap
+        content = file.read(MAX_JSON + 1)
+    if len(content) > MAX_JSON:
+        raise ValueError(f"{path}: expected at most {MAX_JSON:,} bytes of JSON")
     try:
-        ignored: list[Any] = [(Placeholder, name) for name in _unsafe_globals(path) if IGNORED_CLASSES.fullmatch(name)]
-        with _SAFE_GLOBALS_LOCK, torch.serialization.safe_globals(ignored), open(path, "rb") as file:
-            mapped = zipped and not misnamed
-            return torch.load(file if misnamed else path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:  # on a damaged file the unpickler can raise any error
-        raise ValueError(f"{path}: expected a file of tensors and nothing else, {_reason(path, error)}") from error
-
-
-def _reason(path: Path, error: Exception) -> str:
-    """Explain why a pickle cannot be read: it contains objects of classes, or it is damaged."""
-    classes = _unsafe_globals(path) or re.findall(r"(?:Unsupported global:|load unsupported) GLOBAL (\S+)", str(error))
-    if "TorchScript" in str(error):
-        return "got a TorchScript program; save the state_dict() of its module instead"
-    if not classes:
-        return f"got a damaged file or another format ({type(error).__name__})"
-    command = f'python -c "{CONVERSION_SCRIPT}" {shlex.quote(str(path))} converted.safetensors'
-    return (
-        f"but it asks for {', '.join(shortened(sorted(classes)))}. Loading such classes runs code that the file "
-        "chooses. If you trust the source of the file, convert it once, on a machine where these classes are "
-        f"installed: {command}"
-    )
-
-
-def _unsafe_globals(path: Path) -> list[str]:
-    """List the classes and functions that a pickle asks for; empty for the format before PyTorch 1.6."""
-    try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # the older format, or a damaged file, which can raise any error
-        return []
+        return json.loads(content)
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{path}: expected JSON ({error})") from error
 
 
 def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

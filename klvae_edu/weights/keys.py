@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from itertools import count, takewhile
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor
@@ -61,6 +61,7 @@ ROOTS = ("encoder", "decoder", "quant_conv", "post_quant_conv")  # the first par
 STATISTICS = ("bn.running_mean", "bn.running_var", "bn.num_batches_tracked")  # FLUX.2's, of patches of latents
 # Parts that PyTorch's wrappers add: torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_MAX_LEVELS = 16  # the last one's feature map has 1/32,768 of the image's side
 _NUMBER = "0|[1-9][0-9]{0,3}"
 _LEVEL = re.compile(rf"(?:encoder\.(?:down|down_blocks)|decoder\.(?:up|up_blocks))\.({_NUMBER})\..*")
 
@@ -247,7 +248,7 @@ def _widths(weights: Mapping[str, Tensor], blocks: str) -> tuple[int, ...]:
     for name, tensor in weights.items():
         if tensor.ndim == 1 and (match := vector.fullmatch(name)):
             sizes[int(match[1])].append(len(tensor))
-    return tuple(_most_common(sizes[level]) for level in takewhile(sizes.__contains__, count()))
+    return tuple(_most_common(sizes[level]) for level in takewhile(sizes.__contains__, range(_MAX_LEVELS)))
 
 
 def _blocks(names: Iterable[str], blocks: str) -> int:

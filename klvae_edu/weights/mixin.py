@@ -19,7 +19,7 @@ from klvae_edu.weights.folders import read_pretrained
 from klvae_edu.weights.keys import uncompiled
 from klvae_edu.weights.pretrained import FREE_FIELDS, bundled_folder, write_pretrained
 from klvae_edu.weights.single_file import StoredModel, read_single_file, warn, write_single_file
-from klvae_edu.weights.streams import SOURCE, read_state, write_state
+from klvae_edu.weights.streams import SOURCE, read_header, read_tensors, write_state
 
 
 class ModelMixin(nn.Module):
@@ -150,7 +150,7 @@ class ModelMixin(nn.Module):
         Raises:
             FileNotFoundError: no such file.
             ValueError: the file contains no complete autoencoder (the message lists the tensors by name and shape), is
-                damaged, or is a pickle that asks for classes (nothing in it is executed); an unknown field or dtype.
+                damaged, or claims more than it holds; an unknown field or dtype. Nothing in it is executed.
         """
         check_dtype(dtype)
         return cls._from_stored(read_single_file(path, ema, prefix, **fields), dtype)
@@ -184,24 +184,29 @@ class ModelMixin(nn.Module):
     def load_state(self, stream: BinaryIO) -> None:
         """Load a state that `save_state` wrote into this model. No byte after the state is read.
 
+        Of a state of another architecture, and of one with more bytes than the model's weights in float64 have, only
+        the beginning is read.
+
         The model keeps its data type and device. It takes over the scaling of latents and the other fields of the
         configuration that do not change the network.
 
         Raises:
-            ValueError: a state of another architecture (the fields are listed), not a binary stream, an empty stream,
-                or a stream that ends too early. The model is left unchanged.
+            ValueError: a state of another architecture (the fields are listed) or with too many bytes, not a binary
+                stream, an empty stream, or a stream that ends too early. The model is left unchanged.
         """
-        config, weights = read_state(stream)
-        expected, got = asdict(self.config), asdict(config)
+        header = read_header(stream)
+        expected, got = asdict(self.config), asdict(header.config)
         differing = [name for name in expected if name not in FREE_FIELDS and expected[name] != got[name]]
         if differing:
             listed = "; ".join(f"{name}: expected {expected[name]}, got {got[name]}" for name in differing)
             raise ValueError(f"{SOURCE} is of another architecture: {listed}")
+        largest = sum(tensor.numel() for tensor in self.state_dict().values()) * torch.float64.itemsize
+        weights = read_tensors(stream, header, limit=largest)
         names = {name: uncompiled(name) for name in self.state_dict()}
-        check_fit({names[name]: tensor for name, tensor in self.state_dict().items()}, weights, SOURCE)
-        weights = checked_copies(self.state_dict(), weights, SOURCE, self.dtype)
+        own = {names[name]: tensor for name, tensor in self.state_dict().items()}
+        weights = checked_copies(own, weights, SOURCE, self.dtype)
         self.load_state_dict({name: weights[plain] for name, plain in names.items()})
-        self.config = replace(self.config, **{name: getattr(config, name) for name in FREE_FIELDS})
+        self.config = replace(self.config, **{name: getattr(header.config, name) for name in FREE_FIELDS})
 
     # ---- Saving ------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from klvae_edu.weights.checks import shortened
 from klvae_edu.weights.foreign import CLASSES, recognised
 from klvae_edu.weights.keys import ROOTS, is_known, uncompiled
 
@@ -17,6 +18,7 @@ _FIRST = ("encoder.conv_in.weight", "decoder.conv_in.weight")
 _AVERAGED = re.compile(r"(.*[._])?(ema|averag\w*|shadow|swa)([._].*)?", re.IGNORECASE)
 _USUAL = "first_stage_model. or vae."
 _MAX_NAMED = 5
+_MAX_PARTS = 9  # of a tensor's name without a prefix
 
 
 def find_places(names: Iterable[str]) -> dict[str, int]:
@@ -28,9 +30,9 @@ def find_places(names: Iterable[str]) -> dict[str, int]:
     whole: Counter[str] = Counter()
     for name in map(uncompiled, names):
         parts = name.split(".")
-        for position, part in enumerate(parts):
+        for position in range(max(0, len(parts) - _MAX_PARTS), len(parts)):
             rest = ".".join(parts[position:])
-            if part in ROOTS and is_known(rest):
+            if parts[position] in ROOTS and is_known(rest):
                 prefix = "".join(f"{part}." for part in parts[:position])
                 places[prefix] += 1
                 whole[prefix] += rest in _FIRST
@@ -92,4 +94,4 @@ def count_by_kind(names: Iterable[str]) -> str:
 
 
 def _listed(places: dict[str, int]) -> str:
-    return " and ".join(f"{count} tensors {named(place)}" for place, count in places.items())
+    return " and ".join(shortened([f"{count} tensors {named(place)}" for place, count in places.items()]))

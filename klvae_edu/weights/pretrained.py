@@ -16,7 +16,7 @@ from torch import Tensor
 
 from klvae_edu.config import SCALES, AutoencoderKLConfig
 from klvae_edu.weights.checksum import BLANK, CHECKSUM, how_to_accept
-from klvae_edu.weights.files import atomic_write, write_safetensors
+from klvae_edu.weights.files import MAX_JSON, atomic_write, read_json, write_safetensors
 from klvae_edu.weights.foreign import CLASSES, check_class
 
 CONFIG_NAME = "config.json"
@@ -70,11 +70,13 @@ def config_metadata(config: AutoencoderKLConfig) -> dict[str, str]:
 def config_of_metadata(metadata: Mapping[str, Any], source: str | Path) -> AutoencoderKLConfig | None:
     """Read the configuration from metadata; None if there is none (other programs use the same key)."""
     try:
-        values = json.loads(metadata["config"])
+        text = metadata["config"]
+        values = json.loads(text) if len(text) <= MAX_JSON else None
     except (KeyError, RecursionError, TypeError, ValueError):
         return None
-    is_config = isinstance(values, dict) and values.get("_class_name") in CLASSES
-    return _config(values, source) if is_config else None
+    if not isinstance(values, dict) or values.get("_class_name") not in CLASSES:
+        return None
+    return _config(values, source)
 
 
 def read_config(path: Path) -> AutoencoderKLConfig | None:
@@ -83,12 +85,9 @@ def read_config(path: Path) -> AutoencoderKLConfig | None:
     Raises:
         ValueError: not JSON, not a valid configuration, or that of another class.
     """
-    try:
-        values = json.loads(path.read_bytes())  # in any encoding of Unicode
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"{path}: expected JSON ({error})") from error
+    values = read_json(path)
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected the configuration's fields by name, got {values!r}")
+        raise ValueError(f"{path}: expected the configuration's fields by name, got {values!r:.100}")
     if "_class_name" not in values and not values.keys() & {field.name for field in fields(AutoencoderKLConfig)}:
         return None
     return _config(values, path)
@@ -108,7 +107,7 @@ def check_config(path: Path, weights: Path, metadata: Mapping[str, Any], given: 
     """
     if CHECKSUM not in metadata:
         return
-    written, found = json.loads(metadata["config"]), json.loads(path.read_bytes())
+    written, found = json.loads(metadata["config"]), read_json(path)
     changed = [
         f"{name} was {json.dumps(value)} and is {json.dumps(found[name]) if name in found else 'missing'}"
         for name, value in written.items()
@@ -126,4 +125,4 @@ def _config(values: Mapping[str, Any], source: str | Path) -> AutoencoderKLConfi
     try:
         return AutoencoderKLConfig.from_dict(values)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a file can contain values of any type
-        raise ValueError(f"{source}: {error}") from error
+        raise ValueError(f"{source}: {error!s:.1000}") from error

@@ -74,6 +74,8 @@ def family_of(config: AutoencoderKLConfig) -> str | None:
     """
     for name in ("sd-v1", "sdxl", "sd3", "flux", "flux2", "flux2-small-decoder"):
         known = PRESETS[name]
+        if config.patch_size != known.patch_size:  # the scaling of one is impossible with the other's
+            continue
         same = replace(config, **{field: getattr(known, field) for field in FREE_FIELDS}) == known
         if same and config.scaling_factor == known.scaling_factor:
             return name

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from klvae_edu.config import AutoencoderKLConfig, check_field_names
-from klvae_edu.weights.contents import Contents, open_contents
+from klvae_edu.weights.checks import MAX_TENSORS, check_size
+from klvae_edu.weights.contents import Contents, names_of, open_contents
 from klvae_edu.weights.files import write_safetensors
 from klvae_edu.weights.foreign import check_own
 from klvae_edu.weights.keys import STATISTICS, infer_config, is_own, name_style, to_compvis, to_diffusers, uncompiled
@@ -81,7 +82,7 @@ def read_single_file(
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file contains no autoencoder of this class, or several; it is damaged, quantised in a way that
-            is not read, or a pickle that asks for classes (nothing in it is executed); an unknown field.
+            is not read; an unknown field.
     """
     check_field_names(fields)
     path = Path(path).expanduser()
@@ -115,7 +116,9 @@ def select_model(
     if len(names) < len(tensors):  # two names that differ in a wrapper's part only: to_diffusers refuses them
         own = {full.removeprefix(place): full for full in tensors if full.startswith(place)}
     # diffusers' fuse_qkv_projections leaves copies beside the layers that they were made of.
-    own = {name: full for name, full in own.items() if name.replace(".to_qkv.", ".to_q.") not in own.keys() - {name}}
+    own = {name: full for name, full in own.items() if ".to_qkv." not in name or _query(name) not in own}
+    if len(own) > MAX_TENSORS:
+        raise ValueError(f"{len(own):,} tensors of an autoencoder; expected at most {MAX_TENSORS:,}")
     trained = set(own.values())
     if ema and other is None:
         own = _averages(own, inside)
@@ -135,6 +138,8 @@ def select_model(
         notes.append(f"{len(left_out)} other tensors left out: {count_by_kind(left_out)}")
     if contents.lists:
         notes.append(f"lists of tensors are not read: {', '.join(contents.lists)}")
+    if contents.foreign:
+        notes.append(f"{names_of(contents.foreign)} are left out; nothing was run here, but another program may do so")
     if config:
         config = replace(config, **fields)
     else:
@@ -143,6 +148,7 @@ def select_model(
         scale, guess = latent_scale(config, tensors, contents.metadata, fields.keys())
         config = replace(config, **scale)
         notes += [guess] if guess else []
+    check_size(config)
     return StoredModel(config, weights, path, name_style(own), place, left_out, len(tensors) - len(inside), notes)
 
 
@@ -174,6 +180,10 @@ def _on_quant_convs(config: AutoencoderKLConfig) -> list[str]:
     if there == (False, False) and config.latent_channels == USUAL_CHANNELS:
         return ["no quant_conv and post_quant_conv, which autoencoders with 4 latent channels usually have"]
     return [] if there[0] == there[1] else [f"one of quant_conv and post_quant_conv is missing: {there}"]
+
+
+def _query(name: str) -> str:
+    return name.replace(".to_qkv.", ".to_q.")
 
 
 def _averages(own: Mapping[str, str], inside: Mapping[str, str]) -> dict[str, str]:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from torch import Tensor
 
 from klvae_edu.config import AutoencoderKLConfig
-from klvae_edu.weights.files import MAX_HEADER, on_cpu, order_metadata
+from klvae_edu.weights.files import MAX_JSON, on_cpu, order_metadata
 from klvae_edu.weights.keys import to_diffusers
 from klvae_edu.weights.pretrained import config_metadata, config_of_metadata
 
 READ_SIZE = 1 << 24  # bytes read at a time
 SOURCE = "the state in the stream"  # name of the source in error messages
+_OTHER = "expected a stream that save_state wrote, got something else"
 
 
 def write_state(config: AutoencoderKLConfig, weights: Mapping[str, Tensor], stream: BinaryIO) -> None:
@@ -44,51 +45,67 @@ def write_state(config: AutoencoderKLConfig, weights: Mapping[str, Tensor], stre
         raise ValueError(f"expected a binary stream that is open for writing, got {stream!r} ({error})") from error
 
 
-def read_state(stream: BinaryIO) -> tuple[AutoencoderKLConfig, dict[str, Tensor]]:
-    """Read the configuration and the weights that `write_state` wrote. No byte after them is read.
+class StateHeader(NamedTuple):
+    """Beginning of a state in a stream: its bytes, the configuration, and the number of bytes that follow."""
+
+    content: bytes
+    config: AutoencoderKLConfig
+    size: int
+
+
+def read_header(stream: BinaryIO) -> StateHeader:
+    """Read the configuration that `write_state` wrote, and how many bytes of tensors follow. No byte of them is read.
 
     Raises:
         ValueError: not a binary stream, an empty stream, a stream that ends too early, or other content.
     """
-    metadata, weights = _read_safetensors(stream)
-    config = config_of_metadata(metadata, SOURCE)
-    if config is None:
-        raise ValueError(f"{SOURCE} has no configuration: expected what save_state writes")
-    return config, to_diffusers(weights)
-
-
-def _read_safetensors(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read metadata and tensors of a safetensors file at the current position of `stream`, and nothing after it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    length = _read(stream, 8, "is empty, or at its end")
-    if int.from_bytes(length, "little") > MAX_HEADER:  # other content: do not wait for that many bytes of a pipe
-        raise ValueError(f"expected a stream that save_state wrote, got something else (it begins with {length!r})")
+    length = _read(stream, 8, empty="is empty, or at its end")
+    if int.from_bytes(length, "little") > MAX_JSON:  # other content: do not wait for that many bytes of a pipe
+        raise ValueError(f"{_OTHER} (it begins with {length!r})")
     head = _read(stream, int.from_bytes(length, "little"))
     try:
         header = json.loads(head)
         metadata = header.pop("__metadata__", {})
         size = max(int(entry["data_offsets"][1]) for entry in header.values())
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"expected a stream that save_state wrote, got something else ({error})") from error
-    body = _read(stream, size)
+        raise ValueError(f"{_OTHER} ({error})") from error
+    config = config_of_metadata(metadata, SOURCE)
+    if config is None:
+        raise ValueError(f"{SOURCE} has no configuration: expected what save_state writes")
+    return StateHeader(length + head, config, size)
+
+
+def read_tensors(stream: BinaryIO, header: StateHeader, limit: int) -> dict[str, Tensor]:
+    """Read the tensors that follow a header, under diffusers' names. No byte after them is read.
+
+    Args:
+        limit: number of bytes that they may have.
+
+    Raises:
+        ValueError: more bytes, a stream that ends too early, or other content.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if header.size > limit:
+        raise ValueError(f"{SOURCE} claims {header.size:,} bytes of tensors; expected at most {limit:,}")
     try:
-        return metadata, load(length + head + body)
+        return to_diffusers(load(_read(stream, header.size, before=header.content)))
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"expected a stream that save_state wrote, got something else ({error})") from error
+        raise ValueError(f"{_OTHER} ({error})") from error
 
 
-def _read(stream: BinaryIO, size: int, empty: str = "ends too early") -> bytes:
+def _read(stream: BinaryIO, size: int, empty: str = "ends too early", before: bytes = b"") -> bytes:
     """Read exactly `size` bytes in parts: a pipe may return fewer bytes, and a damaged header may give any size.
 
     Args:
         empty: phrase of the error message for a stream without any data.
+        before: bytes to put before them.
     """
-    data = bytearray()
-    while len(data) < size:
+    parts, left = [before], size
+    while left > 0:
         try:
-            part = stream.read(min(size - len(data), READ_SIZE))
+            part = stream.read(min(left, READ_SIZE))
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"expected a binary stream that is open for reading, got {stream!r} ({error})") from error
         if not isinstance(part, (bytes, bytearray, memoryview)):
@@ -96,7 +113,8 @@ def _read(stream: BinaryIO, size: int, empty: str = "ends too early") -> bytes:
                 f"expected a binary stream that waits for its data, got {stream!r}, which returned {part!r:.40}"
             )
         if not part:
-            end = f"ends too early, after {len(data)} of {size} bytes" if data else empty
+            end = f"ends too early, after {size - left} of {size} bytes" if left < size else empty
             raise ValueError(f"the stream {end}: expected what save_state writes")
-        data += part
-    return bytes(data)
+        parts.append(bytes(part))
+        left -= len(part)
+    return b"".join(parts)

@@ -1,7 +1,9 @@
 """The course in a real JupyterLab and a real browser. A test of the kernel alone cannot see the page."""
 
 import os
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import TimeoutError
-
-from tools import learner_copy
 
 NOTEBOOKS = ["02_kl_loss.ipynb", "10_latent_space_explorer.ipynb"]
 SECONDS = 180  # limit for all cells of a notebook, on a busy machine
@@ -46,19 +46,14 @@ PIXELS = """image => {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of a JupyterLab on a learner's copy of the course, started like `make lab`, with default settings."""
+    """The address of a JupyterLab on a learner's copy of the course, started by `make lab`, with default settings."""
     folder = tmp_path_factory.mktemp("lab")
-    assert learner_copy.main(["--to", str(folder / "work")]) == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = [f"--ServerApp.root_dir={folder / 'work'}", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
-    options += [
-        "--ServerApp.port_retries=0",
-        f"--IdentityProvider.token={TOKEN}",
-        "--LabApp.expose_app_in_browser=True",
-    ]
-    options += ["--allow-root"] if hasattr(os, "getuid") and os.getuid() == 0 else []
+    options = ["--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
+    options += [f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True"]
+    command = ["make", "--old-file=.venv/.installed", "lab", f"PY={sys.executable}", f"WORK={folder / 'work'}"]
     folders = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
     environment = os.environ | {f"JUPYTER_{name}_DIR": str(folder / place) for name, place in folders.items()}
     environment |= {
@@ -66,10 +61,16 @@ def server(tmp_path_factory):
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "ws"),
     }
     environment.pop("MPLBACKEND")  # a learner's kernel chooses its own
+    environment.pop("MAKEFLAGS", None)  # of `make test`
     log = folder / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=stream, stderr=stream
+            [*command, f"LAB_ARGS={shlex.join(options)}"],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
         )
     try:
         for _ in range(SECONDS):
@@ -81,7 +82,7 @@ def server(tmp_path_factory):
                 time.sleep(1)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
 
 
@@ -196,31 +197,48 @@ def test_a_screenshot_is_kept(page):
     assert (folder / f"{number}_explorer_0.png").stat().st_size > 10_000
 
 
-def test_an_uploaded_photograph_takes_the_place_of_the_first_in_every_panel_that_follows(page, tmp_path):
+@pytest.fixture
+def upload(page):
+    """A function that uploads a file with the button of a photograph, as a person does; None: notebook 02 has none."""
     button = page.locator(".widget-upload")
     if not button.count():
-        assert page.url.split("?")[0].endswith("02_kl_loss.ipynb")  # this notebook has no upload
-        return
-    path = tmp_path / "stripes.png"
-    stripes = np.zeros((300, 400, 3), np.uint8)
-    stripes[:, ::20] = stripes[:, 1::20] = (230, 60, 20)
-    Image.fromarray(stripes).save(path)
+        assert page.url.split("?")[0].endswith("02_kl_loss.ipynb")
+        return None
 
-    def upload():
+    def choose(path):
         button.scroll_into_view_if_needed()
         with page.expect_file_chooser() as chooser:
             button.click()
         chooser.value.set_files(path)
 
+    return choose
+
+
+def test_an_uploaded_photograph_takes_the_place_of_the_first_in_every_panel_that_follows(page, upload, tmp_path):
+    if upload is None:
+        return
+    path = tmp_path / "stripes.png"
+    stripes = np.zeros((300, 400, 3), np.uint8)
+    stripes[:, ::20] = stripes[:, 1::20] = (230, 60, 20)
+    Image.fromarray(stripes).save(path)
     first = explorers(page)[0]
-    change(page, first, upload)
+    change(page, first, lambda: upload(path))
     page.wait_for_function("() => document.body.innerText.includes('stripes.png')", timeout=PICTURE_TIMEOUT)
     (tmp_path / "notes.txt").write_text("no picture")
     before = first.locator("img").first.evaluate(PIXELS)
-    path = tmp_path / "notes.txt"
-    upload()
+    upload(tmp_path / "notes.txt")
     page.wait_for_function("() => document.body.innerText.includes('notes.txt: not in any image format')")
     assert first.locator("img").first.evaluate(PIXELS) == before
+
+
+def test_a_photograph_of_30_megabytes_arrives(page, upload, tmp_path):
+    if upload is None:
+        return
+    path = tmp_path / "large.bmp"
+    Image.new("RGB", (4000, 2500), (20, 60, 230)).save(path)
+    assert path.stat().st_size > 30_000_000
+    change(page, explorers(page)[0], lambda: upload(path))
+    page.wait_for_function("() => document.body.innerText.includes('large.bmp')", timeout=PICTURE_TIMEOUT)
 
 
 def test_the_page_reports_no_error(page):

@@ -245,6 +245,42 @@ def test_the_views_of_a_camera_file_are_not_pages(tmp_path: Path) -> None:
         load_image(tmp_path / "a.mpo")
 
 
+# --- reduced
+
+
+@pytest.mark.parametrize(
+    "kind", ["RGB", "RGBA", "LA", "CMYK", "1", "P", "entry", "16 bits", "floats", "turned", "RGB floats"]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_reduced_image_is_the_mean_of_squares_of_the_whole(tmp_path: Path, kind: str, channels: int) -> None:
+    pixels, options, path = picture(24, 32), {}, tmp_path / ("a.tif" if "floats" in kind or kind == "CMYK" else "a.png")
+    image = Image.fromarray(pixels)
+    if kind == "RGBA":
+        image.putalpha(Image.fromarray(pixels[::-1, :, 0]))
+    elif kind == "16 bits":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    elif kind == "floats":
+        image = Image.fromarray(pixels[..., 0].astype(np.float32) / 255)
+    elif kind in ("P", "entry"):
+        image, options = image.quantize(16), {"transparency": 3} if kind == "entry" else {}
+    elif kind == "turned":
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 6
+    elif kind in ("LA", "CMYK", "1"):
+        image = image.convert(kind)
+    if kind == "RGB floats":
+        pytest.importorskip("tifffile").imwrite(path, pixels.astype(np.float32) / 255, photometric="rgb")
+    else:
+        image.save(path, **options)
+    whole, reduced = load_image(path, channels=channels), load_image(path, channels=channels, reduce_to=6)
+    torch.testing.assert_close(reduced, torch.nn.functional.avg_pool2d(whole, 4), atol=4 / 255, rtol=0)
+
+
+def test_a_small_image_is_not_reduced(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    torch.testing.assert_close(load_image(tmp_path / "a.png", reduce_to=4), expected(picture()))
+
+
 # --- EXIF
 
 # A 2×3 picture has red, green, blue and white corners. For each EXIF orientation: its corners, clockwise from the top

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -17,8 +18,13 @@ import tifffile
 import torch
 from PIL import Image
 
+from klvae_edu import AutoencoderKL
+from klvae_edu.data import image_dataset
+from klvae_edu.data.all_images import AllImages
 from klvae_edu.data.files import UnreadableImage, load_image, save_image
 from klvae_edu.data.formats import image_suffixes, register_heif
+from klvae_edu.data.latent_writer import encode_images
+from klvae_edu.evaluation.images import evaluation_data
 
 RNG = np.random.default_rng(0)
 HEIC_HEADER = b"\0\0\0\x18ftypheic\0\0\0\0"
@@ -288,7 +294,74 @@ def test_with_pillow_heif_heic_is_read(tmp_path: Path) -> None:
 def test_formats_that_pillow_only_recognises_have_no_suffix_here() -> None:
     suffixes = image_suffixes()
     assert {".png", ".jpg", ".jpeg", ".tif", ".webp", ".mpo"} <= suffixes
-    assert not {".h5", ".eps", ".mpg", ".pdf"} & suffixes
+    assert not {".h5", ".eps", ".mpg", ".pdf", ".pcx"} & suffixes
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX"])  # for an EPS, Pillow would run Ghostscript
+def test_the_content_decides_and_other_formats_are_not_opened(tmp_path: Path, kind: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", kind)
+    with pytest.raises(UnreadableImage, match=r"a\.jpg: not in any image format that is read \(JPEG, .*PNG, "):
+        load_image(tmp_path / "a.jpg")
+
+
+# --- too many pixels
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # twice as many are read
+
+
+@pytest.fixture(params=["pixels", "7 bands", "floating point"])
+def of_2400_pixels(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, int]:
+    """An image of 60×40 pixels, and its channels. Pillow reads the first, tifffile the others."""
+    if request.param == "7 bands":
+        return written(tmp_path, np.zeros((60, 40, 7), np.uint8), photometric="minisblack"), 7
+    if request.param == "floating point":
+        return written(tmp_path, np.zeros((60, 40, 3), np.float32), photometric="rgb"), 3
+    Image.new("RGB", (40, 60)).save(tmp_path / "a.png")
+    return tmp_path / "a.png", 3
+
+
+@pytest.mark.usefixtures("limit")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_too_many_pixels_are_refused_with_what_to_do_and_read_when_asked(
+    of_2400_pixels: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, channels = of_2400_pixels
+    advice = "Shrink it; or if you trust it, set the environment variable KLVAE_EDU_MAX_PIXELS to its number of pixels"
+    for given in (None, "2398"):
+        if given:
+            monkeypatch.setenv("KLVAE_EDU_MAX_PIXELS", given)
+        with pytest.raises(UnreadableImage, match=rf"2400 pixels\) exceeds limit of {given or 2000} pixels.*{advice}"):
+            load_image(path, channels=channels)
+    monkeypatch.setenv("KLVAE_EDU_MAX_PIXELS", "2400")
+    assert load_image(path, channels=channels).shape == (channels, 60, 40)
+
+
+@pytest.mark.usefixtures("limit")
+def test_a_limit_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KLVAE_EDU_MAX_PIXELS", "50 million")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match="KLVAE_EDU_MAX_PIXELS: expected a whole number, got '50 million'"):
+        load_image(tmp_path / "a.png")
+
+
+def test_a_bomb_among_photographs_is_left_out_and_named(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("1", (15_000, 15_000)).save(folder / "bomb.png")
+    for number in range(3):
+        Image.fromarray(RNG.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{number}.png")
+    reason = r"bomb\.png: cannot be read: Image size \(225000000 pixels\) exceeds limit of 178956970"
+    crops = [image_dataset(str(folder), 16, split=split, length=6) for split in ("train", "held-out")]
+    assert all(len([*data]) == 6 for data in crops)
+    assert re.search(reason, "".join(data.report() or "" for data in crops))
+    vae = AutoencoderKL.from_preset("tiny", seed=0)
+    encoded = encode_images(vae, AllImages(str(folder), 16), tmp_path / "latents", {})
+    assert encoded["encoded"] == 3 and re.search(reason, str(encoded["left_out"]))
+    evaluated = evaluation_data(str(folder), 16, "all")
+    assert len([*evaluated]) == 3 and re.search(reason, evaluated.report() or "")
 
 
 # --- writing

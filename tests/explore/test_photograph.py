@@ -26,9 +26,9 @@ def vae():
     return AutoencoderKL.from_preset("tiny", seed=0)
 
 
-def file(level=255, size=(40, 40), format="PNG"):
+def file(level=255, size=(40, 40), format="PNG", **options):
     stream = io.BytesIO()
-    Image.new("RGB", size, (level,) * 3).save(stream, format)
+    Image.new("RGB", size, (level,) * 3).save(stream, format, **options)
     return stream.getvalue()
 
 
@@ -77,7 +77,7 @@ def test_one_upload_after_the_other():
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([("notes.txt", b"not an image")], "notes.txt: not in any image format that Pillow knows."),
+        ([("notes.txt", b"not an image")], "notes.txt: not in any image format that is read"),
         ([("broken.png", file()[:60])], "broken.png: cannot be read"),
         ([("empty.png", b"")], "empty.png: not in any image format"),
         ([("a.png", file()), ("b.png", file(0))], "expected one photograph, got 2 files."),
@@ -97,9 +97,18 @@ def test_a_huge_photograph_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(photograph, "MAX_PIXELS", 1_000_000)
     shown = Photograph(grey(), "grey")
     upload(shown, ("huge.png", file(size=(2000, 501))))
-    assert "huge.png: 2000×501 pixels; shrink it to 1 million or fewer" in shown.status.value
-    with pytest.raises(UnreadableImage, match="2000×501"):
-        read(file(size=(2000, 501)), "huge.png")
+    advice = "shrink it to 1 million or fewer, or save it as a JPEG that is not progressive"
+    assert f"huge.png: 2000×501 pixels; {advice}" in shown.status.value
+    for options in ({}, {"format": "JPEG", "progressive": True}):
+        with pytest.raises(UnreadableImage, match="2000×501"):
+            read(file(size=(2000, 501), **options), "huge")
+
+
+def test_a_large_photograph_is_reduced_while_it_is_read(monkeypatch):
+    monkeypatch.setattr(photograph, "MAX_PIXELS", 1_000_000)  # less than the JPEG has, more than its decoder gives
+    assert read(file(size=(4000, 2100), format="JPEG"), "large.jpg").shape == (3, 525, 1000)
+    monkeypatch.undo()
+    assert read(file(size=(4000, 2100)), "large.png").shape == (3, 525, 1000)
 
 
 def test_a_bomb_of_pixels_is_refused_without_a_warning(monkeypatch, recwarn):

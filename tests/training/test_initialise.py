@@ -15,7 +15,7 @@ from klvae_edu.data import image_dataset
 from klvae_edu.metrics import psnr
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.initialise import initialise_as_averages
-from klvae_edu.training.setup import starting_model
+from klvae_edu.training.networks import starting_model
 
 SMALL = ["tiny", "mini", "kl-f8-mini"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.training.config import TrainingConfig
-from klvae_edu.training.result import TrainingResult
+from klvae_edu.training.result import TrainingResult, resume_command
 from klvae_edu.training.trainer import train
 
 
@@ -52,3 +52,21 @@ def test_a_run_with_efficientnets_features_logs_their_loss_and_never_calls_it_lp
     printed = capsys.readouterr().out
     assert "The perceptual loss was efficientnet-lite0, trained on ImageNet." in printed
     assert "LPIPS" not in printed
+
+
+@pytest.mark.parametrize(
+    ("processes", "on_each_machine", "launcher"),
+    [
+        (1, None, "klvae train"),
+        (4, None, "torchrun --nproc-per-node 4 -m klvae_edu train"),
+        (4, "4", "torchrun --nproc-per-node 4 -m klvae_edu train"),
+        (4, "2", "torchrun --nnodes 2 --node-rank N --master-addr HOST --nproc-per-node 2 -m klvae_edu train"),
+    ],
+)
+def test_the_command_to_resume_starts_as_many_processes_on_as_many_machines(
+    processes: int, on_each_machine: str | None, launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if on_each_machine is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", on_each_machine)
+    assert resume_command(TrainingConfig(seed=1), processes) == f"{launcher} --resume auto --seed 1"

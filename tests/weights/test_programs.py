@@ -12,7 +12,7 @@ from klvae_edu.weights.programs import PROGRAMS, family_of, layout_for, read_by_
 
 
 def test_the_family_is_told_by_network_and_scale() -> None:
-    for name in ("sd-v1", "sdxl", "sd3", "flux"):
+    for name in ("sd-v1", "sdxl", "sd3", "flux", "flux2", "flux2-small-decoder"):
         assert family_of(PRESETS[name]) == name
         assert family_of(replace(PRESETS[name], sample_size=64)) == name
         assert family_of(replace(PRESETS[name], layers_per_block=1)) is None
@@ -45,8 +45,11 @@ def test_invokeai_tells_the_family_by_the_files_name() -> None:
 
 def test_what_diffusers_reads_is_said(tmp_path: Path) -> None:
     file = tmp_path / "diffusion_pytorch_model.safetensors"
-    assert "from_single_file" in read_by_diffusers(file, "diffusers' names", "")
-    assert "from_single_file" in read_by_diffusers(file, "CompVis' names", "vae.")
-    assert "does not read it" in read_by_diffusers(file, "CompVis' names", "model.")
+    assert "from_single_file" in read_by_diffusers(PRESETS["sd-v1"], file, "diffusers' names", "")
+    assert "from_single_file" in read_by_diffusers(PRESETS["sd-v1"], file, "CompVis' names", "vae.")
+    assert "does not read it" in read_by_diffusers(PRESETS["sd-v1"], file, "CompVis' names", "model.")
+    assert "AutoencoderKLFlux2 has no from_single_file that works" in read_by_diffusers(
+        PRESETS["flux2"], file, "CompVis' names", ""
+    )
     (tmp_path / "config.json").write_text("{}")
-    assert "from_pretrained" in read_by_diffusers(file, "diffusers' names", "")
+    assert "from_pretrained" in read_by_diffusers(PRESETS["sd-v1"], file, "diffusers' names", "")

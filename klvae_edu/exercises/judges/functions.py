@@ -275,7 +275,21 @@ def _judge_other_memory(attempt: Attempt, right: Attempt, through: Recipe, probe
             return f"the values are right, but with an input {kind_of_input} {explain(error)}: {advice}"
         if not same(found, expected):
             return f"the values are right, but not those for an input {kind_of_input}: {advice}"
+        types = [*zip(_types(found), _types(expected), strict=True)]
+        if convert is in_float64 and _has_float32(probe):
+            lower = next((a for a, b in types if b is torch.float64 != a), None)
+            if lower is not None:
+                return f"the values are right, but for an input {kind_of_input} the result is {lower}: {advice}"
     return None
+
+
+def _has_float32(probe: Probe) -> bool:
+    return any(isinstance(value, Tensor) and value.dtype is torch.float32 for value in probe)
+
+
+def _types(result: Any) -> list[Any]:
+    """List the data types of a tensor, or of several."""
+    return [value.dtype for value in result] if isinstance(result, (tuple, list)) else [result.dtype]
 
 
 @recipe
@@ -362,7 +376,8 @@ def _common_ratio(results: Sequence[Any], expected: Sequence[Any]) -> str | None
         return None
     ratio = float(results[0].double().sum() / expected[0].double().sum())
     scaled = (right.double() * ratio for right in expected)
-    if abs(ratio) > 1e-6 and all(map(same, results, scaled)):
+    near = 1e-2  # of one: a small term more or less, and no factor
+    if abs(ratio) > 1e-6 and abs(ratio - 1) > near and all(map(same, results, scaled)):
         return f"every value is {ratio:.3g} times what it should be: look for a factor or a sign"
     return None
 

@@ -68,7 +68,14 @@ def numbers_of(answer: Any, probe: Probe, several: bool) -> dict[str, Any]:
     """Return the result as numbers, None if it has others; its type; and whether the arguments were changed."""
     own = copy.deepcopy(probe)
     result = call(answer, *own)
-    return {"numbers": _numbers(result, several), "type": type(result).__name__, "changed": own != probe}
+    return {"numbers": _numbers(result, several), "type": _type(result), "changed": own != probe}
+
+
+def _type(result: Any) -> str:
+    """Return the type of a result in words; of several, theirs."""
+    if isinstance(result, (list, tuple)) and result:
+        return f"a {type(result).__name__} of {', '.join(type(value).__name__ for value in result)}"
+    return type(result).__name__
 
 
 def _numbers(result: Any, several: bool) -> Numbers | None:
