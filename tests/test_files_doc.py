@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import chdir
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -328,6 +329,28 @@ def _(n: Try) -> None:
         assert program in n.refused(n.file({**n.compvis, name: torch.zeros(1)}))
     n.path("vae.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
     assert "GGUF" in n.refused(n.path("vae.gguf"))
+
+
+@row("a folder or a single file of FLUX.2's autoencoder, also with its small decoder")
+def _(n: Try) -> None:
+    for decoder in (None, (32, 32)):
+        config = replace(CONFIG, scaling_factor=None, patch_size=(2, 2), decoder_block_out_channels=decoder)
+        n.vae = AutoencoderKL(config)
+        n.vae.bn.running_var.uniform_(1, 2)
+        n.vae.save_pretrained(n.folder / "flux2")
+        assert n.read(n.folder / "flux2") == []
+        n.vae.to_single_file(n.folder / "ae.safetensors")
+        assert n.read(n.folder / "ae.safetensors") == []
+        read = AutoencoderKL.from_any(n.folder / "ae.safetensors")
+        assert torch.equal(read.bn.running_var, n.vae.bn.running_var)
+
+
+@row("a `config.json` with a shift and with means and standard deviations of the channels")
+def _(n: Try) -> None:
+    config = replace(CONFIG, shift_factor=0.5, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4)
+    n.vae.config = config
+    n.vae.save_pretrained(n.folder / "both")
+    assert "latents_mean and latents_std: these are used" in n.read(n.folder / "both")[0]
 
 
 @row("a folder of another class, such as `AutoencoderTiny`")
