@@ -1,6 +1,6 @@
 """Command line `klvae`: parse the options, run a command of `klvae_edu.commands`, report errors.
 
-Exit codes: 0 success, 1 some image or check failed, 2 wrong usage or an error, 130 interrupted.
+Exit codes: 0 success, 1 some image or check failed, or a failure was found, 2 wrong usage or an error, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from klvae_edu.commands.convert import ConvertOptions, run_convert
+from klvae_edu.commands.diagnose import DiagnoseOptions, run_diagnose
 from klvae_edu.commands.doctor import DoctorOptions, run_doctor
 from klvae_edu.commands.encode import EncodeOptions, run_encode
 from klvae_edu.commands.evaluate import EvaluateOptions, run_evaluate
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 # Command -> (dataclass of its options, which become flags and help; function that runs it).
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (TrainingConfig, lambda config: run_train([config])),
+    "diagnose": (DiagnoseOptions, run_diagnose),
     "reconstruct": (ReconstructOptions, run_reconstruct),
     "encode": (EncodeOptions, run_encode),
     "evaluate": (EvaluateOptions, run_evaluate),
@@ -64,4 +66,4 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "grade": (GradeOptions, run_grade),
     "doctor": (DoctorOptions, run_doctor),
 }
-COMPUTING_COMMANDS = ("train", "reconstruct", "encode", "evaluate")
+COMPUTING_COMMANDS = ("train", "reconstruct", "encode", "evaluate", "inspect")

@@ -206,6 +206,7 @@ class TestTrainConfig:
         (["train"], True),
         (["reconstruct", "a.jpg"], True),
         (["evaluate", "kl-f8-mini"], True),
+        (["inspect", "kl-f8-mini"], True),
         (["convert", "a", "b"], False),
         (["grade", "folder"], False),
         (["doctor"], False),

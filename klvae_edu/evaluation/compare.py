@@ -6,7 +6,7 @@ Memory does not grow with the number of images: `bootstrap` stores weighted sums
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import numpy as np
@@ -18,7 +18,7 @@ from klvae_edu.autoencoder import AutoencoderKL
 from klvae_edu.efficientnet import EfficientNetDistance
 from klvae_edu.environment import progress
 from klvae_edu.evaluation.bootstrap import LEVEL, REPLICATES, Array, Sums, bootstrap_weights
-from klvae_edu.evaluation.images import EvaluationData, GivenImages, Key
+from klvae_edu.evaluation.images import EvaluationData, GivenImages, batches
 from klvae_edu.evaluation.result import CLASS_KEPT, ENERGY, MIN_UNITS, NEAR_CLASSES, PSNR, SSIM, Evaluation, notes_on
 from klvae_edu.metrics import EfficientNetFeatures, FrechetDistance, gradient_energy, psnr, ssim
 from klvae_edu.validation import MAX_ABSOLUTE_VALUE, MAX_RECONSTRUCTION_VALUE, image_fault
@@ -69,8 +69,8 @@ def evaluate(
         image_channels(autoencoders)
     data = GivenImages(data) if isinstance(data, Tensor) else data
     by_photograph = data.photographs >= MIN_UNITS
-    batches = _batches(data, batch_size)
-    first = next(batches, None)
+    pairs = batches(data, batch_size)
+    first = next(pairs, None)
     with_features = first is None or first[1].shape[1] in FEATURE_CHANNELS
     distances, classifier = (distances or {}, classifier) if with_features else ({}, None)
     # One network for all models.
@@ -79,8 +79,8 @@ def evaluate(
     sums = {name: Sums(len(metrics)) for name in models}
     frechets = {} if shared is None else {name: shared.empty() for name in models}
     count = 0
-    batches = itertools.chain([] if first is None else [first], batches)
-    for keys, originals in progress(batches, desc="evaluating", total=-(-len(data) // batch_size)):
+    pairs = itertools.chain([] if first is None else [first], pairs)
+    for keys, originals in progress(pairs, desc="evaluating", total=-(-len(data) // batch_size)):
         _check(originals, "the data", MAX_ABSOLUTE_VALUE, count, data)
         drawn = [bootstrap_weights(seed, key if by_photograph else (count + n,)) for n, key in enumerate(keys)]
         wanted = None if shared is None else _Seen(originals, shared, classifier)
@@ -200,9 +200,3 @@ def _check(images: Tensor, holder: str, limit: float, before: int, data: Evaluat
 
 def _device(model: AutoencoderKL | Method) -> torch.device:
     return model.device if isinstance(model, AutoencoderKL) else torch.device("cpu")
-
-
-def _batches(data: EvaluationData, size: int) -> Iterator[tuple[list[Key], Tensor]]:
-    pairs = iter(data)
-    while batch := [*itertools.islice(pairs, size)]:
-        yield [key for key, _ in batch], torch.stack([image for _, image in batch])

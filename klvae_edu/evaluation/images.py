@@ -5,9 +5,11 @@ Crops of the same photograph are not independent. The bootstrap in `compare` nee
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -142,6 +144,13 @@ class WholeImages(AllImages):
 
     def report(self) -> str | None:
         return unreadable_report(self.errors, self.failed, " and are left out", len(self)) if self.failed else None
+
+
+def batches(data: EvaluationData, size: int) -> Iterator[tuple[list[Key], Tensor]]:
+    """Group `data` into batches of up to `size` images: keys, and images (B, C, H, W)."""
+    pairs = iter(data)
+    while batch := [*itertools.islice(pairs, size)]:
+        yield [key for key, _ in batch], torch.stack([image for _, image in batch])
 
 
 def _photograph_of(data: Dataset[Tensor], index: int) -> Key:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from klvae_edu.autoencoder import AutoencoderKL
+from klvae_edu.gaussian import DiagonalGaussianDistribution
 from klvae_edu.latents import LatentStatistics, statistics
 
 CROPS = 512  # training crops that are measured
@@ -68,6 +69,16 @@ class LatentReport:
 def latent_report(vae: AutoencoderKL, batches: Iterable[Tensor]) -> LatentReport:
     """Measure the posteriors of images in `batches`, each (B, C, H, W) in [-1, 1], in one pass; no batch is stored.
 
+    Raises:
+        ValueError: fewer than two values a channel.
+    """
+    return posterior_report(vae, (vae.encode(images.to(vae.device)).latent_dist for images in batches))
+
+
+@torch.no_grad()
+def posterior_report(vae: AutoencoderKL, posteriors: Iterable[DiagonalGaussianDistribution]) -> LatentReport:
+    """Measure `posteriors` of `vae`, each of a batch of images, in one pass; none is stored.
+
     A sample is the posterior's mean plus independent noise, so the variances add up: Var z = Var μ + E[σ²]. No samples
     are drawn.
 
@@ -79,8 +90,7 @@ def latent_report(vae: AutoencoderKL, batches: Iterable[Tensor]) -> LatentReport
 
     def means() -> Iterator[Tensor]:
         nonlocal noise, count
-        for images in batches:
-            posterior = vae.encode(images.to(vae.device)).latent_dist
+        for posterior in posteriors:
             variances = vae.in_patches(posterior.logvar.exp()).double().transpose(0, 1).flatten(1).cpu()
             noise, count = noise + variances.sum(1), count + variances.shape[1]  # (C · p²,) for patches of p x p
             yield vae.in_patches(posterior.mean)

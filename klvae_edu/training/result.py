@@ -44,7 +44,7 @@ class TrainingResult:
         return self.step < self.config.steps
 
     def summary(self) -> str:
-        """Describe the result: the model beside its baselines, the highest of them, and how to resume."""
+        """Describe the result: the model beside its baselines, the highest of them, and what to do next."""
         config, factor = self.config, self.vae.downsample_factor
         about = {
             "patch-PCA": f"{self.vae.config.latent_channels} numbers per {factor}x{factor} patch, as in the latent",
@@ -63,6 +63,7 @@ class TrainingResult:
         ]
         weights = str(config.out / "model")
         lines += [f"Weights in {weights}. To try them: klvae reconstruct PHOTO --model {shlex.quote(weights)}"]
+        lines += [f"What the log shows: klvae diagnose {shlex.quote(str(config.out))}"]
         if self.interrupted:
             lines += [f"Interrupted. To resume: {resume_command(config, self.processes)}"]
         return "\n".join(lines)

@@ -199,7 +199,7 @@ class RunFolder:
             return f"nothing was saved in {self.path} before"
         return f"the last good checkpoint is {self.checkpoint(self.saved_step)}"
 
-    def log(self, record: Mapping[str, float]) -> None:
+    def log(self, record: Mapping[str, object]) -> None:
         """Append one line to `log.jsonl`."""
         if self.writes:
             path = self.path / LOG_NAME

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -107,7 +108,9 @@ def train(config: TrainingConfig) -> TrainingResult:
                     if config.trains_discriminator(step):
                         scalars |= discriminator_step(training, images, reconstructions)
                 except FloatingPointError as error:
-                    message = f"step {step}: {error}; {folder.last_checkpoint()}. A smaller --lr may help."
+                    folder.log({"step": step, "error": str(error)})
+                    hint = f"A smaller --lr may help; see klvae diagnose {shlex.quote(str(config.out))}"
+                    message = f"step {step}: {error}; {folder.last_checkpoint()}. {hint}"
                     raise FloatingPointError(message) from error
                 seconds = time.perf_counter() - started
                 seconds_of_steps += seconds

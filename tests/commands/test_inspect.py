@@ -1,12 +1,14 @@
-"""`klvae inspect`: what a file is, in ten lines."""
+"""`klvae inspect`: what a file is, in ten lines, and what its images and latents are like."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from klvae_edu import AutoencoderKL
@@ -62,3 +64,52 @@ def test_what_is_no_autoencoder_is_an_error(tmp_path: Path, error_of: Callable[[
     save_file({"encoder.layers.0.weight": torch.zeros(1)}, tmp_path / "taesd.safetensors")
     assert main(["inspect", str(tmp_path / "taesd.safetensors")]) == 2
     assert "TAESD" in error_of()
+
+
+FEW_PHOTOS = ["--data", "photos", "--size", "96", "--crops", "4", "--device", "cpu"]
+
+
+def test_a_bundled_model_is_measured_and_nothing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--out", str(tmp_path / "seen.png"), "--json", str(tmp_path / "seen.json")]
+    assert main(["inspect", "kl-f8-mini", *FEW_PHOTOS, *files]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("file ") and "4 images: 4 crops of 96x96 pixels, held out of photos" in printed
+    assert "Nothing is out of the ordinary." in printed
+    found = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
+    assert found["findings"] == []
+    assert f"{found['artefacts']['psnr']:.2f} dB" in printed
+    assert len(found["latents"]["width"]) == 4 and 0 < min(found["latents"]["width"])
+    assert f"scaling factor of these latents: {found['latents']['scaling_factor']:.4f}" in printed
+    with Image.open(tmp_path / "seen.png") as picture:
+        assert picture.width > 600 and picture.height > 600
+
+
+def test_broken_latents_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vae = AutoencoderKL.from_bundled("kl-f8-mini-16")
+    weight, bias = vae.encoder.conv_out.weight.data, vae.encoder.conv_out.bias.data
+    for channel, logvar in ((3, 0.0), (5, -20.0)):
+        for row, value in ((channel, 0.0), (16 + channel, logvar)):
+            weight[row], bias[row] = 0, value
+    vae.save_pretrained(tmp_path / "broken")
+    arguments = ["inspect", str(tmp_path / "broken"), *FEW_PHOTOS, "--scaling-factor", "0.1"]
+    assert main([*arguments, "--json", str(tmp_path / "seen.json")]) == 0
+    found = {f["name"]: f["text"] for f in json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))["findings"]}
+    assert {"collapsed channels", "dead channels", "scale"} <= {*found}
+    assert "channels 3 are noise" in found["collapsed channels"] and "channels 5 are constant" in found["dead channels"]
+    printed = capsys.readouterr().out
+    assert all(f"{name}: {text}" in printed for name, text in found.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "a.png"], "out: expected with --data"),
+        (["--json", "a.json"], "json: expected with --data"),
+        (["--data", "photos", "--out", "a.jpg"], "out: expected the name of a PNG file"),
+        (["--data", "photos", "--json", "none/a.json"], "expected a file in an existing folder"),
+        (["--data", "photos", "--size", "64"], "expected square images of 96 pixels or more"),
+    ],
+)
+def test_wrong_options_are_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "kl-f8-mini", *arguments]) == 2
+    assert message in capsys.readouterr().err
