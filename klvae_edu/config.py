@@ -145,8 +145,8 @@ class AutoencoderKLConfig:
             raise ValueError(f"batch_norm_eps: expected a finite number of at least 0, got {self.batch_norm_eps!r}")
         if self.patch_size is None:
             return
-        square = len(self.patch_size) == 2 and self.patch_size[0] == self.patch_size[1]
-        if not square or not isinstance(self.patch_size[0], int) or self.patch_size[0] < 1:
+        sides = self.patch_size if isinstance(self.patch_size, tuple) else ()
+        if len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int) or sides[0] < 1:
             raise ValueError(
                 f"patch_size: expected two equal whole numbers, such as (2, 2), or None, got {self.patch_size!r}"
             )

@@ -172,7 +172,8 @@ def streamed(answer: Any, *batches: Tensor) -> Any:
         found = call(answer, Stream(batches, made))
     if not isinstance(found, (tuple, list)):
         return found
-    return tuple(torch.tensor(float(v)) if isinstance(v, (float, np.floating)) else v for v in found)
+    numbers = (float, np.floating)
+    return tuple(torch.tensor(float(v), dtype=torch.float64) if isinstance(v, numbers) else v for v in found)
 
 
 def _rows_of_channels(z):

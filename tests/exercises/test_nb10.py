@@ -264,7 +264,7 @@ def bits_clamped_first(z, bits, low, high):
 
 
 def bits_by_nearest_level(z, bits, low, high):
-    levels = torch.linspace(low, high, 2**bits)
+    levels = torch.linspace(low, high, 2**bits, dtype=z.dtype)
     return levels[(z[..., None] - levels).abs().argmin(-1)]
 
 
@@ -284,7 +284,7 @@ def bits_by_a_loop(z, bits, low, high):
     flat = []
     for value in z.flatten().tolist():
         flat.append(low + min(max(round((value - low) / step), 0), 2**bits - 1) * step)
-    return torch.tensor(flat).view_as(z)
+    return torch.tensor(flat, dtype=z.dtype).view_as(z)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 5])
