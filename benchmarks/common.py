@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from klvae_edu.bridge import as_diffusers
 
 if TYPE_CHECKING:
     import diffusers
@@ -76,12 +77,8 @@ def times(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, li
 
 
 def diffusers_twin(vae: AutoencoderKL) -> diffusers.AutoencoderKL:
-    """Build diffusers' model with the same configuration and weights."""
-    import diffusers
-
-    peer = diffusers.AutoencoderKL(**{name: value for name, value in asdict(vae.config).items() if value is not None})
-    peer.load_state_dict(vae.state_dict())
-    return peer.to(vae.device).eval()
+    """Build diffusers' model with the same configuration and a copy of the weights."""
+    return as_diffusers(vae.clone()).eval()
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], reference: str) -> dict[str, list[float]]:

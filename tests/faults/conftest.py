@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,17 @@ from klvae_edu.environment import PROCESS_SETTINGS
 from klvae_edu.training.run_folder import LOCK_NAME
 
 TIMEOUT = 300  # seconds, on a busy machine
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hangups_are_not_ignored() -> Iterator[None]:
+    """Let the runs have SIGHUP's usual meaning, also where the tests were started with `nohup`, which they inherit."""
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        yield
+        signal.signal(signal.SIGHUP, before)
+    else:
+        yield
 
 
 def last_step(out: Path) -> int:
