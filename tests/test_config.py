@@ -82,7 +82,7 @@ def test_a_mistyped_field_is_an_error_that_offers_the_nearest_name() -> None:
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="sd-v1, sdxl, sd3, flux, flux2, flux2-small-decoder, kl-f4, .*, tiny"):
+    with pytest.raises(ValueError, match=r"sd-v1, sdxl, sd3, flux, flux2, flux2-small-decoder, kl-f4, .*, tiny"):
         AutoencoderKLConfig.from_preset("sdxxl")
 
 

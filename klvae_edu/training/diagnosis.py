@@ -22,7 +22,7 @@ LEAST = 20  # values of a series without which nothing is said about its end: tw
 # Loss over its lowest level before. Measured: 15 and 84 with 500 and 5,000 times the default learning rate, at most 1.5
 # with up to 150 times, after which the network still learnt.
 LOSS_JUMP = 4.0
-# Fall of PSNR in dB. `docs/training.md` has a run that went wrong by 2 dB, and a healthy one of `mini` that fell by 0.6.
+# Fall of PSNR in dB. `docs/training.md` has a run that went wrong by 2 dB; a healthy one of `mini` fell by 0.6.
 PSNR_FALL = 2.0
 # The discriminator's loss over that of a guess. A guess has 1. Measured: 1.00 and more where it learnt nothing or broke
 # down, 0.94 where both networks learn badly, 0.6 and less where it learns.
@@ -107,8 +107,8 @@ def ended_by_non_finite_loss(config: TrainingConfig, records: Records) -> Findin
     return Finding(
         "ended by a non-finite loss",
         f"In step {records[-1]['step']} {records[-1]['error']}{before}.",
-        f"Resume from the last checkpoint, or begin again, with a fraction of the learning rate: --lr {config.lr / 4:.2g}"
-        f"{at}.",
+        "Resume from the last checkpoint, or begin again, with a fraction of the learning rate: "
+        f"--lr {config.lr / 4:.2g}{at}.",
     )
 
 
@@ -144,9 +144,10 @@ def loss_rose_with_discriminator(config: TrainingConfig, records: Records) -> Fi
     rise = [level([(step, losses[step]) for step in losses if one.first <= step <= one.last]) for one in (was, best)]
     return Finding(
         "the loss rose at the discriminator's start for good",
-        f"PSNR was {was} dB and later never better than {best}; the reconstruction loss, {rise[0]}, was then {rise[1]}.",
-        "Go back to the last checkpoint before the start, and limit the discriminator's share: a smaller --disc-weight, "
-        "--disc-ramp 1000, --disc-max-weight 0.02.",
+        f"PSNR was {was} dB and later never better than {best}; the reconstruction loss rose from {rise[0]} to "
+        f"{rise[1]}.",
+        "Go back to the last checkpoint before the start, and limit the discriminator's share: a smaller "
+        "--disc-weight, --disc-ramp 1000, --disc-max-weight 0.02.",
     )
 
 
@@ -181,8 +182,8 @@ def discriminator_wins(config: TrainingConfig, records: Records) -> Finding | No
     real, fake = (end_of(series(records, name)) for name in ("logits_real", "logits_fake"))
     return Finding(
         "the discriminator wins",
-        f"Its loss is {end}, with mean logits {_value(real)} for images and {_value(fake)} for reconstructions, which do "
-        "not come nearer.",
+        f"Its loss is {end}, with mean logits {_value(real)} for images and {_value(fake)} for reconstructions, which "
+        "do not come nearer.",
         "Slow it down, with a smaller --disc-lr or fewer --disc-channels, or start it later, when reconstructions are "
         "better.",
     )
@@ -213,7 +214,7 @@ def posterior_collapsed(config: TrainingConfig, records: Records) -> Finding | N
         return None
     return Finding(
         "collapsed posterior",
-        f"The KL term is {kl}, so that the latent carries next to nothing; PSNR is {end_of(series(records, 'psnr'))} dB.",
+        f"The KL term is {kl}: the latent carries next to nothing. PSNR is {end_of(series(records, 'psnr'))} dB.",
         f"Try a smaller --kl-weight: it is {config.kl_weight:.2g}, and released models have 1e-6.",
     )
 

@@ -78,7 +78,7 @@ def test_a_bundled_model_is_measured_and_nothing_is_named(tmp_path: Path, capsys
     found = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))
     assert found["findings"] == []
     assert f"{found['artefacts']['psnr']:.2f} dB" in printed
-    assert len(found["latents"]["width"]) == 4 and 0 < min(found["latents"]["width"])
+    assert len(found["latents"]["width"]) == 4 and min(found["latents"]["width"]) > 0
     assert f"scaling factor of these latents: {found['latents']['scaling_factor']:.4f}" in printed
     with Image.open(tmp_path / "seen.png") as picture:
         assert picture.width > 600 and picture.height > 600

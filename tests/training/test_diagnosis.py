@@ -1,6 +1,7 @@
 """Diagnosis of real short runs: each failure is provoked and named, and nothing is said about three healthy runs.
 
-All runs train a network of 8 and 16 channels on sprites of 16 or 32 pixels, from the same weights. A run is trained once.
+All runs train a network of 8 and 16 channels on sprites of 16 or 32 pixels, from the same weights. Each is
+trained once.
 """
 
 from __future__ import annotations

@@ -277,7 +277,10 @@ def test_what_is_no_module_is_told_why(attempt, message):
     ("attempt", "message"),
     [
         (WithoutSkip, "the skip is missing where the widths differ"),
-        (made(norm=lambda i, o: nn.Identity()), "norm, of type Identity, has no weight (built with in_channels=4, out_channels=4)"),
+        (
+            made(norm=lambda i, o: nn.Identity()),
+            "norm, of type Identity, has no weight (built with in_channels=4, out_channels=4)",
+        ),
         (made(norm=lambda i, o: nn.GroupNorm(2, i, affine=False)), "norm, of type GroupNorm, has no weight"),
         (made(layers=lambda i, o: nn.ModuleList([nn.Conv2d(i, o, 3, bias=False)])), "it has no layers.0.bias"),
         (made(extra=lambda i, o: nn.Linear(1, 1)), "it has extra, which is not asked for"),
