@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from klvae_edu.exercises import EXERCISES
-from tests.exercises.answers import assert_passes, assert_rejected
+from tests.exercises.answers import all_verdicts, assert_passes, assert_rejected
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -206,22 +206,21 @@ class AsModule(torch.nn.Module):
         return self.inner.nll(sample, dims)
 
 
-RIGHT = {
-    "01.1": (split_by_slices, split_in_place, split_by_minimum_and_maximum, split_in_double, split_by_a_loop),
-    "01.2": (
-        sample_in_place_on_its_own,
-        sample_by_addcmul,
-        sample_by_einsum,
-        sample_in_double,
-        sample_by_a_loop,
-        sample_by_distributions,
-    ),
-    "01.3": (nll_in_place, nll_by_einsum, nll_by_distributions, nll_by_a_loop, nll_in_double),
-    "01.4": (Right, WithProperties, WithDistributions, WithFlatNoise, InDouble, AsModule),
-}
-
-
-@pytest.mark.parametrize(("id", "answer"), [(id, answer) for id, answers in RIGHT.items() for answer in answers])
+@all_verdicts(
+    {
+        "01.1": (split_by_slices, split_in_place, split_by_minimum_and_maximum, split_in_double, split_by_a_loop),
+        "01.2": (
+            sample_in_place_on_its_own,
+            sample_by_addcmul,
+            sample_by_einsum,
+            sample_in_double,
+            sample_by_a_loop,
+            sample_by_distributions,
+        ),
+        "01.3": (nll_in_place, nll_by_einsum, nll_by_distributions, nll_by_a_loop, nll_in_double),
+        "01.4": (Right, WithProperties, WithDistributions, WithFlatNoise, InDouble, AsModule),
+    }
+)
 def test_right_answers_in_other_styles_pass(id, answer):
     assert_passes(id, answer)
 

@@ -13,7 +13,7 @@ from klvae_edu import losses
 from klvae_edu.baselines import PatchPCA
 from klvae_edu.exercises import EXERCISES
 from klvae_edu.perceptual import LPIPS
-from tests.exercises.answers import assert_passes, assert_rejected
+from tests.exercises.answers import all_verdicts, assert_passes, assert_rejected
 
 # Right answers
 
@@ -114,46 +114,48 @@ def weights_by_a_loop(image, latent, perceptual_weight, kl_weight):
     return [perceptual_weight, kl_weight]
 
 
-RIGHT = {
-    "06.1": (
-        coded(lambda centred: torch.linalg.eigh(centred.T @ centred)[1].flip(1)),
-        coded(lambda centred: torch.svd(centred)[2]),
-        coded(lambda centred: svd(centred.double())[2].T),
-        pca_by_projection_of_each_patch,
-        pca_in_place_on_own_tensors,
-    ),
-    "06.2": (
-        lambda x, eps=1e-8: x * (x * x).sum(dim=1, keepdim=True).add_(eps).rsqrt(),
-        lambda x, eps=1e-8: x / (torch.einsum("bchw,bchw->bhw", x, x) + eps).sqrt()[:, None],
-        lambda x, eps=1e-8: x.double() / (x.double().pow(2).sum(1, keepdim=True) + eps) ** 0.5,
-        lambda x, eps=1e-8: torch.stack([image / torch.sqrt((image**2).sum(0) + eps) for image in x]),
-        length_channels_last,
-    ),
-    "06.3": (
-        summed(lambda a, b, head: F.conv2d((a - b) ** 2, head).mean((1, 2, 3))),
-        summed(lambda a, b, head: torch.einsum("bchw,bchw,c->b", a - b, a - b, head.flatten()) / a[0, 0].numel()),
-        summed(tap_by_a_module),
-        distance_by_numbers,
-        distance_by_whole_batches,
-    ),
-    "06.4": (
-        lambda x, y, d, w=1.0: F.l1_loss(x, y, reduction="sum") / len(y) + w * y[0].numel() * d.mean(),
-        lambda x, y, d, w=1.0: losses.reconstruction_loss(x, y, d, perceptual_weight=w)["nll"],
-        total_by_where,
-        total_in_place,
-        total_by_a_loop,
-        total_in_double,
-    ),
-    "06.5": (
-        lambda image, latent, w, v: (w, losses.own_mean_weights(image, latent, kl_weight=v)["kl_weight"]),
-        lambda image, latent, w, v: (torch.tensor(w), v * (torch.tensor(latent).prod() / torch.tensor(image).prod())),
-        lambda image, latent, w, v: (w, torch.empty(latent).numel() / torch.empty(image).numel() * v),
-        weights_by_a_loop,
-    ),
-}
-
-
-@pytest.mark.parametrize(("id", "answer"), [(id, answer) for id, answers in RIGHT.items() for answer in answers])
+@all_verdicts(
+    {
+        "06.1": (
+            coded(lambda centred: torch.linalg.eigh(centred.T @ centred)[1].flip(1)),
+            coded(lambda centred: torch.svd(centred)[2]),
+            coded(lambda centred: svd(centred.double())[2].T),
+            pca_by_projection_of_each_patch,
+            pca_in_place_on_own_tensors,
+        ),
+        "06.2": (
+            lambda x, eps=1e-8: x * (x * x).sum(dim=1, keepdim=True).add_(eps).rsqrt(),
+            lambda x, eps=1e-8: x / (torch.einsum("bchw,bchw->bhw", x, x) + eps).sqrt()[:, None],
+            lambda x, eps=1e-8: x.double() / (x.double().pow(2).sum(1, keepdim=True) + eps) ** 0.5,
+            lambda x, eps=1e-8: torch.stack([image / torch.sqrt((image**2).sum(0) + eps) for image in x]),
+            length_channels_last,
+        ),
+        "06.3": (
+            summed(lambda a, b, head: F.conv2d((a - b) ** 2, head).mean((1, 2, 3))),
+            summed(lambda a, b, head: torch.einsum("bchw,bchw,c->b", a - b, a - b, head.flatten()) / a[0, 0].numel()),
+            summed(tap_by_a_module),
+            distance_by_numbers,
+            distance_by_whole_batches,
+        ),
+        "06.4": (
+            lambda x, y, d, w=1.0: F.l1_loss(x, y, reduction="sum") / len(y) + w * y[0].numel() * d.mean(),
+            lambda x, y, d, w=1.0: losses.reconstruction_loss(x, y, d, perceptual_weight=w)["nll"],
+            total_by_where,
+            total_in_place,
+            total_by_a_loop,
+            total_in_double,
+        ),
+        "06.5": (
+            lambda image, latent, w, v: (w, losses.own_mean_weights(image, latent, kl_weight=v)["kl_weight"]),
+            lambda image, latent, w, v: (
+                torch.tensor(w),
+                v * (torch.tensor(latent).prod() / torch.tensor(image).prod()),
+            ),
+            lambda image, latent, w, v: (w, torch.empty(latent).numel() / torch.empty(image).numel() * v),
+            weights_by_a_loop,
+        ),
+    }
+)
 def test_right_answers_in_other_styles_pass(id, answer):
     assert_passes(id, answer)
 

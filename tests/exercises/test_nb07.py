@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from klvae_edu import discriminator as finished
 from klvae_edu import losses
 from klvae_edu.exercises import EXERCISES
-from tests.exercises.answers import assert_passes, assert_rejected
+from tests.exercises.answers import all_verdicts, assert_passes, assert_rejected
 
 Discriminator, receptive_field, discriminator_loss = (EXERCISES[id].reference for id in ("07.1", "07.2", "07.3"))
 
@@ -173,22 +173,21 @@ def step_by_autograd_grad(discriminator, optimizer, images, reconstructions):
     return loss
 
 
-RIGHT = {
-    "07.1": (
-        pix2pix(nn.BatchNorm2d),
-        pix2pix(nn.SyncBatchNorm),
-        NetByModuleList,
-        NetInDouble,
-        finished.NLayerDiscriminator,
-    ),
-    "07.2": (field_closed, field_from_the_front, field_by_recursion, field_by_measurement, field_as_a_tensor),
-    "07.3": (loss_by_max, loss_by_bce, loss_in_double, loss_by_the_package),
-    "07.4": (weight_as_in_compvis, weight_without_grad, weight_by_einsum, weight_in_double, losses.adaptive_weight),
-    "07.5": (step_by_hand, step_in_two_backwards, step_by_autograd_grad),
-}
-
-
-@pytest.mark.parametrize(("id", "answer"), [(id, answer) for id, answers in RIGHT.items() for answer in answers])
+@all_verdicts(
+    {
+        "07.1": (
+            pix2pix(nn.BatchNorm2d),
+            pix2pix(nn.SyncBatchNorm),
+            NetByModuleList,
+            NetInDouble,
+            finished.NLayerDiscriminator,
+        ),
+        "07.2": (field_closed, field_from_the_front, field_by_recursion, field_by_measurement, field_as_a_tensor),
+        "07.3": (loss_by_max, loss_by_bce, loss_in_double, loss_by_the_package),
+        "07.4": (weight_as_in_compvis, weight_without_grad, weight_by_einsum, weight_in_double, losses.adaptive_weight),
+        "07.5": (step_by_hand, step_in_two_backwards, step_by_autograd_grad),
+    }
+)
 def test_right_answers_pass_in_any_style(id, answer):
     assert_passes(id, answer)
 

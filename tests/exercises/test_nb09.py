@@ -14,7 +14,7 @@ from klvae_edu import metrics
 from klvae_edu.exercises import EXERCISES, nb09
 from klvae_edu.exercises.judges.functions import probe
 from klvae_edu.exercises.nb09 import local_mean
-from tests.exercises.answers import assert_passes, assert_rejected
+from tests.exercises.answers import all_verdicts, assert_passes, assert_rejected
 
 # Right answers
 
@@ -231,23 +231,22 @@ def vq_in_double(z, codebook):
     return result(z, lookup(z, codebook))
 
 
-RIGHT = {
-    "09.1": (psnr_by_a_loop, psnr_by_norms, psnr_in_double, psnr_by_the_package, psnr_by_torchmetrics),
-    "09.2": (ssim_from_zero_to_two, ssim_by_three_factors, ssim_by_differences, ssim_by_a_loop, ssim_clamped),
-    "09.3": (
-        frechet_biased,
-        frechet_by_a_symmetric_root,
-        frechet_by_singular_values,
-        frechet_by_scipy,
-        frechet_by_loops,
-        frechet_in_single,
-    ),
-    "09.4": (ratios_by_the_factor, ratios_by_torch, ratios_in_a_list, ratios_of_bytes, ratios_by_shape),
-    "09.5": (vq_by_broadcasting, vq_by_one_hot, vq_by_loops, vq_by_a_function, vq_in_double),
-}
-
-
-@pytest.mark.parametrize(("id", "answer"), [(id, answer) for id, answers in RIGHT.items() for answer in answers])
+@all_verdicts(
+    {
+        "09.1": (psnr_by_a_loop, psnr_by_norms, psnr_in_double, psnr_by_the_package, psnr_by_torchmetrics),
+        "09.2": (ssim_from_zero_to_two, ssim_by_three_factors, ssim_by_differences, ssim_by_a_loop, ssim_clamped),
+        "09.3": (
+            frechet_biased,
+            frechet_by_a_symmetric_root,
+            frechet_by_singular_values,
+            frechet_by_scipy,
+            frechet_by_loops,
+            frechet_in_single,
+        ),
+        "09.4": (ratios_by_the_factor, ratios_by_torch, ratios_in_a_list, ratios_of_bytes, ratios_by_shape),
+        "09.5": (vq_by_broadcasting, vq_by_one_hot, vq_by_loops, vq_by_a_function, vq_in_double),
+    }
+)
 def test_right_answers_pass_in_any_style(id, answer):
     assert_passes(id, answer)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from klvae_edu import latents
 from klvae_edu.exercises import nb10
-from tests.exercises.answers import assert_passes, assert_rejected
+from tests.exercises.answers import all_verdicts, assert_passes, assert_rejected
 
 # 10.1
 
@@ -295,43 +295,42 @@ def test_the_finished_bits_do_what_the_package_does(bits):
     assert len(ours.unique()) == 2**bits and (ours.min(), ours.max()) == (-1.5, 2.0)
 
 
-RIGHT = {
-    "10.1": (
-        statistics_by_welford,
-        statistics_in_single_precision,
-        statistics_by_the_package,
-        statistics_with_a_number_of_numpy,
-        statistics_by_einsum,
-        statistics_by_variance_and_means,
-    ),
-    "10.2": (
-        preview_by_pinv,
-        preview_by_normal_equations,
-        preview_by_centring,
-        preview_by_numpy,
-        preview_by_einsum,
-    ),
-    "10.3": (latents.with_temperature, temperature_by_addcmul, temperature_in_double),
-    "10.4": (
-        latents.slerp,
-        slerp_of_a_clamped_cosine,
-        slerp_by_a_loop,
-        slerp_with_another_threshold,
-        slerp_in_double,
-        slerp_by_modules,
-        slerp_by_turning,
-    ),
-    "10.5": (
-        latents.quantise,
-        bits_clamped_first,
-        bits_by_nearest_level,
-        bits_by_numpy,
-        bits_by_bucketize,
-        bits_by_a_loop,
-    ),
-}
-
-
-@pytest.mark.parametrize(("id", "answer"), [(id, answer) for id, answers in RIGHT.items() for answer in answers])
+@all_verdicts(
+    {
+        "10.1": (
+            statistics_by_welford,
+            statistics_in_single_precision,
+            statistics_by_the_package,
+            statistics_with_a_number_of_numpy,
+            statistics_by_einsum,
+            statistics_by_variance_and_means,
+        ),
+        "10.2": (
+            preview_by_pinv,
+            preview_by_normal_equations,
+            preview_by_centring,
+            preview_by_numpy,
+            preview_by_einsum,
+        ),
+        "10.3": (latents.with_temperature, temperature_by_addcmul, temperature_in_double),
+        "10.4": (
+            latents.slerp,
+            slerp_of_a_clamped_cosine,
+            slerp_by_a_loop,
+            slerp_with_another_threshold,
+            slerp_in_double,
+            slerp_by_modules,
+            slerp_by_turning,
+        ),
+        "10.5": (
+            latents.quantise,
+            bits_clamped_first,
+            bits_by_nearest_level,
+            bits_by_numpy,
+            bits_by_bucketize,
+            bits_by_a_loop,
+        ),
+    }
+)
 def test_a_right_answer_passes_in_any_style(id, answer):
     assert_passes(id, answer)

@@ -11,7 +11,7 @@ import torch
 
 from klvae_edu import flow, latents
 from klvae_edu.exercises import EXERCISES
-from tests.exercises.answers import assert_passes
+from tests.exercises.answers import all_verdicts, assert_passes
 
 # Right answers
 
@@ -95,15 +95,20 @@ def integrate_by_recursion(velocity, x0, steps, done=0):
     return integrate_by_recursion(velocity, x0 + (v + velocity(x0 + v / steps, after)) / (2 * steps), steps, done + 1)
 
 
-RIGHT = {
-    "11.1": (factors_in_numpy, factors_by_statistics, factors_by_reshaping, factors_as_floats, factors_in_one_tensor),
-    "11.2": (spread_by_second_moments, spread_by_a_loop),
-    "11.3": (path_by_lerp, path_by_einsum, path_by_a_loop, flow.straight_path),
-    "11.4": (integrate_by_the_package, integrate_on_a_copy, integrate_by_recursion, integrate_between_times),
-}
-
-
-@pytest.mark.parametrize(("id", "answer"), [(id, answer) for id, answers in RIGHT.items() for answer in answers])
+@all_verdicts(
+    {
+        "11.1": (
+            factors_in_numpy,
+            factors_by_statistics,
+            factors_by_reshaping,
+            factors_as_floats,
+            factors_in_one_tensor,
+        ),
+        "11.2": (spread_by_second_moments, spread_by_a_loop),
+        "11.3": (path_by_lerp, path_by_einsum, path_by_a_loop, flow.straight_path),
+        "11.4": (integrate_by_the_package, integrate_on_a_copy, integrate_by_recursion, integrate_between_times),
+    }
+)
 def test_right_answers_pass_in_any_style(id, answer):
     assert_passes(id, answer)
 

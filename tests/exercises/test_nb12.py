@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from klvae_edu.exercises import EXERCISES
 from klvae_edu.performance.tiling import GlobalStatistics, placements
-from tests.exercises.answers import assert_passes, assert_rejected
+from tests.exercises.answers import all_verdicts, assert_passes, assert_rejected
 
 # Right answers
 
@@ -121,16 +120,15 @@ def cost_in_an_array(crops, crops_per_second, machines=1, efficiency=1.0, price=
     return cost_in_one_tensor(crops, crops_per_second, machines, efficiency, price).numpy()
 
 
-RIGHT = {
-    "12.1": (ramp_in_numpy, ramp_by_minimum, ramp_by_parts),
-    "12.2": (pooled_by_moments, pooled_by_a_loop, pooled_by_einsum),
-    "12.3": (norm_in_the_maps_own_type, norm_by_function, norm_by_module, norm_in_double, norm_by_layer_norm),
-    "12.4": (rows_as_a_list, rows_by_one_slice, rows_as_a_tuple, rows_in_an_array, rows_by_a_forked_generator),
-    "12.5": (cost_in_seconds, cost_of_the_work, cost_in_one_tensor, cost_in_an_array),
-}
-
-
-@pytest.mark.parametrize(("id", "answer"), [(id, answer) for id, answers in RIGHT.items() for answer in answers])
+@all_verdicts(
+    {
+        "12.1": (ramp_in_numpy, ramp_by_minimum, ramp_by_parts),
+        "12.2": (pooled_by_moments, pooled_by_a_loop, pooled_by_einsum),
+        "12.3": (norm_in_the_maps_own_type, norm_by_function, norm_by_module, norm_in_double, norm_by_layer_norm),
+        "12.4": (rows_as_a_list, rows_by_one_slice, rows_as_a_tuple, rows_in_an_array, rows_by_a_forked_generator),
+        "12.5": (cost_in_seconds, cost_of_the_work, cost_in_one_tensor, cost_in_an_array),
+    }
+)
 def test_right_answers_in_other_styles_pass(id, answer):
     assert_passes(id, answer)
 
