@@ -62,8 +62,9 @@ bench: $(READY) ## measure speed and memory against other packages, and draw the
 	@for name in $(BENCHMARKS); do echo "$$name"; OMP_NUM_THREADS=2 $(PY) -m benchmarks.$$name || exit 1; done
 	@$(PY) -m benchmarks.picture
 
-soak: $(READY) ## kill a training run 20 times in one process and 20 times in two (about ten minutes)
+soak: $(READY) ## kill a training run 20 times in one process and 20 in two; run notebooks with every right answer (one hour)
 	OMP_NUM_THREADS=1 KLVAE_EDU_KILLS=20 $(PY) -m pytest tests/faults/test_resume.py
+	OMP_NUM_THREADS=1 KLVAE_EDU_STYLES=all $(PY) -m pytest tests/exercises/test_whole_notebooks.py
 
 classroom: $(READY) ## write two zips for a class into dist/: the teacher's and the students'
 	@$(PY) -m tools.classroom

@@ -210,7 +210,8 @@ def test_a_term_that_is_not_finite_ends_the_run_with_its_step_and_the_last_good_
     assert error.startswith("klvae: step 4: ") and error.count("\n") == 1
     assert f"{term}" in error and "--lr" in error
     assert f"the last good checkpoint is {out / 'checkpoints' / 'step_0000002'}" in error
-    assert runs.last_step(out) == 3
+    assert [record["step"] for record in runs.log(out)] == [1, 2, 3, 4]
+    assert runs.log(out)[-1].keys() == {"step", "error"}  # read by `klvae diagnose`
     assert weights_are_finite(out / "model")
     assert main([*command, "--resume", "auto"]) == 0  # after the cause is removed
     assert [record["step"] for record in runs.log(out)] == [1, 2, 3, 4, 5]

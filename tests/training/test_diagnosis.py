@@ -40,7 +40,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "huge lr": {"lr": 10.0},
     "no clipping": {"lr": 1e6, "grad_clip": math.inf},
     "huge KL": {"kl_weight": 100.0},
-    "fixed weight": DISCRIMINATOR | {"adaptive": False, "disc_weight": 1e3, "disc_start": 35, "steps": 80},
+    "fixed weight": DISCRIMINATOR | {"adaptive": False, "disc_weight": 1e4, "disc_start": 50, "steps": 120},
     "unheard": DISCRIMINATOR | {"disc_weight": 1e-3, "disc_warmup": 20, "disc_lr": 0.01, "disc_channels": 32},
     # Neither network learns: the reconstruction's gradient stays large, that of an untrained discriminator small.
     "standstill": DISCRIMINATOR | {"disc_start": 0, "disc_lr": 1e-7, "lr": 1e-6, "size": 32, "steps": 30},
