@@ -205,10 +205,11 @@ class AutoencoderKLConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, as in `config.json` (JSON writes tuples as lists).
 
-        Fields that diffusers' class does not have are left out where their values mean the same to it.
+        Fields that diffusers' class does not have are left out where their values mean the same to it, and the
+        decoder's own widths where there are none: only later versions of its class for FLUX.2 know them.
         """
-        foreign = _FOREIGN[self.diffusers_class]
-        return {name: value for name, value in asdict(self).items() if name not in foreign or value != foreign[name]}
+        unneeded = _FOREIGN[self.diffusers_class] | {"decoder_block_out_channels": None}
+        return {name: value for name, value in asdict(self).items() if name not in unneeded or value != unneeded[name]}
 
     def ignored_by_diffusers(self) -> list[str]:
         """List the fields whose values diffusers' class ignores: there, the network or its latents would be others."""

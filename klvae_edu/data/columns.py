@@ -55,7 +55,10 @@ def undecoded(data: Any, source: str, column: str | None) -> tuple[Any, str]:
         if len(images) > 1:
             message = f"{source}: of the columns {', '.join(images)}, {column} is read; #COLUMN after the name chooses"
             warn_once(message)
-    return data.select_columns([column]).cast_column(column, datasets.Image(decode=False)), column
+    data = data.select_columns([column])
+    if isinstance(data, datasets.Dataset) and getattr(features[column], "dtype", "") == "large_binary":
+        data = data.cast_column(column, datasets.Value("binary"))  # `datasets` 4.0 cannot go on to images from there
+    return data.cast_column(column, datasets.Image(decode=False)), column
 
 
 def decode(value: Any, where: str, channels: int, remarks: RemarkCount) -> Tensor:

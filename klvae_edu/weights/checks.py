@@ -59,7 +59,9 @@ def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], sou
 
 def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
     """Raise a `ValueError` that names the tensors with NaN or infinite values, if any."""
-    bad = sorted(f"{name} ({tensor.dtype})" for name, tensor in weights.items() if not tensor.isfinite().all())
+    # PyTorch before 2.9 has no `isfinite` of 8-bit floats.
+    wide = {name: tensor.half() if tensor.element_size() == 1 else tensor for name, tensor in weights.items()}
+    bad = sorted(f"{name} ({weights[name].dtype})" for name, tensor in wide.items() if not tensor.isfinite().all())
     if bad:
         raise ValueError(f"{source}: expected finite weights, found NaN or infinity in {', '.join(shortened(bad))}")
 
