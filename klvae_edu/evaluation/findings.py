@@ -120,13 +120,13 @@ def _in_latents(latents: Latents) -> Iterator[tuple[str, str]]:
     if collapsed:
         yield (
             "collapsed channels",
-            f"Latent channels {_listed(collapsed)} are noise from the prior, whatever the image: train with a "
+            f"{_listed(collapsed)} noise from the prior, whatever the image: train with a "
             "smaller --kl-weight, or with fewer channels.",
         )
     if dead:
         yield (
             "dead channels",
-            f"Latent channels {_listed(dead)} are constant, whatever the image: train with another --seed or a lower "
+            f"{_listed(dead)} constant, whatever the image: train with another --seed or a lower "
             "--lr, or with fewer channels.",
         )
     if latents.scaled_std is not None and not 1 / SCALE <= latents.scaled_std <= SCALE:
@@ -138,4 +138,5 @@ def _in_latents(latents: Latents) -> Iterator[tuple[str, str]]:
 
 
 def _listed(channels: list[int]) -> str:
-    return ", ".join(map(str, channels))
+    numbers = ", ".join(map(str, channels))
+    return f"Latent channels {numbers} are" if len(channels) > 1 else f"Latent channel {numbers} is"

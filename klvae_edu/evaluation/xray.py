@@ -28,6 +28,7 @@ SPOT = 8  # pixels: side of the windows in which a spot must be off on average
 SPOT_ERROR = (
     0.6  # of the range of 2, on average over a window: healthy models reach 0.38, white droplets have 1 or more
 )
+SPOT_OUTLIER = 5  # times the image's root mean squared error: where everything is wrong, nothing is a spot
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,7 @@ class Xray:
 
 def _spots(error: Tensor, shown: Tensor) -> Tensor:
     """Tell which images have a window that is off by more than `SPOT_ERROR`, and a saturated one of these: (2, B)."""
-    off = F.avg_pool2d(error - error.mean((2, 3), keepdim=True), SPOT, SPOT // 2).abs() > SPOT_ERROR
+    limit = (SPOT_OUTLIER * error.square().mean((1, 2, 3), keepdim=True).sqrt()).clamp_min(SPOT_ERROR)
+    off = F.avg_pool2d(error - error.mean((2, 3), keepdim=True), SPOT, SPOT // 2).abs() > limit
     full = F.avg_pool2d((shown.abs() >= 1).float(), SPOT, SPOT // 2) > 0.5
     return torch.stack([off.flatten(1).any(1), (off & full).flatten(1).any(1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ DECADES = 2  # of power, from the median to black or white
 
 
 def save_picture(path: Path, seen: Artefacts, worst: Sequence[Example], factor: int, title: str) -> None:
-    """Write a PNG file to `path`: curves of all images, and below them the `worst` images, a row for each."""
+    """Write a PNG file to `path`: curves of all images, and below them the `worst` images, two in a row."""
     with_bands = worst[0].original.shape[0] not in (1, 3)
     bands = slice(0, 1) if with_bands else slice(None)  # of other channels than grey or colour the first is shown
     rows, captions = [], []
@@ -28,14 +29,20 @@ def save_picture(path: Path, seen: Artefacts, worst: Sequence[Example], factor: 
         rows.append([original, example.reconstruction[bands], (error * ERROR_GAIN).clamp(-1, 1), _spectrum(error)])
         captions.append(["", f"{example.psnr:.1f} dB", "", ""])
     titles = ["original (worst first)", "reconstruction", f"error, {ERROR_GAIN} times", "spectrum of the error"]
-    pictures = figure_to_image(image_grid(rows, column_titles=titles, captions=captions))
+    titles *= min(2, len(rows))
+    pictures = figure_to_image(image_grid(_in_pairs(rows), column_titles=titles, captions=_in_pairs(captions)))
     curves = figure_to_image(_curves(seen, factor, title))
     width = max(pictures.shape[1], curves.shape[1])
     Image.fromarray(np.concatenate([_widened(curves, width), _widened(pictures, width)])).save(path, "PNG")
 
 
+def _in_pairs(rows: list[list[Any]]) -> list[list[Any]]:
+    """Join every second row to the one before; the last of an odd number is left out, unless it is the only one."""
+    return [left + right for left, right in zip(rows[::2], rows[1::2], strict=False)] or rows
+
+
 def _curves(seen: Artefacts, factor: int, title: str) -> Figure:
-    fig, (spectra, average, repetition, border) = figure(1, 4, size=(13.0, 3.3))
+    fig, (spectra, average, repetition, border) = figure(1, 4, size=(14.7, 3.3))
     n = len(seen.error_spectrum)
     cycles = torch.arange(1, seen.spectra.shape[1] + 1) / n
     for power, name in zip(seen.spectra, ("originals", "reconstructions"), strict=True):

@@ -95,7 +95,7 @@ def test_broken_latents_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*arguments, "--json", str(tmp_path / "seen.json")]) == 0
     found = {f["name"]: f["text"] for f in json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))["findings"]}
     assert {"collapsed channels", "dead channels", "scale"} <= {*found}
-    assert "channels 3 are noise" in found["collapsed channels"] and "channels 5 are constant" in found["dead channels"]
+    assert "channel 3 is noise" in found["collapsed channels"] and "channel 5 is constant" in found["dead channels"]
     printed = capsys.readouterr().out
     assert all(f"{name}: {text}" in printed for name, text in found.items())
 

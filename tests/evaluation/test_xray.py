@@ -113,7 +113,7 @@ class TestFindings:
         (finding,) = find(xray.artefacts(), Latents(**{**vars(HEALTHY), **changed}), F)
         assert finding.name == name
         if "unused" in changed:
-            assert "channels 2 are" in finding.text
+            assert "channel 2 is" in finding.text
 
 
 class TestXray:
