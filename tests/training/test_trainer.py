@@ -52,11 +52,10 @@ def same_weights(first: AutoencoderKL, second: AutoencoderKL) -> bool:
 
 def test_a_run_leaves_model_configuration_log_and_pictures(result: TrainingResult) -> None:
     names = {path.relative_to(result.config.out).as_posix() for path in result.config.out.rglob("*")}
-    assert names == {
+    assert names - {".klvae.lock"} == {  # some versions of filelock leave the file, others remove it
         "model",
         "model/config.json",
         "model/diffusion_pytorch_model.safetensors",
-        ".klvae.lock",
         "training.json",
         "log.jsonl",
         "checkpoints",
