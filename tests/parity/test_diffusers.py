@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL as ReferenceAutoencoderKL
