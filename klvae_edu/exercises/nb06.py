@@ -16,7 +16,7 @@ from klvae_edu import losses
 from klvae_edu.baselines import PatchPCA
 from klvae_edu.exercises.attempt import Attempt, call, recipe
 from klvae_edu.exercises.exercise import Exercise, Mistakes
-from klvae_edu.exercises.judges.functions import gradients_of, judge_function, probe, same, through_recipe
+from klvae_edu.exercises.judges.functions import Probe, gradients_of, judge_function, probe, same, through_recipe
 from klvae_edu.exercises.judges.numbers import judge_numbers, numbers_of
 from klvae_edu.exercises.solutions.nb06 import (
     own_mean_weights,
@@ -153,6 +153,13 @@ for message, code in (
     PCA_MISTAKES(message)(code)
 
 
+@PCA_MISTAKES("torch.pca_lowrank computes six directions unless q says how many: use torch.linalg.svd")
+def six_directions_at_most(train, patches, components):
+    mean = train.mean(0)
+    basis = torch.pca_lowrank(train, niter=20)[2][:, :components]
+    return (patches - mean) @ basis @ basis.T + mean
+
+
 def _stretched(count: int, new: int, values: int) -> tuple[Tensor, Tensor]:
     """Patches whose values differ in spread, so that the order of the directions leaves no doubt."""
     train, patches = probe((count, values), (new, values))
@@ -161,7 +168,7 @@ def _stretched(count: int, new: int, values: int) -> tuple[Tensor, Tensor]:
 
 _judge_code = judge_function(
     through_pca,
-    [(*_stretched(12, 5, 6), 2), (*_stretched(9, 14, 4), 1)],
+    [(*_stretched(12, 5, 6), 2), (*_stretched(9, 14, 4), 1), (*_stretched(20, 6, 9), 8)],
     PCA_MISTAKES,
     inputs=("train", "patches", "components"),
 )
@@ -558,8 +565,27 @@ _judge_sum = judge_function(
 )
 
 
+@TOTAL_MISTAKES("the distance counts for every value of an image, also where the two images are equal")
+def distance_where_they_differ(reconstruction, target, distance, perceptual_weight=1.0):
+    each = (reconstruction - target).abs()
+    return (each + (each > 0) * perceptual_weight * distance.view(-1, 1, 1, 1)).sum((1, 2, 3)).mean()
+
+
+def _equal_in_half_of_the_pixels() -> Probe:
+    x, distance = probe((2, 3, 4, 4), (2,))
+    return x, x * (x > 0), distance, 0.7
+
+
+_judge_equal_pixels = judge_function(  # without gradients: at 0 the absolute value has several that are right
+    reconstruction_loss,
+    [_equal_in_half_of_the_pixels()],
+    TOTAL_MISTAKES,
+    inputs=("reconstruction", "target", "distance", "perceptual_weight"),
+)
+
+
 def _judge_total(attempt: Attempt) -> str | None:
-    complaint = _judge_sum(attempt)
+    complaint = _judge_sum(attempt) or _judge_equal_pixels(attempt)
     if complaint:
         return complaint
     _, target, *others = _TOTAL_PROBES[0]
