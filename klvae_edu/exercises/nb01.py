@@ -580,7 +580,7 @@ class NeverDeterministic(DiagonalGaussian):
         super().__init__(parameters)
 
 
-@CLASS_MISTAKES("std: it is 0, as if deterministic=True were the default: that is False")
+@CLASS_MISTAKES("std: it is 0 where deterministic is False; zeros are for deterministic=True")
 class DeterministicByDefault(DiagonalGaussian):
     def __init__(self, parameters, deterministic=True):
         super().__init__(parameters, deterministic)

@@ -73,7 +73,10 @@ _RARE_OF_BOTH = [
 _HALVINGS = [
     ("padded on all four sides (padding=1): zeros go on the right and at the bottom", but(sides=(1, 1, 1, 1))),
     (f"padded on the left and at the top: {_ONE_EACH}", but(sides=(1, 0, 1, 0))),
-    ("no padding: the last row and column have no window, and the map is too small", but(sides=(0, 0, 0, 0))),
+    (
+        "even sides get no padding: last row and column have no window, the map is too small",
+        but(sides=(0, 0, 0, 0)),
+    ),
     (f"padded with ones: {_ZEROS}", but(value=1.0)),
     (f"padded by repeating the border: {_ZEROS}", but(mode="replicate")),
     (f"padded by reflection: {_ZEROS}", but(mode="reflect")),
@@ -391,7 +394,7 @@ _WEIGHINGS = [
     (f"the softmax is missing: {_ONE}", but(weigh=lambda s: s)),
     (f"a sigmoid weighs each key by itself: {_ONE}", but(weigh=torch.sigmoid)),
     (f"the scale is missing: {_SCALE}", but(scale=lambda q: 1.0)),
-    (f"divided by C, without the root: {_SCALE}", but(scale=lambda q: 1 / q.shape[-1])),
+    (f"divided by C, by √C twice or without the root: {_SCALE}", but(scale=lambda q: 1 / q.shape[-1])),
     (f"multiplied by √C: {_SCALE}", but(scale=lambda q: q.shape[-1] ** 0.5)),
     (f"divided by √N, the number of tokens: {_SCALE}", but(scale=lambda q: q.shape[1] ** -0.5)),
     (f"divided by √B, the number of images: {_SCALE}", but(scale=lambda q: q.shape[0] ** -0.5)),

@@ -90,7 +90,7 @@ for name, centre in {
             PCA_MISTAKES(f"{name} {' and '.join(places)}: train.mean(0) belongs there")(_centred(centre, wrong))
 for message, keep in {
     "all directions are kept: take the first `components`": lambda rows, k: rows,
-    "the last directions are kept: take those of the largest singular values or eigenvalues": lambda rows, k: rows[-k:],
+    "the weakest directions are kept: take those of the largest singular values": lambda rows, k: rows[-k:],
     "the directions after the first `components` are kept: take those before": lambda rows, k: rows[k:],
     "one direction too many: take the first `components`": lambda rows, k: rows[: k + 1],
     "one direction is missing: take the first `components`": lambda rows, k: rows[: k - 1],

@@ -94,7 +94,7 @@ def _ending(end):
 
 _ALL, _NONE = (True, True, True), (False, False, False)
 _WIDTHS = {
-    "they go on doubling": lambda filters, number: filters * 2**number,
+    "they go on beyond 8 times num_filters": lambda filters, number: filters * 2**number,
     "they do not double": lambda filters, number: filters,
     "they grow by num_filters each time": lambda filters, number: filters * (number + 1),
     "they grow by 2 · num_filters each time": lambda filters, number: filters * max(min(2 * number, 8), 1),
@@ -141,7 +141,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "the padding is 2": {"padding": 2},
 }
 _STRIDES = {
-    "all middle convolutions have 2": lambda n: [2] * (n + 1) + [1],
+    "those of the middle convolutions": lambda n: [2] * (n + 1) + [1],
     "all middle convolutions have 1": lambda n: [2] + [1] * (n + 1),
     "the last two of the middle convolutions have 1": lambda n: [2] * max(n - 1, 1) + [1] * min(n + 1, 3),
     "the first convolution has 1": lambda n: [1] + [2] * (n - 1) + [1, 1],
@@ -347,7 +347,7 @@ def _judge_field(attempt: Attempt) -> str | None:
             return "the sides are looked up in a table, which ends somewhere: compute them, for any num_layers"
         raise
     if complaint and complaint not in dict(FIELD_MISTAKES) and _judge_side_of_three(attempt) is None:
-        return f"right for num_layers = 3 only; {complaint}"
+        return f"right for num_layers = 3, not for every other; {complaint}"
     return complaint
 
 

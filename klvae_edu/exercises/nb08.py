@@ -425,7 +425,10 @@ _RAISED_BY_SURROGATE = {
     "multiply sequence": (_NOT_UNPACKED, surrogate_with(lambda r, losses: [(g,) for g in at_a_leaf(r, losses)])),
     "'Tensor' and 'tuple'": (_NOT_UNPACKED, surrogate_with(add=lambda g, weights: g[0] + (g[1],))),
     "numpy()": ("NumPy knows no gradients: stay with tensors", surrogate_with(product=lambda r, g: r.numpy())),
-    "for scalar outputs": ("the product is not summed: a scalar is asked for", surrogate_with(product=torch.mul)),
+    "for scalar outputs": (
+        "the product is not summed to a scalar",
+        surrogate_with(product=torch.mul),
+    ),
     "not have been used": (_TWO_LEAVES, surrogate_with(lambda r, f: torch.autograd.grad(f[0](leaf_of(r)), r))),
     "does not require grad": (_NO_LEAF, surrogate_with(lambda r, f: torch.autograd.grad(f[0](r.detach()), r))),
 }
@@ -790,7 +793,10 @@ def replace_averages(averages, weights, n, decay=0.9999):
     return averages
 
 
-_UNCHANGED = "the averages stay as they were: change them in place (mul_, add_, lerp_, copy_); average = … only renames"
+_UNCHANGED = (
+    "the averages stay as they were: change every one in place (mul_, add_, lerp_, copy_), whether it requires a "
+    "gradient or not; average = … only renames"
+)
 _FORMULA = "d is the smaller of decay and (1 + n) / (10 + n), with both brackets"
 _WEIGHTS_CHANGED = "the weights are changed: they belong to the model that trains, change the averages only"
 _FROZEN = "the weights are frozen: leave their requires_grad, they are being trained"
@@ -987,7 +993,9 @@ _WHAT_IT_COSTS = {
     "step": "the number of the step is missing: learning rate and data follow from it",
     "random": "the random numbers' state is missing: torch.get_rng_state()",
 }
-_OTHER_VALUES = 'under "{}" lies something else than what the run holds at this moment'
+_OTHER_VALUES = (
+    'under "{}" lies something else than what the run held at that moment, or a tensor that the run changes later'
+)
 _REFERENCES = "state_dict() hands out the tensors themselves, which the next steps change: copy.deepcopy it"
 _DRAWN = "it draws a random number, or sets a seed: only look at the state, torch.get_rng_state()"
 _MODE = "the run's model is left in eval mode, or frozen: a snapshot only looks"

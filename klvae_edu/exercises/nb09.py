@@ -662,7 +662,7 @@ def _judge_compression(attempt: Attempt) -> str | None:
     complaint = _judge_ratios(attempt)
     if complaint and complaint not in dict(COMPRESSION_MISTAKES) and _judge_of_the_text(attempt) is None:
         unused = " or ".join(name for name, judge in _judge_with_another.items() if judge(attempt))
-        return f"right for the text's numbers only, not with another {unused}: is a number written into the code?"
+        return f"right for the text's numbers, not with another {unused}: look at how the ratio depends on it"
     return complaint
 
 
@@ -766,7 +766,7 @@ _ERRORS_OF = {
 _THROUGH = {
     "it is z itself, and has not the codebook's values": lambda z, e: z,
     "no gradient reaches z: argmin has none, and in z + (nearest - z) z cancels": lambda z, e: e,
-    "no gradient comes through": lambda z, e: e.detach(),
+    "no gradient reaches z, which must not be detached where it is added": lambda z, e: e.detach(),
     "the gradient goes straight to z, and to the codebook as well": lambda z, e: e + z - z.detach(),
     "the gradient to z has the wrong sign, and the codebook gets one": lambda z, e: z.detach() + e - z,
     "the difference has the wrong sign": lambda z, e: z - (e - z).detach(),

@@ -526,7 +526,9 @@ def _look_at_fit(found: Results, right: Results) -> str | None:
     x, y = _rows(z), _rows(colours)
     ratio = float((x @ weight + bias - y).pow(2).sum() / (x @ best_weight + best_bias - y).pow(2).sum())
     advice = (
-        "take all pixels, without a penalty, steps of a descent, or rounding" if ratio < 2 else "are its rows right?"
+        "take all pixels, without a penalty, steps of a descent, or rounding"
+        if ratio < 2
+        else "look at the rows, and that both sides of normal equations have the same factor"
     )
     return f"this is not the best fit, its squared error is {ratio:.4g} times the smallest: {advice}"
 
@@ -890,9 +892,10 @@ def _look_at_pairs(found: Results, right: Results) -> str | None:
     pairs = torch.stack(_PAIRS[0][:2], dim=1).flatten(2).transpose(1, 2)  # (B, values, 2)
     ours, theirs = (torch.linalg.lstsq(pairs, x.flatten(1)[..., None]).solution for x in (wide, right[0]))
     if not same(pairs @ ours, wide.flatten(1)[..., None]):
-        return f"it is not a sum of a and b, each times one number: {_EACH}"
-    (first, second), (one, two) = ([f"{value:.6g}" for value in x[0, :, 0]] for x in (ours, theirs))
-    return f"the first pair's factors of a and b are {first} and {second}, and should be {one} and {two}"
+        return "it is not a sum of a and b, each times one number for all values of its pair"
+    worst = int((ours - theirs).abs().sum((1, 2)).argmax())
+    (first, second), (one, two) = ([f"{value:.6g}" for value in x[worst, :, 0]] for x in (ours, theirs))
+    return f"pair {worst + 1}: the factors of a and b are {first} and {second}, and should be {one} and {two}"
 
 
 # 10.5
@@ -924,13 +927,13 @@ def _multiples(z, step):
 
 _ONE_DECISION = "`if`, min and max of Python take one decision, and z has many values: take clamp or torch.where"
 _LEVELS = "2**bits levels have 2**bits - 1 steps between them"
-_NEAREST = "the nearest level is asked for: round"
+_NEAREST = "the nearest level is asked for: round, and limit to low and high"
 _NO_POWER = "2 ^ bits is no power in Python: it is 2**bits"
 _NO_BITS = "the number of bits is fixed: use `bits`"
 _SYMMETRIC = "the levels are made symmetric about 0: they go from low to high"
 _MULTIPLES = "rounded to multiples of the step: the levels are counted from low"
 _BACK = "the levels are those from 0 to 1: bring them back to the range,"
-_WHOLE_STEP = "NaN, or low alone: is the step 0, cut to a whole number by `//` or int?"
+_WHOLE_STEP = "NaN, or one level alone: is the step 0, cut to a whole number by `//` or int, or are limits exchanged?"
 _BYTE = "an integer of 8 bits has no room for the index, which may be 255 and more"
 _OWN_RANGE = "the range is that of the values: use low and high"
 _NO_RANGE = "fractions of 2**bits know nothing of low and high: the levels lie between these, evenly spaced"

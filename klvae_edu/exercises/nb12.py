@@ -231,7 +231,7 @@ def _weighing(summand: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]
 
 # Of the tiles: means m, variances v, distances d of their means from the mean of all, shares p, numbers of cells n
 _OTHER_SUMMANDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "the variances within the tiles alone: their means' distances are missing, or not squared": lambda v, d: v,
+    "the variances within the tiles alone: their means' distances, each one squared, do not come in": lambda v, d: v,
     "only the spread between the means: the variances within the tiles are missing": lambda v, d: d**2,
     "the distance of the means is not squared": lambda v, d: v + d.abs(),
     "the spread between the tiles is subtracted: it is added": lambda v, d: v - d**2,
@@ -326,7 +326,7 @@ POOL_MISTAKES = Mistakes(
         "one number for all groups: sum over the tiles alone, dimension 0": _pooling(
             lambda *given: _variance(*given).sum(), lambda m, p: (p * m).sum()
         ),
-        "one mean and one variance of all groups: each group has its own, so sum over dimension 0": _pooling(
+        "one mean, or one variance, of all groups: each group has its own, so sum over dimension 0": _pooling(
             lambda *given: _variance(*given).mean(), lambda m, p: (p * m).sum() / m.shape[1]
         ),
         "what is weighed by shares is averaged once more: shares add up to one, so sum(0)": _pooling(

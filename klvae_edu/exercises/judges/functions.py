@@ -75,7 +75,7 @@ def judge_function(
         if same(results[0], results[0]) and not same(_outcome(attempt, through, probes[0], seed=1), results[0]):
             instead = ": use the argument `noise`" if "noise" in inputs else ""
             return (
-                "the same input gave two different results, as with dropout or a new layer: "
+                "the same input gave two different results, as with dropout, a new layer or something kept: "
                 f"it draws random numbers where none are asked for{instead}"
             )
         if all(map(same, results, expected)):
