@@ -745,6 +745,29 @@ _AUTOENCODER = {
     ),
 }
 
+_judge_parts = judge_parts(_AUTOENCODER)
+
+
+@recipe
+def second_image(cls: Any, build: Probe, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+    """Return the result for the second image, of a new module and of a copy that has seen the first."""
+    new: Any = built(cls, build)
+    used = copy.deepcopy(new)
+    with torch.no_grad():
+        used(first)
+        return {"new": new(second), "used": used(second)}
+
+
+def _judge_autoencoder(attempt: Attempt) -> str | None:
+    complaint = _judge_parts(attempt)
+    if complaint is None:
+        (x,) = _image(_SETTINGS[0])
+        results = _View(attempt).run(second_image, _BUILDS[0], x, -x)
+        if not same(results["new"], results["used"]):
+            return "a second image gets what was computed for the first: keep nothing from call to call"
+    return complaint
+
+
 # 05.5
 
 
@@ -862,6 +885,7 @@ _NAMES = (
     ("decoder.up.3.block.2.conv1.weight", 4),
     ("decoder.up.1.block.0.norm1.bias", 5),
     ("decoder.up.1.upsample.conv.weight", 4),
+    ("decoder.up.10.block.1.conv1.weight", 12),
     ("encoder.mid.block_1.norm1.weight", 4),
     ("decoder.mid.block_2.conv2.bias", 4),
     ("decoder.mid.attn_1.norm.bias", 4),
@@ -946,7 +970,7 @@ EXERCISES = (
             "encode returns DiagonalGaussianDistribution(…), which splits mean and log-variance by itself.",
             "post_quant_conv comes before the decoder, latent_channels in and out; forward decodes encode(x).mode().",
         ),
-        judge=judge_parts(_AUTOENCODER),
+        judge=_judge_autoencoder,
         mistakes=AUTOENCODER_MISTAKES,
     ),
     Exercise(
