@@ -39,7 +39,7 @@ def as_diffusers(vae: AutoencoderKL) -> diffusers.AutoencoderKL:
         with torch.device("meta"):  # without weights of its own
             model: Any = getattr(diffusers, config.diffusers_class)(**config.to_dict())
     except (ImportError, AttributeError, TypeError) as error:  # the class, or a field of it, came later
-        raise ImportError(f"this model needs diffusers (pip install -U diffusers): {error}") from error
+        raise ImportError(f"expected a diffusers that has this model (pip install -U diffusers): {error}") from error
     model.load_state_dict(weights, strict=True, assign=True)
     # `assign` makes new parameters of the same memory; with the same parameters the gradients are shared, too.
     for name, parameter in vae.named_parameters():

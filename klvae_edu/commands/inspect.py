@@ -195,20 +195,15 @@ def _pass(vae: AutoencoderKL, data: EvaluationData) -> tuple[Xray, Latents]:
 
 def _scaled_std(vae: AutoencoderKL, report: LatentReport) -> float | None:
     """Compute the standard deviation of all scaled latents; None: the model has no scaling factor."""
-    import torch
+    from torch.nn.functional import pixel_shuffle
 
     config, of = vae.config, report.patches
-    if config.patch_size is not None:
-        variance = vae.bn.get_buffer("running_var").cpu().double()
-        mean, std = (of.mean - vae.bn.get_buffer("running_mean").cpu()) / variance.sqrt(), of.std / variance.sqrt()
-    elif config.latents_mean is not None and config.latents_std is not None:
-        scale = (config.scaling_factor or 1) / torch.tensor(config.latents_std, dtype=torch.float64)
-        mean, std = (of.mean - torch.tensor(config.latents_mean)) * scale, of.std * scale
-    elif config.scaling_factor is None:
+    if config.scaling_factor is None and config.patch_size is None:
         return None
-    else:
-        mean, std = of.mean * config.scaling_factor, of.std * config.scaling_factor
-    return float((std.square().mean() + mean.var(correction=0)).sqrt())
+    patch = config.patch_size[0] if config.patch_size else 1
+    points = [pixel_shuffle(value.view(1, -1, 1, 1), patch) for value in (of.mean, of.mean + of.std)]
+    mean, above = map(vae.scale_latents, points)  # scaling is affine: the two points tell all
+    return float(((above - mean).square().mean() + mean.var(correction=0)).sqrt())
 
 
 def _plain(measures: Artefacts | Latents) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.cli import main
+from klvae_edu.evaluation.images import batches, evaluation_data
+from klvae_edu.training.latent_report import fit_scaling, latent_report
 
 ROWS = "file names network parts family parameters types latents left out diffusers".replace("left out", "left-out")
 
@@ -98,6 +100,20 @@ def test_broken_latents_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "channel 3 is noise" in found["collapsed channels"] and "channel 5 is constant" in found["dead channels"]
     printed = capsys.readouterr().out
     assert all(f"{name}: {text}" in printed for name, text in found.items())
+
+
+@pytest.mark.parametrize("patch_size", [None, (2, 2)])
+def test_latents_scaled_by_their_own_statistics_have_a_deviation_of_one(
+    patch_size: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    scale = {"scaling_factor": None, "patch_size": patch_size}
+    vae = AutoencoderKL(block_out_channels=(16, 32), latent_channels=4, norm_num_groups=4, **scale)
+    ((_, images),) = batches(evaluation_data("photos", 96, count=4), 4)
+    fit_scaling(vae, latent_report(vae, [images]))
+    vae.save_pretrained(tmp_path / "model")
+    main(["inspect", str(tmp_path / "model"), *FEW_PHOTOS, "--json", str(tmp_path / "seen.json")])
+    latents = json.loads((tmp_path / "seen.json").read_text(encoding="utf-8"))["latents"]
+    assert latents["scaled_std"] == pytest.approx(1, rel=0.02)  # FLUX.2's eps makes it a little smaller
 
 
 @pytest.mark.parametrize(
