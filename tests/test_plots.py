@@ -209,7 +209,7 @@ def test_an_unknown_format_is_an_error():
         plots.show(plots.figure()[0], "A figure.", format="svg")
 
 
-def test_in_ipython_it_is_one_image_output_with_alt_text():
+def test_in_ipython_it_is_an_image_with_alt_text_and_the_same_words_as_a_caption():
     code = """
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
@@ -220,10 +220,44 @@ for format in "png", "jpeg":
     fig, ax = plt.subplots()
     with capture_output() as captured:
         plots.show(fig, "A < B", format)
-    (output,) = captured.outputs
+    output, caption = captured.outputs
     mime = f"image/{format}"
     assert list(output.data) == [mime] and isinstance(output.data[mime], bytes)
     assert output.metadata == {mime: {"alt": "A < B"}}
+    assert caption.data == {"text/html": "<p><small>A &lt; B</small></p>", "text/plain": "A < B"}
     assert captured.stdout == captured.stderr == "" and not plt.get_fignums()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Charts
+
+
+def test_curves_have_labels_and_dashes_of_their_own():
+    axes = plots.lines({"a": [1, 2], "b": torch.tensor([2.0, 3.0])}, x=[5, 6], ylabel="y", dashed=("b",)).axes[0]
+    a, b = axes.get_lines()
+    assert (a.get_linestyle(), b.get_linestyle()) == ("-", "--")
+    assert a.get_xdata().tolist() == [5, 6] and b.get_ydata().tolist() == [2, 3]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    assert axes.get_ylabel() == "y" and axes.get_yscale() == "linear"
+
+
+def test_one_curve_has_no_legend_and_counts_from_zero():
+    axes = plots.lines({"a": [1, 10, 100]}, log=True).axes[0]
+    assert axes.get_legend() is None and axes.get_yscale() == "log"
+    assert axes.get_lines()[0].get_xdata().tolist() == [0, 1, 2]
+
+
+def test_bars_stand_from_the_top_in_their_order():
+    axes = plots.bars({"first": 1, "second": torch.tensor(3.0)}, xlabel="dB").axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [1, 3]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
+    assert axes.yaxis_inverted()
+
+
+def test_maps_share_their_range_of_colours_or_not():
+    fields = {"low": torch.zeros(2, 2), "high": torch.full((2, 2), 5.0)}
+    together = [axes.images[0].get_clim() for axes in plots.maps(fields).axes if axes.images]
+    alone = [axes.images[0].get_clim() for axes in plots.maps(fields, shared=False).axes if axes.images]
+    assert together == [(0, 5)] * 2 and alone[0][0] <= 0 <= alone[0][1] < alone[1][1]
+    assert [axes.get_title() for axes in plots.maps(fields).axes if axes.images] == ["low", "high"]

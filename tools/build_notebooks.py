@@ -42,9 +42,12 @@ METADATA = {
 }
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
+# The environment cell is one line until it is opened: in JupyterLab, and on Colab, which shows its title.
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+
 # Installed packages, above all torch, keep their versions. SOURCES: the address of the published course, or nothing.
 ENVIRONMENT_CELL = """\
-# Run this cell first. It may be run again at any time.
+# @title Run this cell first. It may be run again at any time.
 import importlib.util, platform, subprocess, sys, tempfile
 from importlib import metadata
 from pathlib import Path
@@ -109,6 +112,7 @@ def parse(course: Course, name: str, solved: bool) -> NotebookNode:
                 raise CourseError(f"{name}: the cell tagged environment is filled by the builder: leave it empty")
             cell.source = environment_cell(course)
             metadata["tags"].append("nbval-ignore-output")
+            metadata |= FOLDED
         identity = hashlib.sha1(f"{key}:{seen[key]}".encode()).hexdigest()[:12]
         if cell.cell_type == "code":
             cells.append(nbformat.v4.new_code_cell(cell.source, id=identity, metadata=metadata))

@@ -5,6 +5,7 @@ faultless notebook, and asserts that the rule finds it.
 """
 
 import re
+from itertools import pairwise
 from statistics import median
 
 import nbformat
@@ -73,7 +74,8 @@ def nothing_stored_changes_from_run_to_run(notebook):
     if notebook.metadata != build_notebooks.METADATA:
         yield f"metadata of the notebook: {dict(notebook.metadata)}"
     for cell in notebook.cells:
-        if set(cell.metadata) - {"tags"}:
+        allowed = build_notebooks.FOLDED if is_environment(cell) else {}
+        if {name: value for name, value in cell.metadata.items() if name != "tags"} != allowed:
             yield f"metadata of the cell {short(cell.source)}: {dict(cell.metadata)}"
     for output in outputs(notebook):
         for kind in ("widget", "svg"):
@@ -106,6 +108,16 @@ def nothing_is_used_that_cannot_be_compared(notebook):
     for cell in code_cells(notebook):
         if match := re.search(unfit, cell.source, re.MULTILINE):
             yield f"{match[0]!r} in {short(cell.source)}"
+
+
+def every_picture_has_its_caption(notebook):
+    """The alt text of a picture is also the text of the next output: front ends do not show the metadata."""
+    for cell in code_cells(notebook):
+        for output, following in pairwise([*cell.outputs, {}]):
+            for mime in output.get("data", {}):
+                alt = output.metadata.get(mime, {}).get("alt", "")
+                if mime.startswith("image/") and following.get("data", {}).get("text/plain", "") != alt:
+                    yield f"an output {mime} without a caption: {short(alt)}"
 
 
 def every_picture_has_alt_text(notebook):
@@ -153,6 +165,7 @@ RULES = [
     only_the_environment_cell_escapes_comparison,
     nothing_is_used_that_cannot_be_compared,
     every_picture_has_alt_text,
+    every_picture_has_its_caption,
     begins_with_its_title,
     heading_levels_do_not_jump,
     has_the_rhythm_of_the_course,
@@ -233,12 +246,16 @@ class TestEveryNotebook:
 def faultless():
     new = nbformat.v4
     figure = new.new_output("display_data", {"image/png": "aGVsbG8="}, metadata={"image/png": {"alt": "a picture"}})
+    caption = new.new_output(
+        "display_data", {"text/html": "<p><small>a picture</small></p>", "text/plain": "a picture"}
+    )
     stream = new.new_output("stream", name="stdout", text="0.5 of /2 in 3 steps\n")
+    folded = {"tags": ["environment", "nbval-ignore-output"], **build_notebooks.FOLDED}
     cells = [
         new.new_markdown_cell("# Title\n\n```\n# a comment\n```\n![a cat](images/cat.png)"),
-        new.new_code_cell("setup", metadata={"tags": ["environment", "nbval-ignore-output"]}, execution_count=1),
+        new.new_code_cell("setup", metadata=folded, execution_count=1),
         new.new_markdown_cell("## Part\n\n$f: x \\mapsto a/b$"),
-        new.new_code_cell("show(figure)", outputs=[figure], execution_count=2),
+        new.new_code_cell("show(figure)", outputs=[figure, caption], execution_count=2),
         new.new_code_cell("print(x)", outputs=[stream], execution_count=3),
     ]
     return new.new_notebook(cells=cells, metadata=build_notebooks.METADATA)
@@ -269,6 +286,7 @@ FAULTS = [
     (no_error_and_no_warning_is_stored, stored({"output_type": "stream", "name": "stderr", "text": "careful"})),
     (nothing_stored_changes_from_run_to_run, lambda notebook: notebook.metadata.update(widgets={})),
     (nothing_stored_changes_from_run_to_run, lambda notebook: notebook.cells[3].metadata.update(execution={})),
+    (nothing_stored_changes_from_run_to_run, lambda notebook: notebook.cells[1].metadata.pop("jupyter")),
     (nothing_stored_changes_from_run_to_run, data("image/svg+xml")),
     (nothing_stored_changes_from_run_to_run, data(build_notebooks.WIDGET_VIEW)),
     (nothing_stored_changes_from_run_to_run, printed("started at 12:30:00")),
@@ -287,6 +305,8 @@ FAULTS = [
     (nothing_is_used_that_cannot_be_compared, text(3, "plt.show()")),
     (nothing_is_used_that_cannot_be_compared, text(3, "%pip install x")),
     (every_picture_has_alt_text, lambda notebook: notebook.cells[3].outputs[0].metadata.clear()),
+    (every_picture_has_its_caption, lambda notebook: notebook.cells[3].outputs.pop()),
+    (every_picture_has_its_caption, lambda notebook: notebook.cells[3].outputs[1].data.update({"text/plain": "a cat"})),
     (every_picture_has_alt_text, text(2, "![](images/cat.png)")),
     (every_picture_has_alt_text, text(2, '<img src="images/cat.png" alt="">')),
     (begins_with_its_title, text(0, "Title")),

@@ -1,100 +1,20 @@
-"""Figures: image grids that are scaled by whole factors only, axes in one style, and display with alt text.
-
-The figures are made without pyplot. So no figure stays open, no backend is selected, and the user's matplotlib settings
-are not changed. `show` also accepts a figure from `plt.subplots()`.
-"""
+"""Grids of images, scaled by whole factors only."""
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-from cycler import cycler
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
-Pixels = NDArray[np.uint8]
+from klvae_edu.plots.figures import DPI, STYLE, Pixels
 
-# Okabe & Ito 2008: eight colours that colour-blind readers can distinguish. Yellow is last: it is pale on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
-
-DPI = 100
-_STYLE: Any = {
-    "figure.dpi": DPI,
-    "figure.facecolor": "white",
-    "savefig.dpi": "figure",
-    "savefig.facecolor": "auto",
-    "savefig.bbox": None,
-    "axes.prop_cycle": cycler(color=PALETTE),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "font.size": 10,
-    "axes.titlesize": 11,
-}
-_JPEG_QUALITY = 85
 _MIN_CELL_SIDE = 128  # pixels: smaller images are magnified up to about this side
 _GAP, _LINE_HEIGHT, _CHARACTER_WIDTH = 8, 18, 8  # pixels: between images, of a line of text, of a character
-
-
-def figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.5)) -> tuple[Figure, Any]:
-    """Create an empty figure with axes, in the style of the course.
-
-    Args:
-        rows, columns: numbers of rows and columns of axes.
-        size: width and height in inches, at 100 dots per inch.
-
-    Returns:
-        The figure and its axes: one `Axes`, or an array of them, as from `plt.subplots`.
-    """
-    with matplotlib.rc_context(_STYLE):
-        fig = Figure(figsize=size, layout="constrained")
-        return fig, fig.subplots(rows, columns)
-
-
-def show(fig: Figure, alt: str, format: Literal["png", "jpeg"] = "png") -> None:
-    """Display `fig` as one image output with alt text, and close it.
-
-    The same figure always gives the same bytes. Outside IPython the figure is closed without being displayed.
-
-    Args:
-        fig: any matplotlib figure.
-        alt: a sentence that describes the picture for readers who cannot see it. It is stored in the output's metadata.
-        format: "jpeg" makes image grids several times smaller; text and lines are sharper in "png".
-
-    Raises:
-        ValueError: `alt` is empty, or `format` is unknown.
-    """
-    if not alt.strip():
-        raise ValueError("alt: expected a sentence that describes the picture, got an empty text")
-    if format not in ("png", "jpeg"):
-        raise ValueError(f"format: expected 'png' or 'jpeg', got {format!r}")
-    if _in_ipython():
-        from IPython.display import display
-
-        mime = f"image/{format}"
-        display({mime: render(fig, format)}, raw=True, metadata={mime: {"alt": alt}})  # type: ignore[no-untyped-call]
-    if "matplotlib.pyplot" in sys.modules:  # only then the figure can be one of pyplot's
-        sys.modules["matplotlib.pyplot"].close(fig)
-
-
-def render(fig: Figure, format: Literal["png", "jpeg"] = "png") -> bytes:
-    """Encode `fig` as PNG or JPEG. The same figure always gives the same bytes: no date or software is stored."""
-    options: dict[str, Any] = {"metadata": {"Software": None}}
-    if format == "jpeg":
-        options = {"pil_kwargs": {"quality": _JPEG_QUALITY}}
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        fig.savefig(buffer, format=format, **options)
-    return buffer.getvalue()
 
 
 def to_image(tensor: Tensor) -> Pixels:
@@ -113,16 +33,6 @@ def to_image(tensor: Tensor) -> Pixels:
     values = tensor.detach().to("cpu", torch.float32).nan_to_num(nan=-1.0).clamp(-1.0, 1.0)
     pixels = ((values + 1.0) * 127.5).round().to(torch.uint8)
     return pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-
-
-def figure_to_image(fig: Figure) -> Pixels:
-    """Render `fig` to pixels, (H, W, 3) uint8, such as a frame for an `Explorer`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    with matplotlib.rc_context(_STYLE):
-        canvas = FigureCanvasAgg(fig)
-        canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
 
 
 def image_grid(
@@ -167,7 +77,7 @@ def image_grid(
     full_width = left + columns * pitch + _GAP
     full_height = above + len(pixels) * (height + below + _GAP) + _GAP
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=(full_width / DPI, full_height / DPI))
 
         def text(x: float, y: float, words: str, **alignment: Any) -> None:
@@ -235,8 +145,3 @@ def _check_count(name: str, texts: Sequence[Any], expected: int) -> None:
     """Raise a `ValueError` unless there are no `texts` or `expected` ones."""
     if texts and len(texts) != expected:
         raise ValueError(f"{name}: expected {expected}, got {len(texts)}")
-
-
-def _in_ipython() -> bool:
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None
