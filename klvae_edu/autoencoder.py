@@ -68,15 +68,16 @@ class AutoencoderKL(PerformanceMixin, Autoencoder):
         self._warned_of_padding = False
 
     @classmethod
-    def from_preset(cls, name: str, seed: int | None = None) -> Self:
+    def from_preset(cls, name: str, seed: int | None = None, **changes: Any) -> Self:
         """Build an untrained model of a named configuration (see `klvae_edu.config.PRESETS`).
 
-        With a `seed` the weights are the same every time, and PyTorch's global random state is left unchanged.
+        Keywords change single fields of the configuration. With a `seed` the weights are the same every time, and
+        PyTorch's global random state is left unchanged.
 
         Raises:
-            ValueError: unknown preset; the message lists the presets.
+            ValueError: unknown preset (the message lists the presets), or unknown field.
         """
-        config = AutoencoderKLConfig.from_preset(name)
+        config = AutoencoderKLConfig.from_preset(name, **changes)
         if seed is None:
             return cls(config)
         with torch.random.fork_rng(devices=[]):

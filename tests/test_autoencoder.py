@@ -235,6 +235,12 @@ def test_a_batch_is_the_same_as_its_images_one_by_one(tiny: AutoencoderKL) -> No
     torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-5)
 
 
+def test_single_fields_of_a_preset_can_be_changed() -> None:
+    assert AutoencoderKL.from_preset("tiny", scaling_factor=0.5).config.scaling_factor == 0.5
+    with pytest.raises(ValueError, match="scaling_faktor"):
+        AutoencoderKL.from_preset("tiny", scaling_faktor=0.5)
+
+
 def test_a_presets_name_in_the_place_of_a_config_points_to_from_preset() -> None:
     with pytest.raises(ValueError, match=r"'tiny'; for a preset there is from_preset"):
         AutoencoderKL("tiny")

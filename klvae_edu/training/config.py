@@ -31,6 +31,7 @@ class TrainingConfig:
     resume: str | None = None  # resume an interrupted run: auto (the one in --out), or the folder of a checkpoint
     preset: str = "tiny"  # architecture of an untrained model: sd-v1, kl-f8, mini, tiny, …
     initialisation: Literal["random", "averages"] = "random"  # untrained weights: random, or passing colours through
+    padding_mode: Literal["zeros", "reflect"] = "zeros"  # of an untrained model; diffusers has zeros only
     # trained weights instead of untrained ones: a folder such as run/model, a weight file, or a Hub id
     init: str | None = None
     scaling_factor: float | None = None  # scaling factor of the model at --init; None: that of its file
@@ -52,6 +53,7 @@ class TrainingConfig:
     reduction: Literal["mean", "sum"] = "mean"  # loss per pixel value, or summed over an image as in CompVis
     pixel: Literal["l1", "l2"] = "l2"  # pixel loss: absolute or squared difference
     kl_weight: float = 1e-6  # weight of the KL term, for a loss summed over an image as in CompVis
+    kl_warmup: int = 0  # number of steps in which kl_weight rises linearly from 0
     perceptual_weight: float = 0.0  # weight of the perceptual loss; 0 disables it
     perceptual: Literal["lpips", "efficientnet-lite0"] = "lpips"  # LPIPS, or features that install as a package
     lpips: str = "auto"  # weights of VGG16: auto (cached or downloaded), untrained, or a file
@@ -89,7 +91,7 @@ class TrainingConfig:
         ):
             value = getattr(self, name)
             self._expect(name, isinstance(value, int) and value >= 1, "a whole number of at least 1")
-        for name in ("workers", "seed", "disc_start", "disc_warmup", "disc_ramp"):
+        for name in ("workers", "seed", "kl_warmup", "disc_start", "disc_warmup", "disc_ramp"):
             value = getattr(self, name)
             self._expect(name, isinstance(value, int) and 0 <= value < 2**63, "a whole number of at least 0")
         self._expect("lr", 0 < self.lr < math.inf, "a positive number")
@@ -104,6 +106,7 @@ class TrainingConfig:
         self._expect("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         if self.init is not None:
             self._expect("initialisation", self.initialisation == "random", "random, since init brings trained weights")
+            self._expect("padding_mode", self.padding_mode == "zeros", "zeros, since init brings its own")
         of_init = self.scaling_factor is None or (self.init is not None and 0 < self.scaling_factor < math.inf)
         self._expect("scaling_factor", of_init, "a positive number together with init, or None")
         self._expect("preset", self.preset in PRESETS, f"one of {', '.join(PRESETS)}")
@@ -137,6 +140,13 @@ class TrainingConfig:
     def adversarial(self, step: int) -> bool:
         """Tell whether the autoencoder's loss has the adversarial term in this step (1, 2, …)."""
         return self.disc_weight > 0 and step > self.disc_start
+
+    def kl_weight_at(self, step: int) -> float:
+        """Return `kl_weight` in step 1, 2, …: a linear rise over `kl_warmup` steps, then constant.
+
+        Source: Bowman et al. 2016, "Generating Sentences from a Continuous Space", section 3.1.
+        """
+        return self.kl_weight * min(1.0, step / (self.kl_warmup + 1))
 
     def disc_weight_at(self, step: int) -> float:
         """Return `disc_weight` in step 1, 2, …: 0 up to `disc_start`, then a linear rise over `disc_ramp` steps."""

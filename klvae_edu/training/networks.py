@@ -62,7 +62,7 @@ def starting_model(config: TrainingConfig) -> AutoencoderKL:
         ValueError: the model and the configuration do not fit together.
     """
     if config.init is None:
-        vae = AutoencoderKL.from_preset(config.preset, seed=config.seed)
+        vae = AutoencoderKL.from_preset(config.preset, config.seed, padding_mode=config.padding_mode)
         if config.initialisation == "averages":
             initialise_as_averages(vae)
     else:

@@ -99,8 +99,9 @@ def recipe_path(recipe: str | os.PathLike[str]) -> Path:
 
 
 def _of_stage(common: dict[str, Any], stage: dict[str, Any], first: bool) -> dict[str, Any]:
-    """Join the fields of all stages and of one. A later stage begins with weights, and needs no initialisation."""
-    return {name: value for name, value in {**common, **stage}.items() if first or name != "initialisation"}
+    """Join the fields of all stages and of one. A later stage begins with weights, which bring what is left out."""
+    brought = ("initialisation", "padding_mode")
+    return {name: value for name, value in {**common, **stage}.items() if first or name not in brought}
 
 
 def _fields(path: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def generator_losses(
 
     Built in notebook 08, section 2.
     """
-    config = training.config
+    config, kl_weight = training.config, training.config.kl_weight_at(training.step)
     leaf = reconstruction.detach().requires_grad_()  # the graphs of these losses end here
     distance = None if training.perceptual is None else training.perceptual(leaf, images)  # (b,)
     terms = reconstruction_loss(
@@ -107,9 +107,9 @@ def generator_losses(
         weight, clamped = adversarial_weight(training, reconstruction, gradient, adversarial_gradient)
         gradient = gradient + weight * adversarial_gradient
         terms |= {"adversarial_weight": weight, "clamped": clamped}
-    terms = generator_loss(terms, kl_weight=config.kl_weight, adversarial_weight=weight)
+    terms = generator_loss(terms, kl_weight=kl_weight, adversarial_weight=weight)
     terms["psnr"] = unchecked_psnr(leaf.detach(), images).mean()
-    surrogate = (reconstruction * gradient).sum() + config.kl_weight * terms["kl"]  # see above: the gradient of "loss"
+    surrogate = (reconstruction * gradient).sum() + kl_weight * terms["kl"]  # see above: the gradient of "loss"
     return terms, surrogate
 
 

@@ -35,6 +35,8 @@ from klvae_edu.training.config import TrainingConfig
         ("disc_layers", 0),
         ("disc_start", -1),
         ("disc_ramp", -1),
+        ("kl_warmup", -1),
+        ("padding_mode", "circular"),
         ("disc_max_weight", 0.0),
         ("disc_lr", 0.0),
         ("disc_weight", -0.5),
@@ -105,6 +107,7 @@ def test_every_field_survives_the_way_through_the_command_line() -> None:
         reduction="sum",
         pixel="l1",
         kl_weight=1e-5,
+        kl_warmup=4,
         perceptual_weight=0.1,
         perceptual="efficientnet-lite0",
         lpips="untrained",
@@ -131,10 +134,10 @@ def test_every_field_survives_the_way_through_the_command_line() -> None:
         recolour=0.5,
         scaling_factor=0.13,
     )
-    begun = TrainingConfig(initialisation="averages")  # not together with init
+    begun = TrainingConfig(initialisation="averages", padding_mode="reflect")  # not together with init
     assert parse(begun.command()) == begun
     untouched = [f.name for f in fields(config) if getattr(config, f.name) == getattr(TrainingConfig(), f.name)]
-    assert untouched == ["initialisation"]
+    assert untouched == ["initialisation", "padding_mode"]
     assert parse(config.command()) == config
     assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -143,6 +146,12 @@ def test_a_scaling_factor_is_that_of_init() -> None:
     for options in ({"scaling_factor": 0.13}, {"scaling_factor": -1.0, "init": "run/model"}):
         with pytest.raises(ValueError, match="scaling_factor: expected a positive number together with init"):
             TrainingConfig(**options)
+
+
+@pytest.mark.parametrize("option", [{"initialisation": "averages"}, {"padding_mode": "reflect"}])
+def test_what_init_brings_is_not_chosen_a_second_time(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="since init brings"):
+        TrainingConfig(init="run/model", **option)
 
 
 def test_a_command_can_differ_from_its_run() -> None:

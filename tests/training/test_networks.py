@@ -36,6 +36,14 @@ def test_training_begins_from_a_single_file_and_its_scaling_factor_can_be_given(
     assert found.config.scaling_factor == 0.5
 
 
+def test_an_untrained_model_has_the_padding_of_the_configuration() -> None:
+    reflect, zeros = (starting_model(TrainingConfig(padding_mode=mode)) for mode in ("reflect", "zeros"))
+    assert (reflect.config.padding_mode, zeros.config.padding_mode) == ("reflect", "zeros")
+    assert reflect.decoder.conv_in.padding_mode == "reflect"
+    assert torch.equal(reflect.get_parameters(), zeros.get_parameters())
+    assert not torch.equal(*(vae.decode(torch.ones(1, 4, 4, 4)).sample for vae in (reflect, zeros)))
+
+
 def test_a_model_that_cannot_be_trained_this_way_is_a_value_error(tmp_path: Path) -> None:
     AutoencoderKL(AutoencoderKLConfig.from_preset("tiny", out_channels=1)).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="init: expected as many channels in as out, got 3 in and 1 out"):

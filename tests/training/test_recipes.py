@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -337,3 +338,11 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no valid YAML"):
         load_recipe(file(tmp_path, f"data: !!python/object/apply:os.mkdir ['{witness}']"))
     assert not witness.exists()
+
+
+def test_a_later_stage_takes_from_its_weights_what_they_bring(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("initialisation: averages\npadding_mode: reflect\nstages: [{steps: 5}, {steps: 6}]\n")
+    first, second = load_stages(file)
+    assert (first.initialisation, first.padding_mode) == ("averages", "reflect")
+    assert replace(second, init="run/stage-1/model").steps == 6

@@ -167,6 +167,23 @@ def test_the_weight_rises_linearly_over_the_ramp(adaptive: bool) -> None:
     assert [weight(step, disc_ramp=3) / full for step in (3, 4, 5, 6, 7)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
 
 
+def test_the_kl_term_rises_linearly_over_its_warm_up_in_the_loss_and_in_the_gradient() -> None:
+    def kl_part(step: int, **options: Any) -> tuple[float, Tensor]:
+        """Return the KL term's part of the loss, and the whole gradient of the encoder's last layer."""
+        training = begin(kl_weight=0.5, grad_clip=math.inf, lr=1e-9, **options)
+        training.step = step
+        scalars = generator(training)
+        gradient = training.vae.quant_conv.weight.grad
+        assert gradient is not None
+        return (scalars["loss"] - scalars["nll"]) / scalars["kl"], gradient
+
+    shares = {step: kl_part(step, kl_warmup=3) for step in (1, 2, 3, 4, 50)}
+    assert [share for share, _ in shares.values()] == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5], rel=1e-4)
+    (_, full), (_, without) = kl_part(1), kl_part(1, kl_warmup=10**9)
+    torch.testing.assert_close(shares[1][1], without + (full - without) / 4, rtol=1e-4, atol=1e-7)
+    assert torch.equal(shares[4][1], full)
+
+
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_a_weight_above_its_limit_is_clamped_in_the_log_and_in_the_gradient(adaptive: bool) -> None:
     free = begin(**GAN, adaptive=adaptive, grad_clip=math.inf)
