@@ -28,7 +28,7 @@ class DiagonalGaussianDistribution:
         ValueError: `parameters` has no channel dimension, or an odd number of channels.
 
     Source: CompVis latent-diffusion, `ldm/modules/distributions/distributions.py`; Kingma & Welling 2013, section 2.4.
-    Built in notebook 01, section 6; `kl` in notebook 02, sections 1 and 2.
+    Built in notebook 01, section 5; `kl` in notebook 02, sections 1 and 2.
     """
 
     def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:

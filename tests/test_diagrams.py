@@ -1,8 +1,12 @@
 """Diagrams: one style, a caption each, and shapes that are those of the real model."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from PIL import Image
 
 from klvae_edu import AutoencoderKL, diagrams, plots
 from klvae_edu.blocks import Downsample2D, ResnetBlock2D, Upsample2D
@@ -103,3 +107,10 @@ def test_the_patchgan_has_the_layers_and_logits_of_the_network():
         it for it in drawn if "stride" in it
     ]
     assert f"logits {logits.shape[1]} × {logits.shape[2]} × {logits.shape[3]}" in drawn
+
+
+def test_the_readmes_picture_is_this_pipeline():
+    """Fonts may differ a little from one matplotlib to another."""
+    stored = Image.open(Path(__file__).parents[1] / "docs/pictures/pipeline.png").convert("RGB")
+    drawn = plots.figure_to_image(diagrams.DIAGRAMS["pipeline"][0]())
+    assert np.abs(np.asarray(stored, float) - drawn).mean() < 5

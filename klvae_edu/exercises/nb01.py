@@ -514,9 +514,9 @@ CLASS_MISTAKES = Mistakes(
         "mode(): that is of a log-normal distribution: take the mean": _doing(mode=lambda d: (d.mean - d.var).exp()),
         "mode(): one number for all: every value has its own, self.mean": _doing(mode=lambda d: d.mean.mean()),
         "mode(): it is a property: write a method, without @property": _doing(mode=property(lambda d: d.mean)),
-        "mode(): this is logvar: the likeliest value is the mean": _doing(mode=lambda d: d.logvar),
-        "mode(): this is std: the likeliest value is the mean": _doing(mode=lambda d: d.std),
-        "mode(): this is 0: the likeliest value is the mean": _doing(mode=lambda d: torch.zeros_like(d.mean)),
+        "mode(): this is logvar: the most likely value is the mean": _doing(mode=lambda d: d.logvar),
+        "mode(): this is std: the most likely value is the mean": _doing(mode=lambda d: d.std),
+        "mode(): this is 0: the most likely value is the mean": _doing(mode=lambda d: torch.zeros_like(d.mean)),
         "nll() with other dims: dims is ignored: sum over the dimensions it names": _doing(
             nll=lambda d, sample, dims=(1, 2, 3): DiagonalGaussian.nll(d, sample, [*range(1, sample.ndim)])
         ),

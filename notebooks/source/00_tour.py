@@ -3,41 +3,56 @@
 #
 # {{badge}}
 #
-# Stable Diffusion never paints pixels. It paints *latents*, 48 times fewer numbers than the picture has, and an autoencoder turns
-# them into the picture. This course builds that autoencoder. Today you only look around.
+# Stable Diffusion does not generate pixels. It generates a *latent*: an array with 48 times fewer numbers than the picture. A
+# second network, an autoencoder, turns pictures into latents, and latents into pictures. This course builds that autoencoder. In
+# this notebook you build nothing yet: you use a small trained one, and look inside.
 #
 # **You will be able to**
 #
-# * say what goes into the autoencoder, what comes out, and which shapes lie between;
-# * put a photograph through a small trained one, and judge it against two baselines that need no network;
-# * open the box: look at latent channels, and see which pixels answer to one latent value;
-# * find your way through the course.
+# * say what goes into the autoencoder, what comes out, and which shapes are between;
+# * compress a photograph with a trained autoencoder, and compare it with two baselines that need no network;
+# * look at the channels of a latent, and see which pixels depend on one latent value;
+# * choose your way through the course.
 #
-# **You need** Python and a first acquaintance with PyTorch: tensors, modules, an optimiser loop. No mathematics yet.
+# **You need** Python and the basics of PyTorch: tensors, modules, an optimiser loop. No mathematics yet.
 #
 # {{budget}}
 
 # %% tags=["environment"]
 
 # %% [markdown]
-# If the cell above printed versions, everything is in place. If not, it says what to do; `klvae doctor` in a terminal checks the
-# rest. Now the imports:
+# If the cell above printed versions, everything is in place. If not, its message says what to do. In a terminal, `klvae doctor`
+# checks the rest. Now the imports, and a helper that draws images side by side:
 
 # %%
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.baselines import PatchPCA
 from klvae_edu.data import image_dataset, photographs
+from klvae_edu.diagrams import show_diagram
 from klvae_edu.metrics import psnr
-from klvae_edu.plots import figure, show, side_by_side
+from klvae_edu.plots import maps, show, side_by_side
+
+
+def compare(images, caption):
+    """Draw images (3, H, W) side by side, each below its title."""
+    show(side_by_side(images), alt=caption, format="jpeg")
+
 
 # %% [markdown]
 # ## 1. How many numbers is a photograph?
 #
-# Take a photograph of 256 × 256 pixels, three colours each. How many numbers is that? And how many would you dare to throw away?
+# Here is the whole autoencoder. The *encoder* turns a photograph into a mean and a variance for every latent value; a sample from
+# them is the latent, z. The *decoder* turns the latent into a picture.
+
+# %%
+show_diagram("pipeline")
+
+# %% [markdown]
+# The photograph has 3 × 256 × 256 = 196,608 numbers, the latent 4 × 32 × 32 = 4,096. Here is the photograph of this notebook. It is
+# *held out*: kept out of all training. Such images form the *validation set*, on which trained networks are judged.
 
 # %%
 photo = photographs("held-out")["chelsea"][None, :, 20:276, 100:356]  # (batch, colours, rows, columns), from -1 to 1
@@ -45,11 +60,10 @@ print("shape", tuple(photo.shape), " numbers", f"{photo.numel():,}")
 print("darkest", round(photo.min().item(), 2), " brightest", round(photo.max().item(), 2))
 
 # %%
-show(side_by_side({"256 × 256": photo[0]}), alt="A photograph: the face of a ginger tabby cat.", format="jpeg")
+compare({"256 × 256": photo[0]}, "A photograph: the face of a ginger tabby cat with green eyes.")
 
 # %% [markdown]
-# Images in this course are tensors (B, 3, H, W) with values from -1 to 1: that is what the networks want. The latent of
-# Stable Diffusion for such a picture has 4 channels of 32 × 32.
+# Images in this course are tensors (B, 3, H, W) with values from -1 to 1. Networks train well on numbers of this size.
 
 # %%
 latent_shape = (1, 4, 256 // 8, 256 // 8)
@@ -57,166 +71,179 @@ latent_numbers = 4 * 32 * 32
 print(f"latent {latent_shape}: {latent_numbers:,} numbers, {photo.numel() // latent_numbers} times fewer")
 
 # %% [markdown]
-# The side shrinks by f = 8, so that one latent pixel stands for a patch of 8 × 8 × 3 = 192 numbers, with only 4 to describe it.
-# Everything from here on is about choosing those 4 well.
+# The encoder shrinks each side by a factor of 8, which is called f. The latent therefore has 32 × 32 positions, the *latent
+# pixels*. One latent pixel replaces a patch of 8 × 8 × 3 = 192 numbers by 4. The rest of the course is about choosing those 4 well.
 
 # %% [markdown]
-# ## 2. Could you do it without a network?
+# ## 2. Two baselines without a network
 #
-# Let us first put together something that has the right shapes and does the most obvious thing: average every patch of 8 × 8, and on the
-# way back repeat each average 64 times. Three of the four channels are then used. It is a *placeholder*: in the course you
-# will replace it part by part.
-
+# A *baseline* is a simple method that a better one has to beat. The first stores the average colour of every 8 × 8 patch, and
+# repeats it 64 times on the way back. This takes 3 numbers per patch.
 
 # %%
-class PlaceholderAutoencoder(nn.Module):
-    """The right shapes, no learning: (B, 3, H, W) -> (B, 4, H/8, W/8) -> (B, 3, H, W)."""
-
-    def encode(self, x):
-        averages = F.avg_pool2d(x, 8)
-        unused = torch.zeros_like(averages[:, :1])
-        return torch.cat([averages, unused], dim=1)
-
-    def decode(self, z):
-        return F.interpolate(z[:, :3], scale_factor=8)
-
-
-# %%
-placeholder = PlaceholderAutoencoder()
-latent = placeholder.encode(photo)
-blocks = placeholder.decode(latent)
-assert latent.shape == latent_shape and blocks.shape == photo.shape
-print(f"PSNR {psnr(blocks, photo).item():.1f} dB")
+averages = F.avg_pool2d(photo, 8)
+blocks = F.interpolate(averages, scale_factor=8)
+print("averages", tuple(averages.shape), "-> picture", tuple(blocks.shape))
+averages_db = psnr(blocks, photo).item()
+print(f"PSNR {averages_db:.1f} dB")
 
 # %% [markdown]
-# PSNR, the peak signal-to-noise ratio, measures the error on a logarithmic scale: 10 dB more is a tenth of the squared error. Is there anything better than averages? Yes: the best *linear* code, four learned
-# patterns per patch (principal component analysis, PCA), found in six other photographs.
+# PSNR, the peak signal-to-noise ratio, measures the squared error on a logarithmic scale, in decibels (dB). Higher is better: 10 dB
+# more mean a tenth of the squared error.
+#
+# The second baseline is the best *linear* code: principal component analysis (PCA) finds four fixed patterns in six other
+# photographs. Each patch is then stored as four numbers, one for each pattern, which say how much of it to add to the mean patch.
 
 # %%
-crops = image_dataset("photos", 64, length=512)  # of the photographs to train on; this one is not among them
+crops = image_dataset("photos", 64, length=512)  # of the photographs to train on; the cat is not among them
 pca = PatchPCA(patch_size=8, components=4).fit(torch.stack([*crops]))
 linear = pca.reconstruct(photo)
-print(f"patch-PCA, 4 numbers per patch: PSNR {psnr(linear, photo).item():.1f} dB")
+linear_db = psnr(linear, photo).item()
+print(f"patch-PCA, 4 numbers per patch: PSNR {linear_db:.1f} dB")
 
 # %%
-show(
-    side_by_side({"photograph": photo[0], "averages": blocks[0], "patch-PCA": linear[0]}),
-    alt="The cat three times: sharp; in coarse squares of one colour; and in squares with simple shading in them.",
-    format="jpeg",
+compare(
+    {"photograph": photo[0], "averages": blocks[0], "patch-PCA": linear[0]},
+    "The cat three times: the photograph; squares of one colour; and patch-PCA, whose squares have simple shading. Patch-PCA's cat "
+    "is pink, and its eyes are no longer green.",
 )
 
 # %% [markdown]
-# Squares, and squares with shading in them. Have you noticed the eyes? In patch-PCA's version they have lost their green, although
-# its error is smaller: it spends its four numbers on what varies most, and that is light and dark.
+# Patch-PCA has the smaller error, but its cat is pink. The four patterns show the reason:
+
+# %%
+mean = pca.mean.view(3, 8, 8)
+patterns = {f"pattern {index + 1}": mean + 6 * it.view(3, 8, 8) for index, it in enumerate(pca.basis)}
+compare(
+    {"mean patch": mean} | patterns,
+    "The mean patch is a reddish grey. The four patterns, each added to it: darker; redder; darker on the left; darker at the "
+    "bottom. A patch may also use them with a minus sign.",
+)
 
 # %% [markdown]
-# Both treat every patch by itself and in the same way. What could a network do that
-# they cannot? It can look at the neighbours, and it can treat an edge, a whisker and a patch of fur differently.
+# Patterns 1, 3 and 4 change only the light. Pattern 2 changes the colour: it adds red, and takes away blue and green. Orange fur needs
+# red and some green. Only pattern 2 can make a patch redder, and red without green is pink. Measure green against red and blue:
+
+
+# %%
+def green(image):
+    """Average of green minus the mean of red and blue: above zero is greenish, below zero is pink to magenta."""
+    return (image[:, 1] - (image[:, 0] + image[:, 2]) / 2).mean().item()
+
+
+print(f"photograph {green(photo):.2f}, mean patch {green(mean[None]):.2f}, patch-PCA {green(linear):.2f}")
+assert green(linear) < green(mean[None]) - 0.05 < green(photo)
 
 # %% [markdown]
-# ## 3. What does the real thing look like?
+# Patch-PCA lacks green everywhere, in the eyes most visibly. PCA spends its four numbers on what varies most in the photographs
+# that it was fitted to, and that is mainly light and dark.
 #
-# Here is Stable Diffusion's own architecture, without weights: on PyTorch's `meta` device it takes no memory and no time, and
-# still tells its shapes. Its encoder answers with a distribution over latents, the *posterior*; for now only its mean matters, which `mode()` gives.
+# Both baselines treat every patch alone, and all patches in the same way. A network can use the neighbouring patches, and it can
+# treat an edge, a whisker and a patch of fur differently.
+
+# %% [markdown]
+# ## 3. A trained network
+#
+# First the full size. This is Stable Diffusion's own architecture without weights: on PyTorch's `meta` device a network takes no
+# memory, and still computes shapes. Its encoder returns a distribution over latents, the *posterior*; `mean` is its centre.
 
 # %%
 with torch.device("meta"):
     stable_diffusion = AutoencoderKL.from_preset("sd-v1")
     posterior = stable_diffusion.encode(torch.empty(1, 3, 256, 256)).latent_dist
+megabytes = 4 * stable_diffusion.num_parameters() / 1e6
 print(f"{stable_diffusion.num_parameters():,} parameters; latent {tuple(posterior.mean.shape)}")
+print(f"weights in float32: {megabytes:.0f} MB")
 
 # %% [markdown]
-# 84 million parameters. You will build it in notebooks 03 to 05 and prove that it equals the original. Its trained weights are a
-# download of a few hundred megabytes, and training it takes weeks on a GPU. For a laptop there is a small sibling of the same
-# make. What does it do before any training?
+# A *preset* is a named configuration, here that of Stable Diffusion 1. You build this network in notebooks 03 to 05, and show that it
+# computes the same as the one in *diffusers*, Hugging Face's library of diffusion models.
+#
+# For a laptop there is a smaller model with the same architecture. Before any training:
 
 # %%
 untrained = AutoencoderKL.from_preset("kl-f8-mini", seed=0)
 with torch.no_grad():
     noise = untrained(photo).sample
-print(f"{untrained.num_parameters():,} parameters, f = {untrained.downsample_factor}")
-print(f"PSNR {psnr(noise, photo).item():.1f} dB")
+untrained_db = psnr(noise, photo).item()
+print(f"{untrained.num_parameters():,} parameters, f = {untrained.downsample_factor}; PSNR {untrained_db:.1f} dB")
 
 # %% [markdown]
-# Random weights, a random picture. And after training? The package brings this model's trained weights along, a file of four megabytes:
-# hours on one CPU core, with 63 photographs. It has never seen this cat. Guess: does it beat patch-PCA?
+# Random weights give a random picture. The package also contains trained weights for this model, a file of four megabytes. The
+# training took two to three hours on one CPU core, with 63 photographs (source: its recipe and model card). The cat is not among them.
 
 # %%
 vae = AutoencoderKL.from_bundled("kl-f8-mini").eval()
 with torch.no_grad():
     posterior = vae.encode(photo).latent_dist
-    rebuilt = vae.decode(posterior.mode()).sample
-averages_db, linear_db, network_db = (psnr(image, photo).item() for image in (blocks, linear, rebuilt))
-assert posterior.mean.shape == latent_shape
-assert network_db > linear_db + 0.5
-print("the network is more than half a dB above patch-PCA; the picture's titles say where all of them are")
+    rebuilt = vae.decode(posterior.mode()).sample  # mode(): the most likely latent, which is the mean
+network_db = psnr(rebuilt, photo).item()
+assert posterior.mean.shape == latent_shape and network_db > linear_db + 2
 
 # %%
-show(
-    side_by_side({"photograph": photo[0], "untrained": noise[0], f"trained, {network_db:.1f} dB": rebuilt[0]}),
-    alt="The cat; coloured noise, brighter where its eyes are; and the cat again, clear, its fur a little soft.",
-    format="jpeg",
+compare(
+    {"photograph": photo[0], "untrained": noise[0], "trained": rebuilt[0]},
+    "The photograph; coloured noise from the untrained network, in which the eyes can be guessed; and the cat from the trained "
+    "network: clear, with fur a little soft, and green eyes.",
 )
 
 # %% [markdown]
-# A cat, a little soft, and no trace of squares. Look at it from near, beside the two that know no other patch. Where would you see
-# the borders of the patches first?
+# The trained network shows a cat without visible squares, and it keeps the green. In numbers:
 
 # %%
-eye = slice(60, 140), slice(20, 160)
-show(
-    side_by_side(
-        {
-            "photograph": photo[0][:, *eye],
-            f"averages, {averages_db:.1f} dB": blocks[0][:, *eye],
-            f"patch-PCA, {linear_db:.1f} dB": linear[0][:, *eye],
-            f"network, {network_db:.1f} dB": rebuilt[0][:, *eye],
-        }
-    ),
-    alt="One eye from near: sharp and green; squares; reddish squares with shading in them; and, from the network, a round eye with a pupil.",
-    format="jpeg",
+decibels = {"averages": averages_db, "patch-PCA": linear_db, "untrained": untrained_db, "trained": network_db}
+print("method      PSNR in dB")
+for method, db in decibels.items():
+    print(f"{method:<10}  {db:10.1f}")
+assert abs(green(rebuilt) - green(photo)) < 0.02
+
+
+# %%
+def eye(images):
+    """(1, 3, 256, 256) -> one eye of the cat, twice as large: (3, 160, 280)."""
+    return images[0, :, 60:140, 20:160].repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+
+compare(
+    {"photograph": eye(photo), "averages": eye(blocks), "patch-PCA": eye(linear), "network": eye(rebuilt)},
+    "One eye from near: the photograph; squares; pink squares with shading; and the network's round green eye with a pupil. The "
+    "network shows no squares.",
 )
 
 # %% [markdown]
-# The same 4,096 numbers, and no squares: the network knows what edges look like, and may use the neighbours. Fine whiskers are lost, and
-# single hairs of the fur are not where they were: four numbers for a patch do not say where each hair is.
+# The network stores 4 numbers per patch like patch-PCA, and its squared error is about half as large (2.8 dB). Some details are
+# lost: fine whiskers are gone, and single hairs are not where they were. Four numbers cannot say where each hair is.
 
 # %% [markdown]
-# Stable Diffusion 3 and FLUX keep 16 channels instead of 4, which is 12 times fewer numbers than pixels. The package brings a second
-# model of the same size with 16 channels. How much do you expect to come back?
+# Stable Diffusion 3 and FLUX keep 16 channels instead of 4: 12 times fewer numbers than pixels, not 48. The package contains a second
+# model of the same size with 16 channels.
 
 # %%
 sixteen = AutoencoderKL.from_bundled("kl-f8-mini-16").eval()
 with torch.no_grad():
     finer = sixteen(photo).sample
 finer_db = psnr(finer, photo).item()
+print(f"4 channels {network_db:.1f} dB, 16 channels {finer_db:.1f} dB")
 assert finer_db > network_db + 2
 
 # %%
-show(
-    side_by_side(
-        {
-            "photograph": photo[0][:, *eye],
-            f"4 channels, {network_db:.1f} dB": rebuilt[0][:, *eye],
-            f"16 channels, {finer_db:.1f} dB": finer[0][:, *eye],
-        }
-    ),
-    alt="The eye from near: the photograph; from 4 channels, soft; from 16 channels, with single hairs around the eye.",
-    format="jpeg",
+compare(
+    {"photograph": eye(photo), "4 channels": eye(rebuilt), "16 channels": eye(finer)},
+    "The eye from near: the photograph; from 4 channels, soft; from 16 channels, with single hairs around the eye.",
 )
 
 # %% [markdown]
-# Hair by hair. Why then did Stable Diffusion take 4? Because another model has to *generate* the latent, and four times as many numbers
-# are harder to generate (notebooks 09 and 11). The course stays with 4 channels, unless it says otherwise.
-
-# %% [markdown]
-# PSNR is not everything, as notebook 09 shows, but keep patch-PCA in mind as the bar: a network that does not pass it on pictures it
-# has never seen has not learnt yet.
-
-# %% [markdown]
-# ## 4. What is in the box?
+# With 16 channels single hairs come back. Stable Diffusion 1 took only 4, because a second model has to *generate* the latent, and
+# four times as many numbers are harder to generate (notebooks 09 and 11). The course uses 4 channels, unless it says otherwise.
 #
-# The latent is a small picture itself: 4 channels of 32 × 32. Would you expect to recognise the cat in it?
+# PSNR does not measure everything (notebook 09), but use patch-PCA as the baseline: a network that does worse on new pictures has
+# not learned enough.
+
+# %% [markdown]
+# ## 4. What is in the latent?
+#
+# The latent has 4 channels of 32 × 32 values. Such an array (C, H, W) inside a network is called a *feature map*. Each channel can be
+# drawn as a small grey picture.
 
 
 # %%
@@ -226,94 +253,110 @@ def stretched(values):
 
 
 z = posterior.mode()
-channels = {f"channel {index}": stretched(z[0, index]) for index in range(4)}
-show(
-    side_by_side({"photograph": photo[0]} | channels),
-    alt="The photograph, and the latent's four channels in grey; in three of them the cat's face can be recognised, coarsely.",
-    format="jpeg",
+channels = {f"channel {index + 1}": stretched(z[0, index]) for index in range(4)}
+compare(
+    {"photograph": photo[0]} | channels,
+    "The photograph, and the latent's four channels in grey. The cat's face is visible in three of them, coarsely; the fourth "
+    "looks like noise, with edges around one eye.",
 )
 
 # %% [markdown]
-# You do, at least in three of them, because the encoder is made of convolutions, which keep things in their places. Each channel
-# is whatever mixture of light, colour and edges served the training; the fourth has hardly more than edges. Notebook 10 takes them apart.
+# The face is visible because the encoder consists of convolutions, which keep things in their places. Training chose what each channel
+# stores: a mixture of light, colour and edges. Notebook 10 takes the channels apart.
 
 # %% [markdown]
-# So a latent pixel belongs to a place in the image. But does it answer for its own 8 × 8 patch only? Change one latent pixel,
-# and see which pixels of the decoded picture move.
+# So a latent pixel belongs to a place in the picture. To see which pixels depend on it, change one latent pixel, decode, and
+# compare. We count the pixels that change by more than 0.05, in units of its own patch of 64 pixels.
 
 # %%
 poked = z.clone()
 poked[0, :, 16, 16] += 3 * z.std()
 with torch.no_grad():
     change = (vae.decode(poked).sample - rebuilt).abs().amax(1)[0]
-moved = (change > 0.05).sum().item() / 64
-assert moved > 2
-print("pixels that move by 0.05 or more would fill more than two patches")
+patches = (change > 0.05).sum().item() / 64
+print(f"changed: {patches:.1f} times as many pixels as in one patch")
+assert patches > 2
 
 # %%
-fig, ax = figure(size=(4.6, 4))
-picture = ax.imshow(change, cmap="magma")
-ax.plot([128, 136, 136, 128, 128], [128, 128, 136, 136, 128], color="white")  # the latent pixel's own patch
-fig.colorbar(picture, label="largest change of a colour")
-ax.set(xticks=[], yticks=[], xlim=(92, 172), ylim=(172, 92))  # the surroundings of the patch
-ax.grid(False)
+fig = maps({"largest change of a colour": change[104:160, 104:160]}, cmap="magma", size=(4.6, 4))
+fig.axes[0].plot([23.5, 31.5, 31.5, 23.5, 23.5], [23.5, 23.5, 31.5, 31.5, 23.5], color="white")
 show(
     fig,
-    alt="Where the picture changes when one latent pixel is poked: a bright spot around its own patch, fading over several patches.",
+    alt="Changes in the decoded picture after one latent pixel was changed. They are largest inside its own patch (white square), "
+    "and spread over the neighbouring patches.",
 )
 
 # %% [markdown]
-# The white square is the latent pixel's own patch. The change is strongest there and spreads to its neighbours: the decoder
-# looks around, as patch-PCA cannot. Notebook 04 computes how far it can look, and notebook 10 gives you sliders for this.
+# The decoder uses one latent pixel for a whole neighbourhood, which patch-PCA cannot do. Notebook 04 computes how far this reaches, and
+# notebook 10 has sliders for it.
 #
-# Last question for today: the encoder answered with a *distribution*, `posterior`. How wide is it, compared with how much the
-# latent varies from place to place? And does it matter for the picture whether you decode the mean or a sample?
+# The encoder returned a *distribution*, `posterior`. Compare its width, the standard deviation σ, with the spread of the means over
+# the latent; and decode a sample instead of the mean.
 
 # %%
 with torch.no_grad():
     sampled = vae.decode(posterior.sample(torch.Generator().manual_seed(0))).sample
-assert posterior.std.mean() < z.std() / 4
-assert abs(psnr(sampled, photo).item() - network_db) < 0.3
-print("the noise is less than a quarter as wide as the means are spread; a sample's PSNR is within 0.3 dB")
+print(f"σ {posterior.std.mean():.3f}, spread of the means {z.std():.2f}")
+print(f"PSNR from the mean {network_db:.1f} dB, from a sample {psnr(sampled, photo).item():.1f} dB")
+assert posterior.std.mean() < z.std() / 4 and abs(psnr(sampled, photo).item() - network_db) < 0.3
 
 # %% [markdown]
-# So a sample is nearly as good as the mean. Why have a distribution at all, then? That is the question of notebooks 01 and 02.
+# The noise is less than a tenth of the spread, so a sample gives nearly the same picture as the mean. Notebooks 01 and 02 explain why the
+# encoder returns a distribution nevertheless.
 
 # %% [markdown]
-# ## 5. Where do we go from here?
+# ## 5. The map of the course
 #
-# | notebook | you build | and see |
-# | --- | --- | --- |
-# | [01](01_diagonal_gaussian.ipynb) | the posterior: a Gaussian for every latent value | why the reparameterised gradient is the less noisy one |
-# | [02](02_kl_loss.ipynb) | the KL term | a posterior that collapses when the price is too high |
-# | [03](03_resnet_blocks.ipynb) | ResNet blocks | gradients with and without the shortcut |
-# | [04](04_resampling_and_attention.ipynb) | resampling and attention | what one latent pixel sees |
-# | [05](05_kl_f8_architecture.ipynb) | the KL-f8 architecture | your assembly equal to the original, on the same weights |
-# | [06](06_reconstruction_losses.ipynb) | reconstruction losses | why squared error blurs |
-# | [07](07_patchgan.ipynb) | the PatchGAN discriminator | where it looks |
-# | [08](08_training_loop.ipynb) | the training loop | what each safeguard prevents |
-# | [09](09_measuring_quality.ipynb) | quality measures | how to read the published tables |
-# | [10](10_latent_space_explorer.ipynb) | a latent explorer | your own photograph under sliders |
-# | [11](11_latents_for_diffusion.ipynb) | a flow on latents | noise becoming a latent becoming a picture |
-# | [12](12_scaling_up.ipynb) | scaling up | tiles, memory, precision, many processes |
+# | notebook | kind | you build | and see |
+# | --- | --- | --- | --- |
+# | 00 | core | nothing yet | this tour |
+# | [01](01_diagonal_gaussian.ipynb) | core | the posterior: a Gaussian for every latent value | a trained posterior: mean, σ, samples |
+# | [02](02_kl_loss.ipynb) | core | the KL term | a posterior that collapses when the KL weight is too large |
+# | [03](03_resnet_blocks.ipynb) | core | ResNet blocks | gradients with and without the shortcut |
+# | [04](04_resampling_and_attention.ipynb) | core | resampling and attention | which pixels one latent pixel depends on |
+# | [05](05_kl_f8_architecture.ipynb) | core | the KL-f8 architecture | your network, equal to the original on the same weights |
+# | [06](06_reconstruction_losses.ipynb) | core | reconstruction losses | why squared error blurs |
+# | [07](07_patchgan.ipynb) | core | the PatchGAN discriminator | which patches it calls real |
+# | [08](08_training_loop.ipynb) | core | the training loop | what each safeguard prevents |
+# | [09](09_measuring_quality.ipynb) | core | quality measures | how to read the published tables |
+# | [10](10_latent_space_explorer.ipynb) | core | edits of latents | your own photograph under sliders |
+# | [11](11_latents_for_diffusion.ipynb) | core | a flow on latents | noise that becomes a latent, and then a picture |
+# | [12](12_scaling_up.ipynb) | core, any time after 08 | tiles, memory, precision, many processes | what each of them saves |
+# | 13 for work | core, any time after 08 | a fine-tuned decoder; a choice of f and channels; 16 bits | runs that go wrong, and the cause |
+# | 15 vector quantisation | optional, after 09 | a codebook instead of a Gaussian | which codes are in use |
 #
-# Each notebook stands by itself, uses the finished parts of the package for whatever you have not built yet, and has
-# exercises that are checked on the spot.
+# Each notebook can be read alone: it uses the finished parts of the package for whatever you have not built. Its exercises are
+# checked on the spot. Sections whose heading ends in "(optional)" can be left out.
+
+# %% [markdown]
+# ### A path of half a day
+#
+# For those who want to understand and use the autoencoder, but not to build every part: about three hours and a quarter.
+#
+# | part | minutes |
+# | --- | --- |
+# | this notebook | 30 |
+# | 01, sections 1 to 3, and 6 | 35 |
+# | 02, the sections on the evidence lower bound and on eight KL weights | 20 |
+# | 05, the sections on equal networks and on real weights | 15 |
+# | 10 | 95 |
+#
+# The minutes count reading at 150 words a minute, three quarters of a minute for each code cell, and the exercises.
 #
 # ### Try it
 #
-# 1. Take a photograph of your own: `klvae_edu.data.load_image(path)`, cut to sides that 8 divides. What does the network make of it?
-# 2. Decode a latent of zeros, and one of random numbers. Is either a picture?
-# 3. Fit `pca` to this very photograph, `.fit(photo)`, which is not fair. Does the network still win?
+# 1. Load a photograph of your own with `klvae_edu.data.load_image(path)`, cut its sides to multiples of 8, and put it through `vae`.
+# 2. Decode a latent of zeros, and one of random numbers. (The first gives a nearly even grey, the second blotches of colour.)
+# 3. Fit the PCA to this very photograph with `.fit(photo)`, which is unfair. (It reaches 26.5 dB: the network is still better.)
 
 # %% [markdown]
 # ## Summary
 #
 # 1. The autoencoder maps 256 × 256 × 3 numbers to 32 × 32 × 4 and back: 48 times fewer.
-# 2. Images are (B, 3, H, W) with values from -1 to 1; one latent pixel stands for a patch of 8 × 8.
-# 3. Averages and patch-PCA are the bars: any network has to beat four linear patterns per patch.
-# 4. Latent pixels keep their place, and answer for a neighbourhood.
-# 5. The encoder answers with a distribution, not a point.
+# 2. Images are (B, 3, H, W) with values from -1 to 1; one latent pixel replaces a patch of 8 × 8.
+# 3. Averages and patch-PCA are the baselines: a network has to beat four linear patterns per patch.
+# 4. Latent pixels keep their place, and each of them affects a neighbourhood.
+# 5. The encoder returns a distribution, not a point.
 #
 # ### Check yourself
 #
@@ -324,13 +367,13 @@ print("the noise is less than a quarter as wide as the means are spread; a sampl
 #
 # <details><summary>Why is it no proof of quality that a network reconstructs the photograph it was trained on?</summary>
 #
-# It may have learnt the photograph by heart. What counts is a picture that it has never seen. `klvae train` therefore holds
-# photographs out: this cat is one of them.
+# It may have memorised the photograph. What counts is a picture that it has never seen. `klvae train` therefore keeps a
+# validation set out of the training: this cat is in it.
 # </details>
 #
 # <details><summary>Which of the three, averages, patch-PCA or network, can use the neighbouring patch to describe an edge?</summary>
 #
-# Only the network. The other two see each patch by itself.
+# Only the network. The other two treat each patch alone.
 # </details>
 #
 # **Next:** [01, the posterior](01_diagonal_gaussian.ipynb).

@@ -3,15 +3,16 @@
 #
 # {{badge}}
 #
-# Stable Diffusion's encoder does not turn an image into a latent. It turns it into a *distribution* over latents, and the
-# latent is drawn from that. In this notebook you build that distribution, down to the last clamp.
+# Stable Diffusion's encoder does not turn an image into one latent. It turns it into a *distribution* over latents, and the
+# latent is drawn from that. In this notebook you build this distribution, and end with that of a trained encoder.
 #
 # **You will be able to**
 #
-# * read mean and log-variance off an encoder's output, and say why it is the logarithm;
-# * draw a sample that gradients can pass through, and measure what the alternative would cost;
-# * compute how likely a latent is (`nll`), and which one is the likeliest (`mode`);
-# * show that your class and the finished `klvae_edu.DiagonalGaussianDistribution` give the same numbers.
+# * read mean and log-variance from an encoder's output, and say why it is the logarithm, and why it is clamped;
+# * draw a sample that gradients can pass through;
+# * compute how likely a latent is (`nll`), and which one is the most likely (`mode`);
+# * show that your class and `klvae_edu.DiagonalGaussianDistribution` give the same numbers;
+# * compare the posteriors of an untrained and a trained encoder.
 #
 # **You need** tensors, autograd and `nn.Module` in PyTorch, and the density of a Gaussian. [00](00_tour.ipynb) helps.
 #
@@ -20,8 +21,8 @@
 # %% tags=["environment"]
 
 # %% [markdown]
-# One cell of imports for the whole notebook. Everything from `klvae_edu` is the finished version of something that you will
-# build in this course, here or later.
+# All imports for the whole notebook. Everything from `klvae_edu` is the finished version of something that you build in this
+# course, here or later.
 
 # %%
 import math
@@ -30,20 +31,26 @@ import torch
 
 from klvae_edu import AutoencoderKL, DiagonalGaussianDistribution
 from klvae_edu.data import photographs
-from klvae_edu.exercises import check, hint, solution
-from klvae_edu.plots import PALETTE, figure, show, side_by_side
-
-BLUE, ORANGE, GREY = PALETTE[0], PALETTE[1], "0.6"
+from klvae_edu.diagrams import show_diagram
+from klvae_edu.exercises import check, hint, solution, whose
+from klvae_edu.metrics import psnr
+from klvae_edu.plots import PALETTE, figure, lines, show, side_by_side
 
 # %% [markdown]
 # ## 1. Why does the encoder put out twice as many channels as the latent has?
 #
-# A plain autoencoder maps an image to one point z. Suppose you decode a point right beside it, one that no training image was
-# ever mapped to. What do you expect to see? Nothing in the training said anything about that point: the decoder may do there
-# what it likes.
+# Because each latent value needs two numbers: a mean and a variance. The encoder's output, the *moments*, holds both:
+
+# %%
+show_diagram("posterior")
+
+# %% [markdown]
+# A plain autoencoder maps an image to one point z. Training then says nothing about the points beside z, and what the decoder makes
+# of them is left to chance.
 #
-# A *variational* autoencoder leaves no such gaps. The encoder answers with a whole neighbourhood, a Gaussian around a mean,
-# and the decoder has to cope with every sample from it. So each latent value needs two numbers: where, and how wide.
+# A *variational* autoencoder (VAE) trains the decoder on a neighbourhood: the encoder returns a Gaussian, and the decoder gets a
+# random sample from it. This Gaussian is called the *posterior* q(z|x), or q for short: the distribution of the latent z, given the
+# image x. A small example:
 
 # %%
 encoder_output = torch.tensor([[1.0, -2.0, 0.0, 2.0]])  # one image, a latent of two values
@@ -52,8 +59,9 @@ print("mean             ", mean.tolist())
 print("log-variance     ", logvar.tolist())
 
 # %% [markdown]
-# The first half of the channels holds the means, the second half the logarithms of the variances. That is a convention, not a
-# law: swap the halves and a network trained one way is useless the other way. Now the same on a real encoder, untrained:
+# The first half of the channels holds the means, the second half the logarithms of the variances. This is a convention, but it must be
+# kept: weights trained in one order are useless in the other. Now a real encoder, untrained, and a
+# grey image. (`tiny` is a *preset*, a named configuration; it shrinks each side by 4.)
 
 # %%
 vae = AutoencoderKL.from_preset("tiny", seed=0)
@@ -62,8 +70,8 @@ parameters = vae.quant_conv(vae.encoder(image))
 print("image", tuple(image.shape), "-> parameters", tuple(parameters.shape))
 
 # %% [markdown]
-# An image of 3 × 32 × 32 becomes 8 × 8 × 8: four channels of means and four of log-variances, on a map four times smaller on
-# each side. In Stable Diffusion the first number is 3 × 512 × 512, the second 8 × 64 × 64.
+# An image of 3 × 32 × 32 becomes a feature map of 8 × 8 × 8: four channels of means and four of log-variances, with sides four times
+# smaller. In Stable Diffusion, 3 × 512 × 512 becomes 8 × 64 × 64.
 
 # %%
 mean, logvar = parameters.chunk(2, dim=1)
@@ -71,14 +79,14 @@ assert mean.shape == logvar.shape == (1, 4, 8, 8)
 print(f"average standard deviation {logvar.mul(0.5).exp().mean():.2f}, spread of the means {mean.std():.2f}")
 
 # %% [markdown]
-# "About 0, give or take 1", says the untrained encoder of this grey image: compare the two numbers. Keep this in mind for
-# notebook 02, where saying nothing will turn out to be exactly what costs nothing.
+# The *spread* of the means is their standard deviation over the latent. Here it is much smaller than σ: this posterior is close to
+# N(0, 1), and its samples are nearly all noise. In 02 you will see that N(0, 1) has a KL of zero.
 
 # %% [markdown]
-# ## 2. Why the logarithm, and why does it need a fence?
+# ## 2. Why the logarithm, and why is it clamped?
 #
-# Which numbers may a standard deviation take? Only positive ones; but the last layer of a network is a convolution, and puts
-# out any number it likes. A logarithm may be any number, too: so the network puts out log σ², and `exp` makes it positive.
+# A standard deviation must be positive. But the last layer of the encoder is a convolution, and its outputs can have any sign. A
+# logarithm can have any sign, too. So the network puts out log σ², and `exp` makes it positive.
 
 # %%
 logvar = torch.tensor([-4.0, -2.0, 0.0, 2.0, 4.0])
@@ -87,8 +95,8 @@ print("log σ²", logvar.tolist())
 print("σ     ", [round(value, 2) for value in std.tolist()])
 
 # %% [markdown]
-# Half the logarithm of σ² is the logarithm of σ: hence the ½. Adding 2 to the log-variance multiplies σ by e, wherever you
-# start. What happens when an encoder, early in training, puts out something large? Let us break it.
+# Half the logarithm of σ² is the logarithm of σ: hence the ½. Adding 2 to the log-variance multiplies σ by e, at any start. Now the
+# reason for the clamp. Suppose that an encoder, early in training, puts out something large:
 
 # %%
 wild = torch.tensor([200.0], requires_grad=True)
@@ -97,9 +105,9 @@ variance.sum().backward()
 print("variance", variance.item(), " gradient", wild.grad.item())
 
 # %% [markdown]
-# Infinite, and so is its gradient (in float32, `exp` overflows at about 88). One such value in one image, and after the next
-# step of the optimiser every weight it touches is `nan` or infinite. The original code therefore clamps the log-variance to
-# [-30, 20] before anything else. What do the two ends mean?
+# The variance is infinite, and so is its gradient (in float32, `exp` overflows at about 88). After one such value, the next step of
+# the optimiser makes every weight that it reaches infinite or `nan`. The original code therefore clamps the log-variance to
+# [-30, 20] first. In standard deviations:
 
 # %%
 low, high = math.exp(0.5 * -30.0), math.exp(0.5 * 20.0)
@@ -107,26 +115,28 @@ print(f"smallest σ {low:.1e}   largest σ {high:.1e}")
 
 # %%
 logvar = torch.linspace(-40, 30, 400)
-fig, ax = figure(size=(6, 3))
-ax.semilogy(logvar, torch.exp(0.5 * logvar), color=GREY, linestyle="--", label="without a clamp")
-ax.semilogy(logvar, torch.exp(0.5 * logvar.clamp(-30, 20)), color=BLUE, label="clamped to [-30, 20]")
-ax.set(xlabel="what the network puts out (log σ²)", ylabel="standard deviation σ")
-ax.legend()
+curves = {
+    "without a clamp": torch.exp(0.5 * logvar),
+    "clamped to [-30, 20]": torch.exp(0.5 * logvar.clamp(-30, 20)),
+}
+labels = {"xlabel": "what the network puts out (log σ²)", "ylabel": "standard deviation σ"}
+fig = lines(curves, x=logvar, **labels, log=True, dashed=["without a clamp"])
 show(
     fig,
-    alt="Standard deviation over log-variance: a straight line on a log scale, level below -30 and above 20 with the clamp.",
+    alt="Standard deviation against log-variance, on a log scale. Without a clamp it is a straight line; with the clamp it is "
+    "constant below -30 and above 20.",
 )
 
 # %% [markdown]
-# Read the picture from the left: below -30 nothing changes any more, because σ is already far below anything a decoder could
-# tell from zero. Above 20 the sample would be pure noise anyway. Where the line is level, what is the gradient? Zero: beyond
-# the fence, nothing pushes a value back. In practice it hardly ever goes there.
+# Neither limit costs anything: a σ of 3e-7 is too small for a decoder to notice, and a σ of 22,000 is pure noise. But where the
+# curve is constant, the gradient is zero: outside the limits, nothing pulls the value back. A trained encoder stays far inside
+# (section 6: from -6.9 to -3.9).
 
 # %% [markdown]
 # {{exercise 01.1}}
 #
-# Split the encoder's output into mean and log-variance, and clamp the log-variance. It should work for (B, 2C, H, W) as well
-# as for (B, 2C), let gradients through, and leave its input as it was.
+# Split the encoder's output into mean and log-variance, and clamp the log-variance. The function should work for (B, 2C, H, W) and
+# for (B, 2C), let gradients through, and leave its input unchanged.
 
 
 # %%
@@ -137,15 +147,15 @@ def split_parameters(parameters):
     return mean, logvar.clamp(-30.0, 20.0)
     # SKELETON
     #| mean, logvar = ...  # two halves of the channels
-    #| return mean, ...    # the log-variance, kept within the fence
+    #| return mean, ...    # the log-variance, clamped
     # END SOLUTION
 
 
 split_parameters = check("01.1", split_parameters)
 
 # %% [markdown]
-# Stuck? `hint("01.1")` in a new cell gives one hint after another, `solution("01.1")` shows the finished code. Until your
-# version passes, the notebook goes on with the finished one, so nothing below breaks. Try it on the encoder's output:
+# If you are stuck: `hint("01.1")` in a new cell gives one hint after another, and `solution("01.1")` shows the finished code. Until
+# your version passes, the notebook uses the finished one, so all cells below run. Try it on the encoder's output:
 
 # %%
 mean, logvar = split_parameters(parameters)
@@ -154,17 +164,17 @@ print("mean", tuple(mean.shape), " log-variance", tuple(logvar.shape))
 # %% [markdown]
 # ## 3. How does a gradient get through a random draw?
 #
-# The decoder sees z, a random number. The loss is computed from what the decoder makes of it. To train the encoder, the loss
-# must be differentiated with respect to the mean and σ that z was drawn from. But what is the derivative of a dice roll?
+# It does not: the random number must be moved out of its way. The decoder sees z, a random number, and the loss is computed from the
+# decoder's output. To train the encoder, the loss must be differentiated with respect to the mean and σ. First the obvious way:
 
 # %%
 mean, std = torch.tensor([1.0], requires_grad=True), torch.tensor([0.5], requires_grad=True)
 z = torch.distributions.Normal(mean, std).sample()
-print("does z know where it came from?", z.requires_grad)
+print("z.requires_grad:", z.requires_grad)
 
 # %% [markdown]
-# `sample()` cuts the graph. Now five draws in another way: take noise ε from N(0, 1), which has nothing to do with the
-# encoder, and *compute* z from it. If you raise the mean by 0.1 and keep the noise, by how much does each z move?
+# `sample()` cuts the graph: no gradient gets from z to the mean. Now another way: take noise ε from N(0, 1), which does not depend on the encoder, and *compute* z from
+# it. Then raise the mean by 0.1, and keep the noise:
 
 # %%
 torch.manual_seed(0)
@@ -175,8 +185,7 @@ print("z      ", [round(value, 2) for value in z.tolist()])
 print("change ", [round(value, 2) for value in (z_shifted - z).tolist()])
 
 # %% [markdown]
-# By 0.1, each of them. The randomness has moved out of the way into ε, and what is left is an ordinary function of the
-# encoder's output:
+# Each z moves by 0.1. The randomness is now only in ε, and z is an ordinary function of the encoder's output:
 #
 # $$z = \mu + \sigma \, \varepsilon, \qquad \varepsilon \sim \mathcal N(0, 1), \qquad
 # \frac{\partial z}{\partial \mu} = 1, \qquad \frac{\partial z}{\partial \sigma} = \varepsilon.$$
@@ -204,8 +213,7 @@ def reparameterize(mean, logvar, noise):
 reparameterize = check("01.2", reparameterize)
 
 # %% [markdown]
-# Does it sample what it should? Draw 100,000 values for mean 2 and σ = 3, so log σ² = 2 log 3, and look at their mean and
-# standard deviation:
+# A test of the distribution: draw 100,000 values for mean 2 and σ = 3, so log σ² = 2 log 3. Their mean and standard deviation:
 
 # %%
 torch.manual_seed(0)
@@ -222,94 +230,18 @@ ax.set_yticks([0, 1, 2], ["μ = 2, σ = 0.5", "noise ε", "μ = -2, σ = 1.5"])
 ax.set_xlabel("value")
 show(
     fig,
-    alt="Four noise values in the middle row; lines lead up and down to the samples they become under two Gaussians.",
+    alt="Four noise values (middle row) and the samples that two Gaussians make from them. A sample is the noise, shifted by μ and "
+    "stretched by σ: the order stays the same.",
 )
 
 # %% [markdown]
-# Follow one colour from the middle row, up and down: the same ε, the same place in the order, only shifted and stretched. That is all a sample of a
-# Gaussian is. A generator with a fixed seed therefore gives comparable samples from different posteriors.
+# A generator with a fixed seed gives the same ε each time. So samples from different posteriors can be compared.
 
 # %% [markdown]
-# ## 4. Was the trick necessary?
+# ## 4. How likely is a value?
 #
-# There is another way to differentiate an expectation, and it works even where z cannot be computed from noise. It uses only
-# the density q, and that ∇q = q ∇log q (the *score-function* estimator, REINFORCE):
-#
-# $$\nabla_\mu \, \mathbb E_q[f(z)] = \mathbb E_q\!\left[f(z)\, \nabla_\mu \log q(z)\right], \qquad
-# \nabla_\mu \log q(z) = \frac{z - \mu}{\sigma^2}.$$
-#
-# Both are right on average. Which would you rather have? Try them on f(z) = (z - 3)², at μ = 1 and σ = 1, where the true
-# derivative is 2(μ - 3) = -4.
-
-# %%
-torch.manual_seed(0)
-mean, noise = 1.0, torch.randn(100_000)
-z = mean + noise
-pathwise = 2 * (z - 3)  # df/dz · dz/dμ
-score = (z - 3) ** 2 * (z - mean)  # f(z) · (z - μ) / σ²
-print(f"pathwise        mean {pathwise.mean():.1f}   variance {pathwise.var():.0f}")
-print(f"score function  mean {score.mean():.1f}   variance {score.var():.0f}")
-
-# %% [markdown]
-# Same mean, another variance. The pathwise estimate asks the decoder which way is better. The score function only hears *how
-# good* each sample was, and must find out the direction by itself. Which of the two histograms below is which?
-
-# %%
-fig, ax = figure(size=(6, 3))
-bins = torch.linspace(-40, 5, 90).numpy()
-ax.hist(score.numpy(), bins, density=True, color=ORANGE, label="score function")
-ax.hist(pathwise.numpy(), bins, density=True, color=BLUE, alpha=0.8, label="reparameterised")
-ax.axvline(-4, color="black", linestyle="--", label="true gradient")
-ax.set(xlabel="one sample's estimate of the gradient", ylabel="density")
-ax.legend()
-show(
-    fig,
-    alt="Histograms of both estimates: the reparameterised one a bell around -4; the score function's a peak near 0 with a long left tail.",
-)
-
-# %% [markdown]
-# Most of the score function's samples say "about 0", many even have the wrong sign; a long tail on the left repairs the mean. With
-# one latent value it needs some twenty times as many samples for the same error. But how many values does a real latent have?
-# Before you run the next cell, guess how its variance grows when f sums over d values and we look at one of them.
-
-
-# %%
-def gradient_variances(d, samples=2000):
-    """Variance of both estimates of the gradient for the first mean, when f = Σ (z_i - 3)² over d values."""
-    z = 1.0 + torch.randn(samples, d, generator=torch.Generator().manual_seed(d))
-    pathwise = 2 * (z[:, 0] - 3)
-    score = (z - 3).pow(2).sum(1) * (z[:, 0] - 1.0)
-    return pathwise.var().item(), score.var().item()
-
-
-sizes = [1, 4, 16, 64, 256, 1024, 4096]
-pathwise_variance, score_variance = zip(*(gradient_variances(d) for d in sizes), strict=True)
-
-# %%
-fig, ax = figure(size=(6, 3.2))
-ax.loglog(sizes, score_variance, "o-", color=ORANGE, label="score function")
-ax.loglog(sizes, pathwise_variance, "s-", color=BLUE, label="reparameterised")
-ax.set(xlabel="values in the latent", ylabel="variance of the gradient")
-ax.legend()
-show(
-    fig,
-    alt="On log scales, the score function's gradient variance rises with the square of the latent's size; the other stays level.",
-)
-growth = score_variance[-1] / score_variance[-3]
-assert 200 < growth < 320  # sixteen times the size, about 16² = 256 times the variance
-print(f"at 4096 values the score function is {score_variance[-1] / pathwise_variance[-1]:.0e} times noisier")
-
-# %% [markdown]
-# 4,096 values is the latent of a 256 × 256 image in Stable Diffusion. The variance of the score function grows with the
-# *square* of the size, because the whole sum, about 5d, multiplies this one's score. (Subtracting the sum's mean first, a
-# *baseline*, leaves growth in proportion to d: better, but it still grows.) The reparameterised
-# gradient stays where it was. That is why one sample per image is enough to train on.
-
-# %% [markdown]
-# ## 5. How likely is a value?
-#
-# Given the posterior, which z would you call surprising? Surprise has a measure, the *negative log-likelihood*: -log q(z), in
-# nats. For one value, from the Gaussian's density:
+# The measure is the *negative log-likelihood*, -log q(z). It is small for likely values and large for surprising ones. Its unit is
+# the *nat*: a bit, but with the natural logarithm (1 nat = 1.44 bits). From the density of a Gaussian, for one value:
 #
 # $$-\log q(z) = \tfrac12\left[\log 2\pi + \log \sigma^2 + \frac{(z - \mu)^2}{\sigma^2}\right].$$
 
@@ -320,21 +252,23 @@ print("z       ", z.tolist())
 print("-log q  ", [round(value, 2) for value in surprise.tolist()])
 
 # %% [markdown]
-# Symmetric about the mean, smallest at the mean, growing with the square of the distance. Can it be negative? A density may
-# be greater than one: make σ small and see.
+# It is smallest at the mean, and grows with the square of the distance. It can also be negative, because a density can be greater
+# than 1 when σ is small:
 
 # %%
 narrow = 0.5 * (math.log(2 * math.pi) + math.log(0.01**2) + 0.0)  # z = μ, σ = 0.01
 print(f"at the mean of a Gaussian with σ = 0.01: {narrow:.2f} nats")
 
 # %% [markdown]
-# Values of one latent are independent given the image (that is what *diagonal* means), so their log-likelihoods add up: sum
-# over channels, rows and columns, one number per image.
+# *Diagonal* means that the values of one latent are independent, given the image. So their log-likelihoods add up over channels,
+# rows and columns, to one number per image.
+#
+# Stable Diffusion's training does not use this number. You need log q again in 02, to check the KL by sampling.
 
 # %% [markdown]
 # {{exercise 01.3}}
 #
-# Compute the negative log-likelihood of a sample, summed over all but the batch.
+# Compute the negative log-likelihood of a sample, summed over all dimensions but the batch.
 
 
 # %%
@@ -352,44 +286,40 @@ def nll(mean, logvar, sample):
 nll = check("01.3", nll)
 
 # %% [markdown]
-# A check by other means: PyTorch has the density of a Gaussian, too. And which z is the likeliest, the *mode*? Move z away
-# from the mean, to either side:
+# A check by other means: PyTorch has the density of a Gaussian, too. The *mode* is the most likely z. Move z away from the mean, to
+# either side, to find it:
 
 # %%
 mean, logvar = torch.full((61, 1), 0.5), torch.full((61, 1), -1.0)
 z = torch.linspace(-2, 3, 61)[:, None]
-ours = nll(mean, logvar, z)
-theirs = -torch.distributions.Normal(mean, torch.exp(0.5 * logvar)).log_prob(z).sum(1)
-print("max |Δ| < 1e-5:", bool((ours - theirs).abs().max() < 1e-5), "  least at z =", round(z[ours.argmin()].item(), 2))
+by_formula = nll(mean, logvar, z)
+by_torch = -torch.distributions.Normal(mean, torch.exp(0.5 * logvar)).log_prob(z).sum(1)
+print(f"{whose('01.3', nll)} nll and PyTorch's: max |Δ| < 1e-5:", bool((by_formula - by_torch).abs().max() < 1e-5))
+print("smallest at z =", round(z[by_formula.argmin()].item(), 2))
 
 # %%
-fig, ax = figure(size=(6, 3))
-for log_variance, color in [(-2.0, BLUE), (0.0, ORANGE)]:
-    ax.plot(z, nll(mean, torch.full_like(mean, log_variance), z), color=color, label=f"log σ² = {log_variance:.0f}")
-ax.axvline(0.5, color=GREY, linestyle="--", label="mean")
-ax.set(xlabel="z", ylabel="-log q(z) in nats")
-ax.legend()
+curves = {f"log σ² = {value:.0f}": nll(mean, torch.full_like(mean, value), z) for value in (-2.0, 0.0)}
 show(
-    fig,
-    alt="Two parabolas of surprise with their lowest points at the mean 0.5; the one of the smaller variance is lower and steeper.",
+    lines(curves, x=z[:, 0], xlabel="z", ylabel="-log q(z) in nats"),
+    alt="-log q for two variances and the mean 0.5. Both parabolas have their lowest point at the mean. The one of the smaller "
+    "variance is lower there, and steeper.",
 )
 
 # %% [markdown]
-# Both parabolas have their lowest point at the mean: the mode of a Gaussian *is* its mean. When Stable Diffusion only needs
-# the best guess and no noise, it takes `mode()`. The narrow Gaussian is less surprised at its mean, and more surprised further out.
+# The mode of a Gaussian *is* its mean. Where you need the most likely latent, without noise, take `mode()`.
 
 # %% [markdown]
-# ## 6. Can you put it into one class?
+# ## 5. All parts in one class
 #
-# All parts are there. What is missing are conveniences that people rely on: a `generator`, so that a sample can be repeated;
-# the noise on the device and in the data type of the mean; and `deterministic=True`, a posterior without width, whose sample
-# is its mean.
+# The class also gets what users need: a `generator`, so that a sample can be repeated; noise with the device and data type of the
+# mean; and `deterministic=True`, a posterior of width zero, whose sample is its mean.
 
 # %% [markdown]
 # {{exercise 01.4}}
 #
-# Build the class. `split_parameters` can be used as it is; `sample` and `nll` need `self.std`, `self.var` and `dims`. The
-# density of a deterministic posterior is infinite; the finished class defines its `nll` as zeros of shape (B,): do the same.
+# Build the class. You can use `split_parameters`. `sample` needs `self.std`, and `nll` needs `self.var`. `dims` are the dimensions
+# that `nll` sums over: the default leaves one number per image of (B, C, H, W). The density of a deterministic posterior is infinite;
+# its `nll` shall be zeros of shape (B,), as in the package. (Stable Diffusion's code returns a single 0.)
 
 
 # %%
@@ -418,7 +348,7 @@ class DiagonalGaussian:
         # END SOLUTION
 
     def mode(self):
-        """The likeliest value."""
+        """The most likely value."""
         # BEGIN SOLUTION
         return self.mean
         # END SOLUTION
@@ -436,29 +366,31 @@ class DiagonalGaussian:
 DiagonalGaussian = check("01.4", DiagonalGaussian)
 
 # %% [markdown]
-# Now the proof: your class and the finished one on the same parameters, with the same seed. The finished one is tested
-# against diffusers, to 12 digits, at extreme log-variances as well.
+# Now the comparison with the package's class: the same parameters, from an untrained encoder and a photograph, and the same seed. The
+# package's class is tested against *diffusers*, Hugging Face's library of diffusion models, to 12 digits.
 
 # %%
-photo = photographs("held-out")["chelsea"][:, 20:276, 100:356]
+photo = photographs("held-out")["chelsea"][None, :, 20:276, 100:356]
 with torch.no_grad():
-    parameters = vae.quant_conv(vae.encoder(photo[None]))
-yours, finished = DiagonalGaussian(parameters), DiagonalGaussianDistribution(parameters)
+    parameters = vae.quant_conv(vae.encoder(photo))
+built, finished = DiagonalGaussian(parameters), DiagonalGaussianDistribution(parameters)
 z = finished.sample(torch.Generator().manual_seed(0))
 
 # %%
 differences = {
-    "sample": yours.sample(torch.Generator().manual_seed(0)) - z,
-    "mode": yours.mode() - finished.mode(),
-    "nll": (yours.nll(z) - finished.nll(z)) / finished.nll(z),
+    "sample": built.sample(torch.Generator().manual_seed(0)) - z,
+    "mode": built.mode() - finished.mode(),
+    "nll": (built.nll(z) - finished.nll(z)) / finished.nll(z),
 }
 for name, difference in differences.items():
     assert difference.abs().max() < 1e-5, name
-print("sample, mode and nll agree: max |Δ| < 1e-5")
+print(f"{whose('01.4', DiagonalGaussian)} class and the package's: sample, mode and nll agree, max |Δ| < 1e-5")
 
 # %% [markdown]
-# What does such a posterior look like for a photograph? The encoder is untrained, so guess first: will you see anything of the
-# cat in the means? And in a sample?
+# ## 6. What does the posterior of a photograph look like?
+#
+# From the untrained encoder it is mostly noise; from a trained one it is not. First the untrained one. Each grey picture has its own
+# scale from black to white.
 
 
 # %%
@@ -468,34 +400,156 @@ def stretched(values):
 
 
 channels = {"mean": finished.mean, "standard deviation": finished.std, "sample": z}
-fig = side_by_side({"photograph": photo} | {name: stretched(values[0, 2]) for name, values in channels.items()})
+pictures = {"photograph": photo[0]} | {name: stretched(values[0, 2]) for name, values in channels.items()}
 show(
-    fig,
-    alt="A cat; a latent channel's mean, with the cat's eyes and nose; its standard deviation; and a sample, nearly all noise.",
+    side_by_side(pictures),
+    alt="Untrained encoder: the photograph, and channel 3 of the mean, of the standard deviation and of a sample. Eyes and nose are "
+    "visible in the mean and in the standard deviation; the sample is nearly all noise.",
     format="jpeg",
 )
 
 # %% [markdown]
-# Each picture has its own scale of greys. Stretched that way, the mean shows eyes and nose even in an untrained network:
-# convolutions keep things in place. The sample hardly does, because the noise is larger than the signal. By how much?
+# Even the untrained mean shows eyes and nose, because convolutions keep things in place. In the sample they are lost: the noise is
+# larger than the signal.
 
 # %%
-signal, noise = finished.mean[0, 2].std(), finished.std[0, 2].mean()
-print(f"spread of the means {signal:.2f}, width of the posterior {noise:.2f}")
-assert signal < noise / 3
+print(f"channel 3: spread of the means {finished.mean[0, 2].std():.2f}, σ {finished.std[0, 2].mean():.2f}")
+assert finished.mean[0, 2].std() < finished.std[0, 2].mean() / 3
 
 # %% [markdown]
-# To be of use, the encoder must raise the first number above the second: spread the means out, or make the posterior narrow.
-# Nothing stops it from going to the extreme, a σ of 1e-7, unless that has a price. The price is the KL term: notebook 02.
+# To be of use, training must turn this round: spread the means out, or make σ small. Now the trained model of notebook 00, which has
+# never seen this cat:
+
+# %%
+trained = AutoencoderKL.from_bundled("kl-f8-mini").eval()
+with torch.no_grad():
+    q = trained.encode(photo).latent_dist
+spreads, widths = q.mean.std((0, 2, 3)), q.std.mean((0, 2, 3))
+for index in range(4):
+    print(f"channel {index + 1}: spread of the means {spreads[index]:.2f}, σ {widths[index]:.2f}")
+
+# %%
+assert (widths < spreads / 4).all()
+print(f"σ is at most {(widths / spreads).max():.2f} of the spread")
+print(f"log-variances from {q.logvar.min():.1f} to {q.logvar.max():.1f}")
+
+# %% [markdown]
+# In every channel σ is under a quarter of the spread (at most 15 %). So the samples must look like the mean. Two of them:
+
+# %%
+samples = [q.sample(torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+channels = {"mean": q.mean, "standard deviation": q.std, "sample 1": samples[0], "sample 2": samples[1]}
+pictures = {"photograph": photo[0]} | {name: stretched(values[0, 0]) for name, values in channels.items()}
+show(
+    side_by_side(pictures),
+    alt="Trained encoder: the photograph, and channel 1 of the mean, of the standard deviation and of two samples. The cat is "
+    "visible in all of them. The samples can hardly be told from the mean; σ is largest at the eyes.",
+    format="jpeg",
+)
+
+# %% [markdown]
+# Now decode the mean and both samples. PSNR measures the error against the photograph, in decibels (higher is better).
+
+# %%
+with torch.no_grad():
+    decoded = [trained.decode(latent).sample for latent in (q.mode(), *samples)]
+names = ["from the mean", "from sample 1", "from sample 2"]
+decibels = [psnr(picture, photo).item() for picture in decoded]
+print(", ".join(f"{name} {db:.1f} dB" for name, db in zip(names, decibels, strict=True)))
+assert max(decibels) - min(decibels) < 0.3
+
+# %%
+pictures = {"photograph": photo[0]} | {name: it[0] for name, it in zip(names, decoded, strict=True)}
+show(
+    side_by_side(pictures),
+    alt="The photograph, and what the decoder makes of the mean and of two samples: three pictures of the cat that look the same, a "
+    "little softer than the photograph.",
+    format="jpeg",
+)
+
+# %% [markdown]
+# The pictures agree, and the noise costs 0.1 dB. The decoder has learned to cope with a neighbourhood of each latent, as section 1
+# asked, and a small one is enough.
+#
+# The reconstruction error alone would make σ as small as possible, since noise only adds error. The term that works against this is
+# the KL term: notebook 02. (This model was trained with a KL weight of 0.02, so that the noise is noticeable. Source: its recipe.)
+
+# %% [markdown]
+# ## Going further: the gradient without the trick (optional)
+#
+# There is another way to differentiate an expectation. Write E_q[f(z)] for the average of a loss f(z) over samples z from q. It is
+# the integral of q(z) f(z), and only q depends on μ. With ∇q = q ∇log q:
+#
+# $$\nabla_\mu \, \mathbb E_q[f(z)] = \int f(z) \, \nabla_\mu q(z) \, dz = \int f(z) \, q(z) \, \nabla_\mu \log q(z) \, dz
+# = \mathbb E_q\!\left[f(z)\, \nabla_\mu \log q(z)\right], \qquad \nabla_\mu \log q(z) = \frac{z - \mu}{\sigma^2}.$$
+
+# %% [markdown]
+# This is the *score-function* estimator (REINFORCE). It needs f(z), but not its slope, and works even where z cannot be computed from
+# noise. Compare both for f(z) = (z - 3)², at μ = 1 and σ = 1, where the true derivative is 2(μ - 3) = -4.
+
+# %%
+torch.manual_seed(0)
+mean, noise = 1.0, torch.randn(100_000)
+z = mean + noise
+reparameterised = 2 * (z - 3)  # df/dz · dz/dμ
+score = (z - 3) ** 2 * (z - mean)  # f(z) · (z - μ) / σ²
+print(f"reparameterised  mean {reparameterised.mean():.1f}   variance {reparameterised.var():.0f}")
+print(f"score function   mean {score.mean():.1f}   variance {score.var():.0f}")
+print(f"score-function samples with the wrong sign: {(score > 0).float().mean():.0%}")
+
+# %% [markdown]
+# Both are right on average. But the score function has some twenty times the variance, and so needs twenty times as many samples for
+# the same error. Half of its samples have the wrong sign: f is never negative, so the sign is that of the noise.
+
+# %%
+fig, ax = figure(size=(6, 3))
+bins = torch.linspace(-40, 5, 90).numpy()
+ax.hist(score.numpy(), bins, density=True, color=PALETTE[1], label="score function")
+ax.hist(reparameterised.numpy(), bins, density=True, color=PALETTE[0], alpha=0.8, label="reparameterised")
+ax.axvline(-4, color="black", linestyle="--", label="true gradient")
+ax.set(xlabel="one sample's estimate of the gradient", ylabel="density")
+ax.legend()
+show(
+    fig,
+    alt="Histograms of both estimates. The reparameterised one is a bell around the true gradient, -4. The score function's has a "
+    "peak near 0 and a long tail on the left, which makes its mean right.",
+)
+
+# %% [markdown]
+# A real latent has many values: 4,096 for an image of 256 × 256. Estimate the gradient for the first mean, for two losses over d
+# values. The first treats every value by itself: Σ (z - 3)². The second mixes them, as a decoder does: (Σ (z - 3))².
+
+
+# %%
+def variances(d, mixed):
+    """Variance over 2,000 samples of both estimates of the gradient: (reparameterised, score function)."""
+    z = 1.0 + torch.randn(2000, d, generator=torch.Generator().manual_seed(d))
+    f = (z - 3).sum(1) ** 2 if mixed else (z - 3).pow(2).sum(1)
+    slope = 2 * (z - 3).sum(1) if mixed else 2 * (z[:, 0] - 3)
+    return slope.var().item(), (f * (z[:, 0] - 1.0)).var().item()
+
+
+# %%
+table = {(d, mixed): variances(d, mixed) for mixed in (False, True) for d in (1, 64, 4096)}
+print("loss            d   reparameterised   score function")
+for (d, mixed), (slope, score) in table.items():
+    print(f"{'mixed' if mixed else 'separate':<8} {d:8}  {slope:16.1e}  {score:15.1e}")
+assert table[4096, False][0] < 5 and 10_000 < table[4096, True][0] < 25_000
+
+# %% [markdown]
+# The score function's variance grows with d² and with d⁴, because the whole loss multiplies the score of one value. (Subtracting the
+# average loss first, a *baseline*, helps, but it still grows.) The reparameterised variance stays at 4 for the separate loss, and
+# grows with d for the mixed one: much more slowly. In practice one sample per image is enough, if the batch is large (Kingma & Welling
+# 2013, section 2.3).
 
 # %% [markdown]
 # ## Summary
 #
 # 1. The encoder puts out a Gaussian for every latent value: means in the first half of the channels, log-variances in the second.
 # 2. The logarithm keeps σ positive; the clamp to [-30, 20] keeps it finite.
-# 3. z = μ + σ ε lets the gradient through; the score function's variance (without a baseline) grows with the square of the latent's size.
+# 3. z = μ + σ ε lets the gradient through to μ and σ.
 # 4. -log q(z) is a parabola per value, summed over the latent; its lowest point, the mode, is the mean.
-# 5. Your class equals the finished one, and the finished one equals Stable Diffusion's.
+# 5. In the trained model σ is under a quarter of the spread of the means, and a sample decodes nearly like the mean.
 #
 # ### Check yourself
 #
@@ -513,7 +567,7 @@ assert signal < noise / 3
 #
 # <details><summary>Your log-variance is 25 in one place. Which gradient does it get from the sample?</summary>
 #
-# None: the clamp is level there. The KL term, computed from the clamped value, does not pull it back either.
+# None: the clamp is constant there. The KL term, computed from the clamped value, does not pull it back either.
 # </details>
 #
-# **Next:** [02, the KL term](02_kl_loss.ipynb). It puts a price on every nat that the posterior says about its image.
+# **Next:** [02, the KL term](02_kl_loss.ipynb). It adds a cost for every nat of information in the posterior.

@@ -123,6 +123,21 @@ def test_every_cell_runs_without_an_error(page):
     assert [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"] == []
 
 
+def test_every_figure_has_its_caption_below_it(page):
+    outputs = [output for cell in page.evaluate(CELLS) for output in cell.get("outputs", [])]
+    stored = [
+        next(iter(output["metadata"].values()))["alt"] for output in outputs if "image/png" in output.get("data", {})
+    ]
+    below = page.locator(".jp-OutputArea-child:has(.jp-RenderedImage) + .jp-OutputArea-child small")
+    assert stored and [text.strip() for text in below.all_text_contents()] == [text.strip() for text in stored]
+    assert all(caption.bounding_box()["height"] > 0 for caption in below.all())
+
+
+def test_the_environment_cell_is_one_folded_line(page):
+    folded = page.locator(".jp-CodeCell:has(.jp-InputPlaceholder)")
+    assert folded.count() == 1 and "torch" in folded.text_content()
+
+
 def explorers(page):
     """List the explorers on the page: boxes with sliders and a picture, and without another explorer inside."""
     boxes = page.locator(".widget-vbox", has=page.locator(".noUi-handle")).filter(has=page.locator("img"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from klvae_edu import exercises
-from klvae_edu.exercises import EXERCISES, CheckFailed, Verdict, check, hint, progress, solution
+from klvae_edu.exercises import EXERCISES, CheckFailed, Verdict, check, hint, progress, solution, whose
 from klvae_edu.exercises.attempt import Local
 from klvae_edu.exercises.exercise import Exercise
 from klvae_edu.exercises.judges.functions import judge_function, probe
@@ -64,6 +64,11 @@ def test_the_finished_version_does_not_count_as_the_readers(capsys):
     finished = check("01.2", var_for_std)
     check("01.2", finished)
     assert "not attempted yet: this is the finished version" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_whose_answer_it_is_depends_on_whether_it_passed():
+    assert whose("01.2", check("01.2", reparameterize)) == "your"
+    assert whose("01.2", check("01.2", var_for_std)) == "the finished"
 
 
 def test_a_not_implemented_error_of_pytorch_is_no_blank(capsys):

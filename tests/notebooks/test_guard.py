@@ -181,7 +181,7 @@ def notebook(name, solved):
 
 def test_there_is_a_course():
     assert NAMES
-    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(len(NAMES))], "numbered without a gap"
+    assert len({name[:2] for name in NAMES}) == len(NAMES), "two notebooks have one number"
 
 
 @pytest.mark.parametrize(("name", "solved"), BOTH)

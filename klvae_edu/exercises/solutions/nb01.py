@@ -38,7 +38,7 @@ class DiagonalGaussian:
         return mean + self.std * noise
 
     def mode(self):
-        """The likeliest value."""
+        """The most likely value."""
         return self.mean
 
     def nll(self, sample, dims=(1, 2, 3)):
