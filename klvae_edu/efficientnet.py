@@ -55,7 +55,7 @@ class EfficientNetDistance(nn.Module):
         ImportError: the package with the weights is not installed.
         ValueError: an unknown name, or the file in the package is damaged.
 
-    Built in notebook 06, section 3.
+    Built in notebook 06, in an optional section; used in its section 3.
     """
 
     num_features = 1280

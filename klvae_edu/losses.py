@@ -190,7 +190,7 @@ def last_layer_gradients(reconstruction: Tensor, weight: Tensor, gradients: Sequ
     Returns:
         One gradient for each loss, each with the shape of `weight`.
 
-    Built in notebook 07, section 5.
+    Built in notebook 07, in an optional section.
     """
     # (C, in, k, k) each
     return [torch.autograd.grad(reconstruction, weight, gradient, retain_graph=True)[0] for gradient in gradients]

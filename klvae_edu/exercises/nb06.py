@@ -197,17 +197,17 @@ def _squared(features: Tensor) -> Tensor:
     return features.pow(2).sum(1, keepdim=True)
 
 
-_INSIDE = "add it to the squared length, inside the root"
+_INSIDE = "add it to the squared norm, inside the root"
 _PIXELS = "it is over the channels of each pixel, dimension 1"
-_SUM = "the length is the root of the sum of squares"
+_SUM = "the norm is the root of the sum of squares"
 LENGTH_MISTAKES = Mistakes()
 for message, divide in {
     f"eps is not used, and 0/0 is left: {_INSIDE}": lambda f, eps: f / _squared(f).sqrt(),
     f"eps outside of the root leaves an infinite slope at 0: {_INSIDE}": lambda f, eps: f / (_squared(f).sqrt() + eps),
-    f"the root of eps is added to the length: {_INSIDE}": lambda f, eps: f / (_squared(f).sqrt() + eps**0.5),
-    f"eps is a lower limit of the length, as in F.normalize: {_INSIDE}": lambda f, eps: F.normalize(f, eps=eps),
+    f"the root of eps is added to the norm: {_INSIDE}": lambda f, eps: f / (_squared(f).sqrt() + eps**0.5),
+    f"eps is a lower limit of the norm, as in F.normalize: {_INSIDE}": lambda f, eps: F.normalize(f, eps=eps),
     f"eps is not used, only 0/0 is avoided, as by F.normalize or nan_to_num: {_INSIDE}": lambda f, eps: F.normalize(f),
-    f"eps is a lower limit of the squared length: {_INSIDE}": lambda f, eps: f / _squared(f).clamp(min=eps).sqrt(),
+    f"eps is a lower limit of the squared norm: {_INSIDE}": lambda f, eps: f / _squared(f).clamp(min=eps).sqrt(),
     f"eps is squared: {_INSIDE}, as it is": lambda f, eps: unit_length(f, eps**2),
     f"the root of eps is added: {_INSIDE}, as it is": lambda f, eps: unit_length(f, eps**0.5),
     f"eps is subtracted: {_INSIDE}": lambda f, eps: unit_length(f, -eps),
@@ -217,19 +217,19 @@ for message, divide in {
     f"eps is added to all features: {_INSIDE}": lambda f, eps: (f + eps) / _squared(f + eps).sqrt(),
     f"eps is added after the division: {_INSIDE}, with a bracket": lambda f, eps: f / _squared(f).sqrt() + eps,
     f"eps is added after the division by F.normalize: {_INSIDE}": lambda f, eps: F.normalize(f) + eps,
-    "multiplied by the length: divide by it": lambda f, eps: f * (_squared(f) + eps).sqrt(),
-    "this is the length: divide the features by it": lambda f, eps: (_squared(f) + eps).sqrt(),
-    "this is 1 / length: multiply the features by it": lambda f, eps: (_squared(f) + eps).rsqrt(),
+    "multiplied by the norm: divide by it": lambda f, eps: f * (_squared(f) + eps).sqrt(),
+    "this is the norm: divide the features by it": lambda f, eps: (_squared(f) + eps).sqrt(),
+    "this is 1 / norm: multiply the features by it": lambda f, eps: (_squared(f) + eps).rsqrt(),
     "the features are squared: divide the features themselves": lambda f, eps: f**2 / (_squared(f) + eps),
     f"the mean is subtracted, as by F.layer_norm or F.group_norm: {_SUM}": lambda f, eps: F.group_norm(f, 1, eps=eps),
     f"the mean is subtracted, as by F.instance_norm: {_SUM}": lambda f, eps: F.instance_norm(f, eps=eps),
     "roots of squares are summed: sum the squares first": lambda f, eps: f / (f**2 + eps).sqrt().sum(1, keepdim=True),
     f"softmax makes the channels' sum 1: {_SUM}": lambda f, eps: f.softmax(1),
-    "the largest length of the batch is 1, not that of each pixel": lambda f, eps: f / (_squared(f) + eps).sqrt().max(),
+    "the largest norm of the batch is 1, not that of each pixel": lambda f, eps: f / (_squared(f) + eps).sqrt().max(),
     # by their exceptions
-    "keepdim=True is missing: the length must be (B, 1, h, w) to divide (B, C, h, w)": lambda f, eps: f / f.sum(1),
+    "keepdim=True is missing: the norm must be (B, 1, h, w) to divide (B, C, h, w)": lambda f, eps: f / f.sum(1),
     "math.sqrt takes a single number: use torch.sqrt": lambda f, eps: f / math.sqrt(_squared(f)),
-    "the length's new dimension is elsewhere: it is (B, 1, h, w)": lambda f, eps: f / f.sum(1)[..., None],
+    "the norm's new dimension is elsewhere: it is (B, 1, h, w)": lambda f, eps: f / f.sum(1)[..., None],
 }.items():
     LENGTH_MISTAKES(message)(lambda features, eps=1e-8, divide=divide: divide(features, eps))
 LENGTH_MISTAKES("another default for eps: leave the line with `def` as it is")(
@@ -240,17 +240,17 @@ for fixed in (1e-12, 1e-10, 1e-8, 1e-6):
         lambda features, eps=1e-8, fixed=fixed: unit_length(features, fixed)
     )
 for message, square in {
-    f"the length is taken over space: {_PIXELS}": lambda f: f.pow(2).sum((2, 3), keepdim=True),
-    f"the length is taken over one row: {_PIXELS}": lambda f: f.pow(2).sum(3, keepdim=True),
-    f"the length is taken over one column: {_PIXELS}": lambda f: f.pow(2).sum(2, keepdim=True),
-    f"the length is taken over the batch: {_PIXELS}": lambda f: f.pow(2).sum(0, keepdim=True),
-    f"the length is taken over channels and batch: {_PIXELS}": lambda f: f.pow(2).sum((0, 1), keepdim=True),
-    f"the length is taken over space and batch: {_PIXELS}": lambda f: f.pow(2).sum((0, 2, 3), keepdim=True),
-    f"the length is taken over channels and space: {_PIXELS}": lambda f: f.pow(2).sum((1, 2, 3), keepdim=True),
-    f"the length is taken over everything: {_PIXELS}": lambda f: f.pow(2).sum(),
+    f"the norm is taken over space: {_PIXELS}": lambda f: f.pow(2).sum((2, 3), keepdim=True),
+    f"the norm is taken over one row: {_PIXELS}": lambda f: f.pow(2).sum(3, keepdim=True),
+    f"the norm is taken over one column: {_PIXELS}": lambda f: f.pow(2).sum(2, keepdim=True),
+    f"the norm is taken over the batch: {_PIXELS}": lambda f: f.pow(2).sum(0, keepdim=True),
+    f"the norm is taken over channels and batch: {_PIXELS}": lambda f: f.pow(2).sum((0, 1), keepdim=True),
+    f"the norm is taken over space and batch: {_PIXELS}": lambda f: f.pow(2).sum((0, 2, 3), keepdim=True),
+    f"the norm is taken over channels and space: {_PIXELS}": lambda f: f.pow(2).sum((1, 2, 3), keepdim=True),
+    f"the norm is taken over everything: {_PIXELS}": lambda f: f.pow(2).sum(),
     "each feature is divided by itself: sum the squares over the channels": lambda f: f.pow(2),
-    "the root is missing: divide by the length, not by its square": lambda f: _squared(f).pow(2),
-    "a second root: divide by the length itself": lambda f: _squared(f).sqrt(),
+    "the root is missing: divide by the norm, not by its square": lambda f: _squared(f).pow(2),
+    "a second root: divide by the norm itself": lambda f: _squared(f).sqrt(),
     f"the root of the mean square: {_SUM}": lambda f: f.pow(2).mean(1, keepdim=True),
     f"the mean square: {_SUM}": lambda f: f.pow(2).mean(1, keepdim=True).pow(2),
     f"the sum of the absolute values (L1): {_SUM}": lambda f: f.abs().sum(1, keepdim=True).pow(2),
@@ -417,7 +417,7 @@ def lists_after(answer: Any, *tensors: Tensor) -> list[list[Tensor]]:
 
 
 def _taps(batch: int, *maps: tuple[int, int, int]) -> tuple[Tensor, ...]:
-    """Features of unit length for two batches of images, and heads, for taps of (C, h, w)."""
+    """Features of unit norm for two batches of images, and heads, for taps of (C, h, w)."""
     features, others = (
         tuple(unit_length(x) for x in probe(*((batch + offset, *shape) for shape in maps))) for offset in (0, 1)
     )
@@ -704,7 +704,7 @@ EXERCISES = (
     ),
     Exercise(
         id="06.2",
-        title="Features of length 1",
+        title="Features of norm 1",
         notebook=NOTEBOOK,
         minutes=10,
         difficulty=2,

@@ -618,7 +618,7 @@ _CARRIES = "the value is right, but it carries a gradient: it is a number to mul
 WEIGHT_MISTAKES = Mistakes(
     [
         *(
-            (f"the lengths: {fault}; take the norm, the root of the sum of all squares", _weight(length))
+            (f"the norms: {fault}; a norm is the root of the sum of all squares", _weight(length))
             for fault, length in _LENGTHS.items()
         ),
         *(
@@ -1032,7 +1032,7 @@ EXERCISES: tuple[Exercise, ...] = (
         in_package=(losses.adaptive_weight,),
         hints=(
             "weight · ‖adversarial gradient‖ is to equal ‖reconstruction's gradient‖. Solve for the weight.",
-            "gradient.norm() is the length over all axes. What if the adversarial one is zero?",
+            "gradient.norm() is the norm over all axes. What if the adversarial one is zero?",
             "ratio has 1e-4 below the line, beside the adversarial norm. Its clamp(max=...) stays a tensor, and "
             "detach() cuts it off.",
         ),

@@ -68,7 +68,7 @@ def maps(
     """
     values = {title: np.asarray(field) for title, field in fields.items()}
     fig, axes = figure(1, len(values), size=size or (2.4 * len(values) + 0.8, 2.6))
-    limits = (min(it.min() for it in values.values()), max(it.max() for it in values.values())) if shared else ()
+    limits = (min(map(np.nanmin, values.values())), max(map(np.nanmax, values.values()))) if shared else ()
     for ax, (title, field) in zip(np.atleast_1d(axes), values.items(), strict=True):
         drawn = ax.imshow(field, cmap, **dict(zip(("vmin", "vmax"), limits, strict=False)))
         ax.set(title=title, xticks=[], yticks=[])

@@ -14,13 +14,13 @@ def through_pca(train, patches, components):
 
 
 def unit_length(features, eps=1e-8):
-    """features (B, C, h, w) -> the same directions, of length 1 at each pixel, or 0 where there are no features."""
+    """features (B, C, h, w) -> the same directions, of norm 1 at each pixel, or 0 where there are no features."""
     squared = features.pow(2).sum(1, keepdim=True)
     return features / torch.sqrt(squared + eps)
 
 
 def perceptual_distance(features, others, heads):
-    """Lists over the taps: features and others (B, C, h, w) of unit length, heads (1, C, 1, 1) -> (B,)."""
+    """Lists over the taps: features and others (B, C, h, w) of norm 1, heads (1, C, 1, 1) -> (B,)."""
     total = features[0].new_zeros(len(features[0]))
     for a, b, head in zip(features, others, heads, strict=True):
         weighted = head * (a - b) ** 2

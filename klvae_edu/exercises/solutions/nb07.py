@@ -42,7 +42,7 @@ def discriminator_loss(logits_real, logits_fake, kind):
 
 
 def adaptive_weight(nll_gradient, adversarial_gradient, limit=1e4):
-    """Both gradients at the last layer's weight -> the factor that makes the second as long as the first: a scalar."""
+    """Both gradients at the last layer's weight -> the factor that gives the second the norm of the first: a scalar."""
     ratio = nll_gradient.norm() / (adversarial_gradient.norm() + 1e-4)
     return ratio.clamp(max=limit).detach()
 
