@@ -1,17 +1,18 @@
 # %% [markdown]
-# # 02 · The KL term: what the posterior costs
+# # 02 · The KL term: how far a posterior is from N(0, I)
 #
 # {{badge}}
 #
-# In notebook 01 nothing kept the encoder from an infinitely sharp posterior. Here you build the price: the Kullback–Leibler
-# divergence to N(0, I). You check it by simulation, find out what Stable Diffusion's weight of 1e-6 really weighs, and watch a
-# posterior collapse when the price is too high.
+# In notebook 01 nothing stopped the encoder from making σ as small as it liked. Here you build the term that does: the
+# Kullback–Leibler divergence (KL) of the posterior from N(0, I). You see why it belongs in the loss, what Stable Diffusion's weight
+# of 1e-6 means, and how a posterior collapses when the weight is too large.
 #
 # **You will be able to**
 #
-# * write the KL between diagonal Gaussians in closed form, and estimate it from samples when you doubt it;
-# * say what a KL weight means under two conventions of summing, and convert one into the other;
-# * read rate and distortion off trained models, and recognise posterior collapse.
+# * write the KL between diagonal Gaussians in closed form, and check it with samples;
+# * derive the evidence lower bound, and say what the KL's weight β means in it;
+# * convert a weight between sums and means;
+# * recognise posterior collapse.
 #
 # **You need** notebook [01](01_diagonal_gaussian.ipynb): mean, log-variance, the reparameterised sample.
 #
@@ -24,51 +25,54 @@ import math
 
 import torch
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 
 from klvae_edu import AutoencoderKL, DiagonalGaussianDistribution
 from klvae_edu.data import photographs
 from klvae_edu.environment import progress
-from klvae_edu.exercises import check, hint, solution
+from klvae_edu.exercises import check, hint, solution, whose
 from klvae_edu.explore.explorer import Choice, Explorer
 from klvae_edu.losses import vae_loss
-from klvae_edu.plots import PALETTE, figure, figure_to_image, show
+from klvae_edu.plots import PALETTE, figure, figure_to_image, image_grid, lines, show
 
-BLUE, ORANGE, GREEN, GREY = *PALETTE[:3], "0.6"
+BLUE, ORANGE, GREY = *PALETTE[:2], "0.6"
 
 # %% [markdown]
-# ## 1. What does it cost to say something?
+# ## 1. The KL to N(0, I)
 #
-# Before it sees the image, a receiver expects each latent value to come from N(0, 1): that is the *prior* p. The posterior q says
-# something else. How much? Draw z from q and ask how much likelier q finds it than p does; the average is the
-# Kullback–Leibler divergence:
+# Before a model sees the image, each latent value is expected to come from N(0, 1), the *prior* p. For the image, the encoder
+# gives another distribution: the posterior q. To measure how far q is from p, draw z from q, compare the two log-densities at z, and
+# average:
 #
 # $$\mathrm{KL}(q\,\|\,p) = \mathbb E_{z\sim q}\left[\log q(z) - \log p(z)\right]$$
 
 # %% [markdown]
-# Its unit is the *nat*, the bit of the natural logarithm (1 nat is 1.44 bits). For Gaussians there is a closed form, here for one
-# value. Which of these five posteriors says nothing?
+# It is measured in *nats*: bits, but with the natural logarithm (1 nat is 1.44 bits). Which of these five posteriors has a KL
+# of zero? PyTorch computes it; you will write it yourself below.
 
 # %%
-mean = torch.tensor([0.0, 1.0, 2.0, 0.0, 0.0])
-logvar = torch.tensor([0.0, 0.0, 0.0, -2.0, 2.0])
-cost = 0.5 * (mean**2 + logvar.exp() - 1 - logvar)
-for row in zip(mean.tolist(), logvar.tolist(), cost.tolist(), strict=True):
-    print("mean {:3.0f}   log-variance {:4.0f}   cost {:.2f} nats".format(*row))
+means = torch.tensor([0.0, 1.0, 2.0, 0.0, 0.0])
+stds = torch.tensor([1.0, 1.0, 1.0, 0.5, 2.0])
+kls = kl_divergence(Normal(means, stds), Normal(0.0, 1.0))
+for row in zip(means, stds, kls, strict=True):
+    print("mean {:.0f}   σ {:.1f}   KL {:.2f} nats".format(*row))
 
 # %% [markdown]
-# The first one, which *is* the prior. Moving the mean costs half the square of the distance. Being narrower than the prior
-# costs, and being wider costs more.
+# Only the first one, which equals the prior. A mean at distance d costs d²/2. Halving σ costs 0.32 nats, doubling it 0.81.
 #
-# Where does the form come from? Take both log-densities from notebook 01; log 2π cancels. On average over q, (z - μ)²/σ² is 1, and
-# z² is μ² + σ². What remains of log q - log p is, for one value,
+# For Gaussians no sampling is needed. The two log-densities are (notebook 01)
 #
-# $$\mathrm{KL}\big(\mathcal N(\mu, \sigma^2)\,\|\,\mathcal N(0, 1)\big) = \tfrac12\left(\mu^2 + \sigma^2 - 1 - \log\sigma^2\right)$$
+# $$\log q(z) = -\tfrac12\left(\log 2\pi + \log\sigma^2 + \tfrac{(z-\mu)^2}{\sigma^2}\right), \qquad
+# \log p(z) = -\tfrac12\left(\log 2\pi + z^2\right).$$
+#
+# On average over q, (z - μ)²/σ² is 1, and z² is μ² + σ². Put both into log q - log p: four terms remain.
 
 # %% [markdown]
 # {{exercise 02.1}}
 #
-# Write it for a whole latent. Its values are independent, so their divergences add up: one number per image. It is a loss, so
-# the gradient must reach both inputs. As always, `hint("02.1")` helps you on, and `solution("02.1")` shows the finished code.
+# Derive the KL of one value on paper, then write it for a whole latent. The values are independent, so their KLs add up: one
+# number per image. It is a loss, so the gradient must reach both inputs. As always, `hint("02.1")` helps, and
+# `solution("02.1")` shows the finished code.
 
 
 # %%
@@ -86,25 +90,21 @@ def kl_to_standard_normal(mean, logvar):
 kl_to_standard_normal = check("02.1", kl_to_standard_normal)
 
 # %% [markdown]
-# Does PyTorch agree? It has a table of closed forms for pairs of distributions:
+# This is the formula, for one value:
+#
+# $$\mathrm{KL}\big(\mathcal N(\mu, \sigma^2)\,\|\,\mathcal N(0, 1)\big) = \tfrac12\left(\mu^2 + \sigma^2 - 1 - \log\sigma^2\right)$$
+#
+# Compare with PyTorch on two latents. (The print says whose function was compared.)
 
 # %%
 torch.manual_seed(0)
 mean, logvar = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-posterior = torch.distributions.Normal(mean, torch.exp(0.5 * logvar))
-theirs = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).flatten(1).sum(1)
-print("relative |Δ| < 1e-5:", bool(((kl_to_standard_normal(mean, logvar) - theirs) / theirs).abs().max() < 1e-5))
+theirs = kl_divergence(Normal(mean, torch.exp(0.5 * logvar)), Normal(0.0, 1.0)).flatten(1).sum(1)
+assert ((kl_to_standard_normal(mean, logvar) - theirs) / theirs).abs().max() < 1e-5
+print(whose("02.1", kl_to_standard_normal), "function and PyTorch's: relative |Δ| < 1e-5")
 
 # %% [markdown]
-# Is it as expensive to halve σ as to double it? Guess, then run the cell.
-
-# %%
-for name, std in [("halved", 0.5), ("doubled", 2.0)]:
-    cost = kl_to_standard_normal(torch.zeros(1, 1), torch.full((1, 1), 2 * math.log(std)))
-    print(f"σ {name}: {cost.item():.2f} nats")
-
-# %% [markdown]
-# Now the whole landscape, for one value:
+# Now for all means and standard deviations in a range:
 
 # %%
 means, stds = torch.meshgrid(torch.linspace(-3, 3, 121), torch.linspace(0.05, 3, 120), indexing="xy")
@@ -112,40 +112,39 @@ landscape = kl_to_standard_normal(means.reshape(-1, 1), 2 * stds.log().reshape(-
 
 # %%
 fig, ax = figure(size=(6, 3.4))
-lines = ax.contour(means, stds, landscape, levels=[0.05, 0.25, 0.5, 1, 2, 3, 4], colors=BLUE)
-ax.clabel(lines, fmt="%g nats")
+contours = ax.contour(means, stds, landscape, levels=[0.05, 0.25, 0.5, 1, 2, 3, 4], colors=BLUE)
+ax.clabel(contours, fmt="%g nats")
 ax.plot(0, 1, "o", color=ORANGE)
 ax.set(xlabel="mean μ", ylabel="standard deviation σ")
-show(fig, alt="Contours of the KL over mean and standard deviation: a bowl, lowest (0) at mean 0 and deviation 1.")
+show(
+    fig, alt="The KL over mean and standard deviation, as contour lines. It is 0 at the orange point, μ = 0 and σ = 1."
+)
 
 # %% [markdown]
-# A bowl, but a lopsided one. Downwards, towards σ = 0, the price grows only with the logarithm: each halving adds at most
-# log 2 ≈ 0.69 nats, one bit. Sideways it grows with the square. So what will an encoder do that wants to tell its images
-# apart cheaply: move the means far out, or keep them near and make σ small? (Section 5 shows both.)
+# The bowl is not symmetric. Towards σ = 0 it rises slowly: each halving of σ adds at most log 2 ≈ 0.69 nats, one bit. Towards large
+# |μ| it rises with the square. So the cheap way to tell images apart is to keep the means near 0 and make σ small.
 
 # %% [markdown]
-# ## 2. What if the other one is not N(0, I)?
+# ## 2. The KL between any two Gaussians
 #
-# Two posteriors can be compared with each other, too. Is the cost of expecting p and getting q the same as the other way
-# round? Try it with a narrow and a wide Gaussian, both around 0.
-
+# Two posteriors can be compared with each other, too. Take a narrow and a wide Gaussian, both around 0. Is the KL the same in both
+# directions?
 
 # %%
-narrow, wide = torch.distributions.Normal(0.0, 0.2), torch.distributions.Normal(0.0, 2.0)
-print(f"KL(narrow ‖ wide) = {torch.distributions.kl_divergence(narrow, wide):.2f} nats")
-print(f"KL(wide ‖ narrow) = {torch.distributions.kl_divergence(wide, narrow):.1f} nats")
+narrow, wide = Normal(0.0, 0.2), Normal(0.0, 2.0)
+print(f"KL(narrow ‖ wide) = {kl_divergence(narrow, wide):.2f} nats")
+print(f"KL(wide ‖ narrow) = {kl_divergence(wide, narrow):.1f} nats")
 
 # %% [markdown]
-# Not at all. The average is taken over samples of the *first* one. Samples of the narrow Gaussian are all plausible under the wide one;
-# most samples of the wide one are near impossible under the narrow one. KL is no distance, and the order of its arguments
-# matters:
+# No. The average is taken over samples of the *first* one. Most samples of the wide Gaussian are almost impossible under the narrow
+# one, but not the other way round. So the KL is not a distance, and the order of its arguments matters:
 #
 # $$\mathrm{KL}(q\,\|\,p) = \tfrac12 \sum\left(\frac{(\mu_q - \mu_p)^2 + \sigma_q^2}{\sigma_p^2} - 1 - \log\sigma_q^2 + \log\sigma_p^2\right)$$
 
 # %% [markdown]
 # {{exercise 02.2}}
 #
-# Write it for means and log-variances. With a mean of 0 and a log-variance of 0 for p, it must give what you have already. The
+# Write it for means and log-variances. With a mean of 0 and a log-variance of 0 for p, it must give the same as 02.1. The
 # gradient must reach all four inputs.
 
 
@@ -166,44 +165,26 @@ kl_between = check("02.2", kl_between)
 # %%
 zeros = torch.zeros_like(mean)
 special, general = kl_to_standard_normal(mean, logvar), kl_between(mean, logvar, zeros, zeros)
-print("equal to the special case:", bool(torch.allclose(special, general)))
+assert torch.allclose(special, general)
+print(whose("02.2", kl_between), "kl_between with N(0, I) as p equals the special case")
 
 # %% [markdown]
-# The finished class has both in one method: `posterior.kl()` and `posterior.kl(other)`. Now a picture: let two Gaussians of
-# width σ move apart. At what distance, in units of σ, does the KL reach one nat?
-
-# %%
-distance = torch.linspace(0, 4, 41)[:, None]
-fig, ax = figure(size=(6, 3))
-for std, color in [(0.5, BLUE), (1.0, ORANGE), (2.0, GREEN)]:
-    width = 2 * torch.full_like(distance, std).log()
-    ax.plot(distance, kl_between(distance, width, 0 * distance, width), color=color, label=f"σ = {std:g}")
-ax.axhline(1, color=GREY, linestyle="--")
-ax.set(xlabel="distance of the means", ylabel="KL in nats", ylim=(0, 8))
-ax.legend()
-show(fig, alt="KL over the distance of the means for three widths: parabolas, the steepest for the smallest width.")
-
-# %% [markdown]
-# At √2 σ, whatever the width: one nat apart means √2 σ apart. Make σ smaller, and more posteriors fit into the same stretch, each
-# a nat from its neighbour. In this sense sharp posteriors carry information: more images can be told apart.
-
-# %% [markdown]
-# ## 3. Do you believe the formula?
+# ## 3. Checking the formula by simulation
 #
-# You need not. By its definition in section 1 a KL divergence is an average, and an average can be simulated: draw z from q, and
-# take the difference of the log-densities. How many samples would you need for one decimal?
+# By definition a KL is an average, so it can be simulated: draw z from q, and average the difference of the log-densities. How many
+# samples does an error of 0.05 take?
 
 # %%
-q, p = torch.distributions.Normal(1.0, 0.5), torch.distributions.Normal(0.0, 1.0)
+q, p = Normal(1.0, 0.5), Normal(0.0, 1.0)
 torch.manual_seed(0)
-z, kl = q.sample((1000,)), torch.distributions.kl_divergence(q, p)
+z = q.sample((1000,))
 difference = q.log_prob(z) - p.log_prob(z)
-print("five samples", [round(value, 1) for value in difference[:5].tolist()], " closed form", round(kl.item(), 2))
+print("five samples", [round(value, 1) for value in difference[:5].tolist()], f" closed form {kl_divergence(q, p):.2f}")
 print(f"for an expected error of 0.05: about {(difference.std() / 0.05) ** 2:.0e} samples")
 
 # %% [markdown]
-# Single values scatter; some may even be negative, although the true average never is. The error falls with the square root
-# of the number of samples.
+# About two hundred. Some single values are negative, although a KL never is. The error falls with the square root of the number
+# of samples.
 
 # %% [markdown]
 # {{exercise 02.3}}
@@ -231,8 +212,8 @@ def monte_carlo_kl(mean, logvar, noise):
 monte_carlo_kl = check("02.3", monte_carlo_kl)
 
 # %% [markdown]
-# Now let it run towards the closed form, for one small latent of 16 values. The band is twice the expected error, computed
-# from the scatter of the samples themselves.
+# Let the estimate run towards the closed form, for one small latent of 16 values. The expected error is computed from the scatter
+# of the samples themselves.
 
 # %%
 torch.manual_seed(0)
@@ -243,24 +224,27 @@ count = torch.arange(1, 4001)
 running, error = single.cumsum(0) / count, single.std() / count.sqrt()
 
 # %%
-fig, ax = figure(size=(6, 3))
-ax.fill_between(count, exact - 2 * error, exact + 2 * error, color=BLUE, alpha=0.2, label="twice the expected error")
-ax.semilogx(count, running, color=BLUE, label="estimate")
-ax.axhline(exact, color=ORANGE, linestyle="--", label="closed form")
-ax.set(xlabel="samples", ylabel="KL in nats", ylim=(exact - 8, exact + 8))
-ax.legend()
-show(fig, alt="The running Monte-Carlo estimate wanders inside a narrowing band and settles on the closed form.")
-print("within four times the expected error at the end:", bool((running[-1] - exact).abs() < 4 * error[-1]))
+assert (running[-1] - exact).abs() < 4 * error[-1]
+fig = lines(
+    {"estimate": running, "closed form": exact + 0 * error},
+    count,
+    xlabel="samples",
+    ylabel="KL in nats",
+    dashed=("closed form",),
+)
+fig.axes[0].fill_between(count, exact - 2 * error, exact + 2 * error, color=BLUE, alpha=0.2)
+fig.axes[0].set(xscale="log", ylim=(exact - 8, exact + 8))
+alt = "The running estimate over the number of samples. It settles on the closed form. The band is twice the expected error."
+show(fig, alt=alt)
 
 # %% [markdown]
-# The formula holds. It is also free of noise, which is why nobody trains on the estimate when the closed form exists. The
-# estimate is for the day when your prior is no Gaussian.
+# They agree. The formula has no noise, so one trains on it where it exists. The estimate is for priors that are not Gaussian.
 
 # %% [markdown]
-# ## 4. What does a weight of 1e-6 weigh?
+# ## 4. The weight 1e-6: sums and means
 #
-# The training loss of Stable Diffusion's autoencoder is, without its perceptual and adversarial parts, *pixel error + 1e-6 ·
-# KL*. A millionth of what, against what? An image has C·H·W values, a latent has far fewer. Count them:
+# Without its perceptual and adversarial parts, the training loss of Stable Diffusion's autoencoder is *pixel error + 1e-6 · KL*.
+# What the weight does depends on how each term is added up. First the counts:
 
 # %%
 image_values, latent_values = 3 * 256 * 256, 4 * 32 * 32
@@ -269,20 +253,29 @@ print(
 )
 
 # %% [markdown]
-# The original code, CompVis' latent-diffusion, *sums* the absolute error over all of an image's values, sums the KL over all of its latent's values, and
-# averages only over the batch. Many people write `F.l1_loss` or `F.mse_loss` for the first, which *averages*. What does that
-# do to the balance?
+# Then the size of the KL. Stable Diffusion multiplies its latents by 0.18215, which is one over their standard deviation (LDM
+# code, `scale_factor`). So they are far wider than N(0, 1):
 
 # %%
-posterior_kl = 20.0 * latent_values  # suppose 20 nats per latent value: a mean of 5.5 alone costs ½ · 5.5² = 15
-error_per_value = 0.05  # suppose 0.05 on the scale from -1 to 1
-print(f"sums:      pixels {error_per_value * image_values:8.0f}   1e-6 · KL {1e-6 * posterior_kl:.2f}")
-print(f"mean + sum: pixels {error_per_value:7.2f}   1e-6 · KL {1e-6 * posterior_kl:.2f}")
+latent_std = 1 / 0.18215
+print(
+    f"standard deviation of the latents: {latent_std:.1f}; a mean of this size has a KL of {latent_std**2 / 2:.0f} nats"
+)
 
 # %% [markdown]
-# With sums, the KL term is a feather: five orders of magnitude below the pixels. With a mean on one side only, the same
-# "1e-6" is heavier than the whole pixel error, 196,608 times stronger. A weight without its reduction means nothing: when you
-# read one, look for the sum or the mean beside it.
+# The original code, CompVis' latent-diffusion, *sums* the absolute error over an image's values, sums the KL over its latent's
+# values, and averages only over the batch. Many people write `F.l1_loss` or `F.mse_loss` for the error, which *averages* over
+# everything. What does that change?
+
+# %%
+posterior_kl = 20.0 * latent_values  # suppose 20 nats per latent value: 15 for the mean, the rest for a small σ
+error_per_value = 0.05  # suppose 0.05 on the scale from -1 to 1
+print(f"sum + sum:  pixels {error_per_value * image_values:8.0f}   1e-6 · KL {1e-6 * posterior_kl:.2f}")
+print(f"mean + sum: pixels {error_per_value:8.2f}   1e-6 · KL {1e-6 * posterior_kl:.2f}")
+
+# %% [markdown]
+# With sums, the KL term is tiny: five orders of magnitude below the pixels. With a mean over the pixels, the same 1e-6 outweighs
+# the whole pixel error: relative to it, the term is 196,608 times stronger. When you read a weight, look for the sum or mean next to it.
 
 # %% [markdown]
 # {{exercise 02.4}}
@@ -306,34 +299,107 @@ def kl_vae_loss(reconstruction, target, posterior, kl_weight=1e-6):
 kl_vae_loss = check("02.4", kl_vae_loss)
 
 # %% [markdown]
-# The finished version is `klvae_edu.losses.vae_loss`, which returns the terms by name. Its `reduction="mean"` divides the
-# *whole* total by the image's C·H·W, so that the weight keeps its meaning. Compare on a photograph and an untrained model:
+# The package's version is `klvae_edu.losses.vae_loss`, which returns the terms by name. Its `reduction="mean"` divides the
+# *whole* total by the image's C·H·W, so the balance stays the same. Compare on a photograph and an untrained model:
 
 # %%
-photo = photographs("held-out")["coffee"][None, :, :256, :256]
-vae = AutoencoderKL.from_preset("mini", seed=0)
+photo = photographs("held-out")["coffee"][None, :, :256, :256]  # held out: no bundled model was trained on it
+vae = AutoencoderKL.from_preset("mini", seed=0)  # a preset: a named configuration, here a small one
 with torch.no_grad():
     posterior = vae.encode(photo).latent_dist
     reconstruction = vae.decode(posterior.mode()).sample
 terms = vae_loss(reconstruction, photo, posterior)
 
 # %%
-yours = kl_vae_loss(reconstruction, photo, posterior)
+total = kl_vae_loss(reconstruction, photo, posterior)
 averaged = vae_loss(reconstruction, photo, posterior, reduction="mean")["loss"]
-assert torch.allclose(yours, terms["loss"]) and torch.allclose(averaged * image_values, terms["loss"])
+assert torch.allclose(total, terms["loss"]) and torch.allclose(averaged * image_values, terms["loss"])
+print(whose("02.4", kl_vae_loss), "loss equals the package's vae_loss")
 print(f"share of the KL term, untrained model: {1e-6 * terms['kl'] / terms['loss']:.0e}")
 print(f"with the numbers supposed above:       {1e-6 * posterior_kl / (error_per_value * image_values):.0e}")
 
 # %% [markdown]
-# Next to nothing, either way. So what is a weight like that for? It does not make the latent a standard normal, not even nearly: it only
-# keeps σ from going to zero and the means from drifting off. To see what a *real* price does, take a model so small that it
-# trains in a second, and try many prices.
+# Either way, the KL term is a tiny part of the loss. It does not make the latents standard normal: their standard deviation is 5.5.
+# It is *meant to* keep σ from going to zero and the means from drifting away. Section 6 tests weights on a small model;
+# section 5 gives the reason for adding a KL at all.
 
 # %% [markdown]
-# ## 5. What happens as the price goes up?
+# ## 5. Why error plus KL: the evidence lower bound
 #
-# The toy: pictures of 16 × 16 with one soft dot, whose place (x, y) is drawn at random. Two numbers say all there is to say
-# about such a picture. A latent of two values should therefore be enough. Will the model find x and y by itself?
+# A VAE is a model of images. It draws z from the prior p(z), then pixels from p(x|z), a distribution around the decoder's
+# output. A good model gives the training images a high density: we want a large log p(x), the *evidence*.
+#
+# $$p(x) = \int p(x|z)\,p(z)\,dz$$
+#
+# With one pixel and one latent value the integral is easy. Take the decoder 2z, pixel noise of variance 1, and x = 3. Then x
+# is a sum of two Gaussians, of variance 2² + 1 = 5:
+
+# %%
+x, z = torch.tensor(3.0), torch.linspace(-10, 10, 2001)
+evidence = Normal(0.0, math.sqrt(5)).log_prob(x)
+integral = (Normal(2 * z, 1.0).log_prob(x) + Normal(0.0, 1.0).log_prob(z)).exp().sum() * 0.01
+print(f"log p(x): {evidence:.2f} in closed form, {integral.log():.2f} by trying 2,001 values of z")
+
+# %% [markdown]
+# For images nobody can compute the integral. But for every z, by the rule for conditional probabilities,
+#
+# $$\log p(x) = \log p(x|z) + \log p(z) - \log p(z|x).$$
+#
+# Take any density q(z). Add and subtract log q(z), and average over z from q (the left side does not depend on z):
+#
+# $$\log p(x) = \underbrace{\mathbb E_q[\log p(x|z)] - \mathrm{KL}(q\,\|\,p(z))}_{\text{evidence lower bound (ELBO)}} + \mathrm{KL}(q\,\|\,p(z|x)).$$
+#
+# A KL is never negative, because the logarithm is concave (Jensen's inequality). So without the last one a lower bound of log p(x)
+# is left.
+
+# %% [markdown]
+# The two are equal only if q is the true posterior p(z|x), in our example N(1.2, 0.2) by Bayes' rule. Compute the bound for
+# five q:
+
+
+# %%
+def bound(mean, std):
+    """E_q[log p(x|z)] - KL(q ‖ p(z)) for q = N(mean, std²), each (n,): (n,)."""
+    squared_error = (x - 2 * mean) ** 2 + (2 * std) ** 2  # (x - 2z)², averaged over q
+    return -0.5 * (math.log(2 * math.pi) + squared_error) - kl_to_standard_normal(mean[:, None], 2 * std.log()[:, None])
+
+
+# %%
+means, stds = torch.tensor([0.0, 0.6, 1.2, 1.2, 1.2]), torch.tensor([1.0, 1.0, 1.0, 0.2**0.5, 0.1])
+for row in zip(means, stds, bound(means, stds), strict=True):
+    print("q: mean {:.1f}   σ {:.2f}   bound {:.2f}".format(*row))
+gap = kl_between(means[:, None], 2 * stds.log()[:, None], torch.full((5, 1), 1.2), torch.full((5, 1), 0.2).log())
+assert (bound(means, stds) + gap - evidence).abs().max() < 1e-4
+print("bound + KL(q ‖ true posterior) = log p(x), for all five: max |Δ| < 1e-4")
+
+# %% [markdown]
+# The fourth q is the true posterior: there the bound equals log p(x). Now for many means of q:
+
+# %%
+means = torch.linspace(-0.5, 3, 71)
+widths = {"σ = 0.45 (true posterior)": 0.2**0.5, "σ = 1": 1.0, "σ = 0.1": 0.1}
+curves = {name: bound(means, torch.full((71,), std)) for name, std in widths.items()}
+fig = lines(curves | {"log p(x)": evidence.expand(71)}, means, xlabel="mean of q", ylabel="nats", dashed=("log p(x)",))
+fig.axes[0].set_ylim(-8, -2)
+alt = "The bound over the mean of q, for three σ. No curve is above log p(x). The curve with the true posterior's σ touches it, at the true posterior's mean, 1.2."
+show(fig, alt=alt)
+
+# %% [markdown]
+# So raising the bound moves q, the encoder's posterior, towards the true one, and raises what log p(x) is at least. The negative
+# bound is the loss: an error plus a KL.
+#
+# To see what β is, let the D pixels be Gaussian with variance s². Then
+#
+# $$-\mathrm{ELBO} = \frac{1}{2s^2}\,\mathbb E_q\|x - \mathrm{decoder}(z)\|^2 + \mathrm{KL} + \frac D2\log(2\pi s^2).$$
+#
+# Multiply by β = 2s²: the sum of squared errors, plus β · KL, plus a constant. So **β/2 is the variance of the decoder's pixels**.
+# (If the loss has *half* the sum of squares, β itself is the variance.)
+
+# %% [markdown]
+# ## 6. A toy at eight weights
+#
+# The pictures have 16 × 16 pixels and one soft dot, at a random place (x, y). These two numbers describe a picture
+# completely, so a latent of two values should be enough.
 
 # %%
 side = 16
@@ -347,20 +413,22 @@ def dots(places):
     return torch.exp(-(down[:, :, None] + across[:, None, :]) / 0.125).flatten(1)
 
 
+def as_images(flat):
+    return 2 * flat.view(-1, 1, side, side) - 1  # image_grid takes values in [-1, 1]
+
+
 places = 0.7 * (2 * torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)) - 1)
 pictures = dots(places)
 
+
 # %%
-fig, axes = figure(1, 6, size=(8, 1.6))
-for ax, picture in zip(axes, pictures, strict=False):
-    ax.imshow(picture.view(side, side), cmap="gray", vmin=0, vmax=1)
-    ax.axis("off")
-show(fig, alt="Six of the pictures: a soft white dot on black, each at another place.")
+show(
+    image_grid([as_images(pictures[:6])]), alt="Six of the pictures: a soft white dot on black, each at another place."
+)
 
 # %% [markdown]
-# The model has an encoder and a decoder of three linear layers each, with *your* kind of posterior in the middle. Its loss is
-# squared error plus β times KL. Up to a factor and a constant, that is the negative of the *evidence lower bound* (ELBO) for
-# Gaussian pixels of variance β/2.
+# Encoder and decoder have three linear layers each; the posterior is the class of notebook 01. The loss is the squared error, summed
+# over the pixels, plus β · KL: up to a constant, β times the negative ELBO.
 
 
 # %%
@@ -394,12 +462,12 @@ def train(beta, steps=800):
 
 
 torch.set_num_threads(1)  # layers this small gain nothing from a second core
-betas = [0.0, 0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 4.0]
+betas = [0.0, 1e-6, 0.001, 0.01, 0.1, 1.0, 2.0, 4.0]
 models = {beta: train(beta) for beta in betas}
 
 # %% [markdown]
-# Eight models, eight prices, the same seed. For each: the *rate*, how many nats its posteriors say on average, and the
-# *distortion*, how far its reconstructions are off. What do you expect the two to do as β rises?
+# Eight models, the same seed. For each, measure the *rate*, the average KL of its posteriors in nats, and the *distortion*, the
+# squared error of its reconstructions. How will the two change as β rises?
 
 
 # %%
@@ -415,37 +483,35 @@ average_picture = (pictures - pictures.mean(0)).pow(2).sum(1).mean().item()
 
 # %%
 fig, ax = figure(size=(6, 3.2))
-rates, distortions = zip(*measured.values(), strict=True)
-ax.plot(rates, distortions, "o-", color=BLUE)
-for beta, (rate, distortion) in measured.items():
-    ax.annotate(f"β = {beta:g}", (rate, distortion), xytext=(6, 6), textcoords="offset points")
-ax.axhline(average_picture, color=GREY, linestyle="--", label="always the average picture")
-ax.set(xlabel="rate: KL in nats", ylabel="distortion: squared error", yscale="log")
-ax.legend()
-ax.set(xlim=(-1, 27), ylim=(0.01, 20))
+ax.semilogy(*zip(*measured.values(), strict=True), "o-", color=BLUE)
+for beta in set(betas) - {1e-6}:
+    ax.annotate("0 and 1e-6" if beta == 0 else f"{beta:g}", measured[beta], xytext=(6, 6), textcoords="offset points")
+ax.axhline(average_picture, color=GREY, linestyle="--")
+ax.set(xlabel="rate: KL in nats", ylabel="distortion: squared error", xlim=(-1, 27), ylim=(0.01, 20))
 show(
     fig,
-    alt="Distortion over rate for eight weights: steeply falling up to 9 nats, then nearly level. The largest weight sits at rate 0.",
+    alt="Distortion over rate; the numbers at the points are β. Up to 9 nats it falls steeply, then it is nearly level. "
+    "At β = 4 the rate is 0. Dashed: the error of always showing the average picture.",
 )
 
 # %% [markdown]
-# A trade. From right to left each model says less and is further off; at first, giving up many nats costs very little. At some price the
-# posterior says *nothing*: rate 0, and the error of a model that always paints the average picture. That is **posterior
-# collapse**.
+# A larger β gives a lower rate and a larger error. At first, many nats are saved at almost no error. At β = 4 the rate is 0, and
+# the error is that of always showing the average picture. That is **posterior collapse**: all posteriors equal the prior, and z
+# carries no information.
 
 # %%
-assert measured[0.001][0] > measured[0.1][0] > measured[1.0][0]  # the rate falls with the price
+assert measured[0.001][0] > measured[0.1][0] > measured[1.0][0]  # the rate falls with β
 assert measured[0.001][1] < measured[0.1][1] < measured[1.0][1]  # and the error rises with it
 assert measured[4.0][0] < 0.1 and measured[4.0][1] > 0.95 * average_picture
 print("β = 4 has collapsed: a rate below 0.1 nats, and the error of the average picture")
 
 # %% [markdown]
-# Why does it stop at exactly nothing? The posterior pays β for *every* nat, and a nat buys a certain reduction of the error. As soon as even the
-# first nat costs more than it buys, silence is the best deal.
+# The reason: by section 5, β = 4 means a pixel variance of 2. In no direction do these pictures vary that much, so their differences
+# count as noise.
 #
-# Now look inside. Move the slider over the eight models: left, the posteriors of 200 pictures, coloured by the dot's true x
-# (at β = 0 some lie outside the axes); right, what the decoder makes of a grid of latents from -2 to 2, the dashed square.
-# Where no kernel runs, all eight stand side by side.
+# Now look inside. The slider chooses a model. Left: the posteriors of 200 pictures, coloured by the dot's true x (at small β some
+# lie outside the axes). Right: what the decoder makes of a grid of latents from -2 to 2, the dashed square. On GitHub, where
+# sliders do not work, you see all eight.
 
 
 # %%
@@ -461,11 +527,10 @@ def inside(beta):
     left.plot([-2, 2, 2, -2, -2], [-2, -2, 2, 2, -2], "--", color="black", linewidth=1)
     left.set(title="posteriors: mean and one σ", xlabel="z1", ylabel="z2", xlim=(-7, 7), ylim=(-7, 7))
     right.imshow(tiles, cmap="gray", vmin=0, vmax=1)
-    right.set(title="decoded from the dashed square", xticks=[], yticks=[])
-    right.set_xticks(torch.arange(side, 9 * side, side) - 0.5, minor=True)
-    right.set_yticks(torch.arange(side, 9 * side, side) - 0.5, minor=True)
-    right.grid(which="minor", color=GREY, linewidth=0.5, alpha=1)
-    right.tick_params(which="minor", length=0)
+    borders = torch.arange(side, 9 * side, side) - 0.5
+    right.set(title="decoded from the dashed square", xticks=borders, yticks=borders, xticklabels=[], yticklabels=[])
+    right.grid(color=GREY, linewidth=0.5, alpha=1)
+    right.tick_params(length=0)
     return figure_to_image(fig)
 
 
@@ -483,86 +548,143 @@ Explorer(
 )
 
 # %% [markdown]
-# In every model but the last, neighbours are neighbours: the two values carry the place, turned, flipped or bent. At β = 0 the
-# tiles are clean, but all dots are near the middle: the square holds only a part of the cloud. At 0.1 to 1 the cloud fills the
-# square and the dots reach the borders; in the corners, where no posterior lies, they are smeared. At β = 2 they are blurred, and
-# at β = 4 every tile is the same smear.
+# In every model but the last, neighbouring dots have neighbouring latents: the model has found x and y, turned or bent. At β = 0 the
+# square is a small part of the cloud, so all dots are near their tile's middle. At 0.1 and 1 the cloud fills the square and the dots
+# reach the borders; in the corners, where no posterior lies, they are smeared. At 4 every tile is the average picture.
 
 # %% [markdown]
-# So what does a higher price buy, if not better pictures? Draw z from N(0, I), as if you wanted new pictures, and decode. Where are
-# the dots, and are they dots? For each sample we look for the nearest of the 1,000 pictures.
+# Next, what tiny weights do. Measure the posteriors' σ, and the standard deviation of their means, for each β.
+
+# %%
+with torch.no_grad():
+    posteriors = {beta: model.encode(pictures) for beta, model in models.items()}
+sigma = {beta: it.std.mean().item() for beta, it in posteriors.items()}
+spread = {beta: it.mean.std(0).mean().item() for beta, it in posteriors.items()}
+curves = {"σ of a posterior": [*sigma.values()], "standard deviation of the means": [*spread.values()]}
+show(
+    lines(curves, [f"{beta:g}" for beta in betas], xlabel="β", log=True),
+    alt="σ and the standard deviation of the means, over β. A weight of 1e-6 changes nothing; at 0.001 σ is eight times as "
+    "large. At β = 1 the means have a standard deviation of 1; at 4, σ is 1 and all means are equal.",
+)
+
+# %%
+assert abs(sigma[1e-6] / sigma[0.0] - 1) < 0.2 and 5 < sigma[0.001] / sigma[0.0] < 12
+assert measured[0.001][1] < 1.3 * measured[0.0][1]
+assert spread[0.0] > 2 and 0.8 < spread[1.0] < 1.2 and spread[4.0] < 0.1
+print("β = 0.001 against 0: σ is more than five times as large, the error less than 1.3 times")
+
+# %% [markdown]
+# So a small weight *can* keep σ from going to zero at almost no error: 0.001 does. 1e-6 changes nothing here. Whether it does in
+# Stable Diffusion, with another error and far longer training, this toy cannot tell.
+#
+# A larger weight has another use. Draw z from N(0, I), as if you wanted new pictures, and decode:
+
+# %%
+with torch.no_grad():
+    z = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
+    samples = {beta: models[beta].decoder(z) for beta in (0.0, 1.0, 4.0)}
+show(
+    image_grid([as_images(row) for row in samples.values()], row_labels=[f"β = {beta:g}" for beta in samples]),
+    alt="Eight samples of the prior, the same in each row, decoded at three weights. At 0 the dots are clean, but near the "
+    "middle. At 1 they are at more places and a little weaker. At 4 all eight are the average picture.",
+)
+
+# %% [markdown]
+# At β = 0 the prior covers only a small part of the cloud of posteriors, at β = 1 nearly all. At β = 4 the decoder ignores z.
+# Check this with 1,000 samples, and for each the nearest picture:
 
 
 # %%
 @torch.no_grad()
 def prior_samples(model):
-    """Spread of the dots' places in decoded samples of N(0, I), and their squared error to the nearest picture."""
+    """Standard deviation of the dots' places in decoded samples of N(0, I), and their squared error to the nearest picture."""
     decoded = model.decoder(torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)))
     distance, nearest = torch.cdist(decoded, pictures).min(1)
-    return places[nearest].std(0).mean().item(), distance.pow(2).mean().item()
+    return places[nearest].std(0).mean() / places.std(0).mean(), distance.pow(2).mean()
 
 
-spreads, errors = zip(*(prior_samples(model) for model in models.values()), strict=True)
+covered, errors = zip(*(prior_samples(models[beta]) for beta in samples), strict=True)
+assert covered[0] < 0.6 and covered[1] > 0.8 and covered[2] < 0.1 and errors[0] < errors[1] < errors[2]
+print("standard deviation of the places, of the true one: below 60 % at β = 0, above 80 % at 1, below 10 % at 4")
+
+# %% [markdown]
+# A larger weight makes all posteriors together look like the prior. Then samples of the prior reach every place, with less exact
+# pictures.
+#
+# Stable Diffusion is on the other side: N(0, I) does not cover latents with a standard deviation of 5.5. A diffusion model learns
+# where they are, in notebook 11.
+
+# %% [markdown]
+# ## Going further: a nat, a collapse and 1e-6 in numbers (optional)
+#
+# **One nat apart.** The package's class has both KLs in one method: `posterior.kl()` and `posterior.kl(other)`. Let two Gaussians
+# of the same width σ move apart:
 
 # %%
-fig, (left, right) = figure(1, 2, size=(8, 2.8))
-labels = [f"{beta:g}" for beta in betas]
-left.plot(labels, spreads, "o-", color=BLUE)
-left.axhline(places.std(0).mean(), color=GREY, linestyle="--")
-left.set(xlabel="β", title="spread of the places (dashed: true)", ylim=(0, 0.5))
-right.plot(labels, errors, "o-", color=ORANGE)
-right.set(xlabel="β", title="squared error to the nearest dot")
-show(
-    fig,
-    alt="Over β: the spread of places rises from under half of the true one to near it at β = 1, and is 0 at 4; the error is small up to β = 1 and large at 4.",
+distance = torch.linspace(0, 4, 41)[:, None]
+curves = {}
+for std in (0.5, 1.0, 2.0):
+    width = 2 * torch.full_like(distance, std).log()
+    curves[f"σ = {std:g}"] = kl_between(distance, width, 0 * distance, width)
+fig = lines(
+    curves | {"1 nat": torch.ones(41)}, distance, xlabel="distance of the means", ylabel="KL in nats", dashed=("1 nat",)
 )
-assert spreads[0] < 0.6 * places.std(0).mean() < spreads[5] and spreads[-1] < 0.1
+fig.axes[0].set_ylim(0, 8)
+show(fig, alt="KL over the distance of the means: parabolas, the steepest for the smallest σ. All reach 1 nat at √2 σ.")
 
 # %% [markdown]
-# *Coverage*. At β = 0 the prior draws perfect dots, but only in the middle; at β = 1 it draws them nearly everywhere, less cleanly.
-# The price makes the latent space look like the prior, so that sampling the prior reaches all of it.
-
-# %%
-with torch.no_grad():
-    spread = {beta: models[beta].encode(pictures).mean.std(0).mean().item() for beta in betas}
-assert spread[0.0] > 2 and 0.8 < spread[1.0] < 1.2 and spread[4.0] < 0.1
-print("spread of the means: above 2 at β = 0, near 1 at β = 1, near 0 at β = 4")
+# One nat apart means √2 σ apart, for every σ. With a smaller σ more posteriors fit into the same stretch, each one nat from its
+# neighbour. In this sense narrow posteriors carry more information: more images can be told apart.
 
 # %% [markdown]
-# Which of these is Stable Diffusion's? One with a very small β. Its scaling factor, 0.18215, is one over its latents' standard
-# deviation (LDM code, `scale_factor`), so that is about 5.5, far from 1. The KL term only keeps the latents in bounds. N(0, I) does
-# not cover them; a diffusion model learns where they are, in notebook 11.
+# **The collapse.** A *linear* decoder uses a latent value only if the pictures' variance in some direction is above the
+# pixels' variance, β/2 (probabilistic PCA, Tipping & Bishop 1999). The largest such variance:
 
 # %%
-print(f"1 / 0.18215 = {1 / 0.18215:.2f}")
+largest = torch.linalg.eigvalsh(torch.cov(pictures.T))[-1]
+print(f"largest variance {largest:.2f}: a linear decoder collapses above β = {2 * largest:.1f}")
+
+# %% [markdown]
+# The toy's decoder is not linear, but it collapsed between 2 and 4 as well.
+#
+# **1e-6.** Absolute errors belong to Laplace pixels, with density exp(-|x - decoder(z)|/b) / 2b. The negative log-density is
+# |x - decoder(z)|/b and a constant, so the KL's weight next to a sum of absolute errors is the scale b. As a scale, 1e-6 is very small:
+
+# %%
+level = 2 / 255
+print(f"one of 256 grey levels, on the scale from -1 to 1: {level:.4f}, or {level / 1e-6:,.0f} times 1e-6")
+
+# %% [markdown]
+# It would mean that the decoder knows pixels thousands of times more exactly than an 8-bit image stores them. So 1e-6 is not a
+# noise level. With such a weight the autoencoder is hardly a model of images in the sense of section 5: it is made to reconstruct.
 
 # %% [markdown]
 # ## Summary
 #
-# 1. KL to N(0, I) is ½ Σ (μ² + σ² - 1 - log σ²): zero only for the prior, in nats, summed over the latent.
-# 2. KL(q ‖ p) averages over q; swap the arguments and you get another number.
-# 3. A Monte-Carlo estimate confirms the closed form, with an error that falls with the square root of the number of samples.
-# 4. A weight means nothing without its reduction: sum against mean is a factor of C·H·W.
-# 5. A higher price buys a latent space that the prior covers, with worse pictures, until the posterior collapses.
+# 1. KL to N(0, I) is ½ Σ (μ² + σ² - 1 - log σ²) nats, summed over the latent. It is zero only for the prior.
+# 2. KL(q ‖ p) averages over q; the other direction gives another number. A simulation confirms the closed form.
+# 3. A weight means nothing without its reduction: sum against mean is a factor of C·H·W.
+# 4. Error plus KL is a bound: log p(x) ≥ E[log p(x|z)] - KL. With squared errors, β/2 is the variance of the pixels.
+# 5. A larger β gives a latent space that the prior covers, and worse pictures, until the posterior collapses.
 #
 # ### Check yourself
 #
 # <details><summary>A colleague averages the KL over the latent's 4 · 32 · 32 values instead of summing, and keeps 1e-6. What changes?</summary>
 #
-# With pixels still summed, the KL is 4,096 times weaker than intended: next to nothing becomes nothing. Training looks the same for a long time; the latents drift
-# further out.
+# With pixels still summed, the KL is 4,096 times weaker than intended. It was already tiny; now it does even less to keep σ and
+# the means in bounds.
 # </details>
 #
 # <details><summary>In a collapsed model, what does the decoder do with z, and how would you notice from the loss curves alone?</summary>
 #
-# It ignores z, which is pure noise to it. The KL term falls to nearly zero and stays there, and the pixel error stops at that
-# of the average picture.
+# It ignores z, which is pure noise to it. The KL falls to nearly zero and stays there, and the error stops at that of the
+# average picture.
 # </details>
 #
-# <details><summary>Why is the rate at β = 0 finite, when nothing is charged for it?</summary>
+# <details><summary>Why is the rate at β = 0 finite, although the loss does not contain the KL?</summary>
 #
-# Because training ended. The squared error keeps asking for a smaller σ, each halving costs log 2 nats, and there is no
-# reason to stop except that the gain gets smaller.
+# Because training ended. The squared error still favours a smaller σ, and each halving adds log 2 nats; the gain only gets
+# smaller.
 # </details>
 #
-# **Next:** notebook 03 builds the ResNet block, the brick of which encoder and decoder are made.
+# **Next:** notebook 03 builds the ResNet block, of which encoder and decoder are made.

@@ -1,17 +1,17 @@
 # %% [markdown]
-# # 03 · ResNet blocks: the brick of encoder and decoder
+# # 03 · ResNet blocks: what encoder and decoder are made of
 #
 # {{badge}}
 #
-# Stable Diffusion's encoder and decoder are stacks of one brick. It normalises, bends and convolves, twice over, and adds
-# its own input. In this notebook you find out what each of these is for: by leaving it out.
+# Most of Stable Diffusion's encoder and decoder are ResNet blocks. A block normalises, applies an activation, and convolves,
+# twice; then it adds its own input. In this notebook you find out what each of these steps is for, mostly by leaving it out.
 #
 # **You will be able to**
 #
-# * write group norm, say which values share a mean, and why images of a batch should not;
+# * write group norm, and say which values share a mean;
 # * show in numbers what the shortcut does for the gradient of a deep stack;
 # * write a 1×1 convolution as one matrix for every pixel;
-# * build the block, count its parameters, and show that it equals the finished one.
+# * build the block, and show that it equals the package's.
 #
 # **You need** `nn.Module`, `nn.Conv2d` and autograd in PyTorch. [00](00_tour.ipynb) helps; 01 and 02 are
 # not needed.
@@ -20,111 +20,95 @@
 
 # %% tags=["environment"]
 
-# %% [markdown]
-# The imports. `ResnetBlock2D` is the finished version of what you will build.
-
 # %%
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from klvae_edu import AutoencoderKL
-from klvae_edu.blocks import ResnetBlock2D
+from klvae_edu.blocks import ResnetBlock2D  # the finished version of what you will build
 from klvae_edu.data import photographs
-from klvae_edu.exercises import EXERCISES, check, hint, solution
-from klvae_edu.plots import PALETTE, figure, image_grid, show
-
-BLUE, ORANGE, GREEN, GREY = *PALETTE[:3], "0.6"
-
-
-def whose(id, part):
-    """Until your answer has passed, `check` goes on with the finished version."""
-    return "the finished" if part is EXERCISES[id].reference else "your"
-
+from klvae_edu.diagrams import show_diagram
+from klvae_edu.exercises import check, hint, solution, whose
+from klvae_edu.plots import figure, image_grid, lines, show
 
 # %% [markdown]
-# ## 1. What becomes of numbers on a long way?
+# This is the block:
+
+# %%
+show_diagram("resnet_block")
+
+# %% [markdown]
+# Its words:
 #
-# How many 3×3 convolutions does a photograph pass on its way to the latent, its short form, and back? Guess, then count. Tensors on PyTorch's
-# *meta* device have shapes but no values, so that the model of full size costs nothing:
+# * A *feature map* is what goes from layer to layer: C channels of H × W values, like an image with more than three colours. (Each
+#   single channel is called a feature map, too.)
+# * The *residual branch* computes what is added to the input. The *shortcut* carries the input past it.
+# * An *activation*, or *nonlinearity*, is a function applied to each value by itself, such as max(x, 0).
+
+# %% [markdown]
+# ## 1. What happens to values after 58 layers?
+#
+# First, count the 3×3 convolutions between a photograph and its reconstruction. On PyTorch's *meta* device tensors have shapes but no values, so
+# the model of full size takes no memory:
 
 # %%
 with torch.device("meta"):
-    parts = list(AutoencoderKL.from_preset("sd-v1").modules())
+    parts = list(AutoencoderKL.from_preset("sd-v1").modules())  # a preset is a named configuration
 blocks = sum(isinstance(part, ResnetBlock2D) for part in parts)
 depth = sum(isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3) for part in parts)
 print(f"{blocks} ResNet blocks, {depth} convolutions of 3×3, one after the other")
 
 # %% [markdown]
-# (Two in each block; the rest stand at both ends and where the map is resized.) Suppose each of them makes its numbers a little larger or smaller, always by the same factor. What is left of a 1 at the
-# end? Five factors:
+# (Two are in each block; the others are at both ends and where the feature map is resized.) Suppose each of them multiplies its
+# values by the same factor. Then a 1 becomes:
 
 # %%
 for factor in (0.5, 0.9, 1.0, 1.1, 2.0):
     print(f"{factor} ** {depth} = {factor**depth:.1e}")
 
 # %% [markdown]
-# Only 1.0 is harmless. Which factor do real layers have? Here are random ones, 58 times SiLU (section 3) and convolution, with
-# PyTorch's weights times a `gain`. We look at the *spread* of each map, its standard deviation.
+# Only 1.0 is harmless. Now real layers: 58 times an activation (SiLU, section 3) and a convolution with random weights,
+# PyTorch's times a `gain`. We measure the standard deviation of the feature map after each layer.
 
 
 # %%
 @torch.no_grad()
 def deep_stack(x, gain, normalise):
-    """The map after each layer."""
+    """The feature map after each layer."""
     torch.manual_seed(0)
-    maps = []
+    after = []
     for _ in range(depth):
         conv = nn.Conv2d(16, 16, 3, padding=1)
         conv.weight *= gain
         x = conv(F.silu(normalise(x)))
-        maps.append(x)
-    return torch.cat(maps)
+        after.append(x)
+    return torch.cat(after)
 
-
-def spreads(maps):
-    return maps.std((1, 2, 3))
-
-
-noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-nothing, norm = nn.Identity(), nn.GroupNorm(4, 16)
-
-# %% [markdown]
-# Two sizes of weights, without and with a normalisation before each layer. (For now it is PyTorch's; you write it in a
-# minute.) Which of the four lines stay level?
 
 # %%
-fig, ax = figure(size=(6.5, 3.2))
-for gain, color in [(5, ORANGE), (1, BLUE)]:
-    ax.semilogy(spreads(deep_stack(noise, gain, nothing)), "--", color=color, label=f"weights × {gain}")
-    ax.semilogy(spreads(deep_stack(noise, gain, norm)), color=color, label=f"weights × {gain}, normalised")
-ax.set(xlabel="layer", ylabel="spread of the map")
-ax.legend()
+noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+curves = {}
+for gain in (5, 1):
+    curves[f"weights × {gain}"] = deep_stack(noise, gain, nn.Identity()).std((1, 2, 3))
+    curves[f"weights × {gain}, normalised"] = deep_stack(noise, gain, nn.GroupNorm(4, 16)).std((1, 2, 3))
+assert curves["weights × 5"][-1] > 1e15 and curves["weights × 1"][-1] < 0.1
 show(
-    fig,
-    alt="Without a norm, one line climbs above 1e15, the other falls below 0.1. With one, both are level, near 2 and 0.3.",
+    lines(curves, xlabel="layer", ylabel="standard deviation", log=True, dashed=("weights × 5", "weights × 1")),
+    alt="The standard deviation after each layer. Without a norm (dashed) one line climbs above 1e15, the other falls below "
+    "0.1. With a norm before each layer both stay level.",
 )
 
 # %% [markdown]
-# With large weights the numbers explode. With PyTorch's own they fall, and then seem to settle. Is that all right? Feed the
-# stack zeros instead. By which factor does the difference between the two results grow from layer to layer?
-
-# %%
-for gain, normalise, least, most in [(5, nothing, 1e15, 1e17), (1, nothing, 0, 1e-6), (1, norm, 0.1, 10)]:
-    apart = spreads(deep_stack(noise, gain, normalise) - deep_stack(torch.zeros_like(noise), gain, normalise))
-    factor = (apart[10] / apart[0]) ** 0.1  # in the first layers, before rounding is all that is left
-    print(f"weights × {gain}{', normalised' * (normalise is norm)}: {factor:.1f} times as large after each layer")
-    assert least < apart[-1] < most
+# With large weights the values explode. With PyTorch's own they shrink, then stay constant; but that constant part comes only from
+# the biases that every layer adds, and nothing of the input is left in it (measured under "Going further"). With a norm, both stay level. So values have to be
+# brought back to size again and again.
 
 # %% [markdown]
-# So PyTorch's weights keep 0.3 of what an input adds, in each of 58 layers: nothing arrives. What is level there are the biases,
-# added anew by each layer. Numbers have to be brought back to size, again and again. But to what size, and measured over which values?
-
-# %% [markdown]
-# ## 2. Which values share a mean?
+# ## 2. Group norm
 #
-# All norms below subtract a mean and divide by a standard deviation. They differ in who shares them. You see three images of
-# six channels each; behind each square lies a whole map of H × W pixels. Squares with the same letter share.
+# All norms below subtract a mean and divide by a standard deviation. They differ in which values share these two. The picture has three images of
+# six channels; each square is a whole channel of H × W values. Squares with the same letter share.
 
 # %%
 image, channel = torch.arange(3)[:, None].expand(3, 6), torch.arange(6).expand(3, 6)
@@ -147,75 +131,54 @@ for ax, (name, label) in zip(axes, shared.items(), strict=True):
 axes[0].set_ylabel("image")
 show(
     fig,
-    alt="Three images by six channels. A letter for each column, each row, each square, each pair of squares in a row.",
+    alt="Three images by six channels. Batch norm has a letter for each column, layer norm for each row, instance norm for "
+    "each square, group norm for each pair of neighbouring squares in a row.",
 )
 
 # %% [markdown]
-# Only batch norm has letters that run down from image to image. So what comes out for *your* image depends on who else is in the
-# batch. How much? Let us measure it on 16 × 16 crops of two photographs, seen through a random convolution.
+# Only batch norm has letters that run over several images. So its result for *your* image depends on the other images of the batch. How
+# much? Take 16 × 16 crops of two photographs, after a random convolution. Keep one image, exchange the others, and see how much
+# its result changes.
 
 # %%
-photos = photographs("held-out")
-# (3, H, W) -> (3, rows, columns, 16, 16) -> (rows · columns, 3, 16, 16)
-crops = [photo.unfold(1, 16, 16).unfold(2, 16, 16).flatten(1, 2).transpose(0, 1) for photo in photos.values()]
-crops = torch.cat(crops)
+photos = photographs("held-out")  # held out: no bundled model was trained on them
+corners = [(y, x) for y in range(0, 288, 16) for x in range(0, 448, 16)]
+crops = torch.stack([photo[:, y : y + 16, x : x + 16] for photo in photos.values() for y, x in corners])
 torch.manual_seed(0)
 with torch.no_grad():
-    maps = nn.Conv2d(3, 16, 3, padding=1)(crops)
-print("maps of crops", tuple(maps.shape))
+    features = nn.Conv2d(3, 16, 3, padding=1)(crops)
+print("feature maps of the crops:", tuple(features.shape))
 
 
 # %%
 @torch.no_grad()
 def change(norm, size, trials=30):
-    """How much of an image's result changes, on average, when the others in its batch are exchanged."""
+    """Relative change of one image's result when the others of its batch are exchanged, on average."""
     generator = torch.Generator().manual_seed(size)
     changes = []
     for _ in range(trials):
-        picked = torch.randint(len(maps), (2, size), generator=generator)
+        picked = torch.randint(len(features), (2, size), generator=generator)
         picked[1, 0] = picked[0, 0]  # the same image in both batches
-        a, b = (norm(maps[batch])[0] for batch in picked)
+        a, b = (norm(features[batch])[0] for batch in picked)
         changes.append((a - b).norm() / a.norm())
     return torch.stack(changes).mean().item()
 
 
-sizes = [2, 4, 8, 12, 16, 32, 64]
-by_batch = [change(nn.BatchNorm2d(16), size) for size in sizes]  # a new one is in training mode: it looks at the batch
-by_group = [change(nn.GroupNorm(4, 16), size) for size in sizes]
-
 # %% [markdown]
-# Which batch sizes matter? Large images leave room for small batches only: the configurations of CompVis, who published Stable
-# Diffusion, have 4 images per GPU (`models/first_stage_models/kl-f8/config.yaml`) and 12
-# (`configs/autoencoder/autoencoder_kl_32x32x4.yaml`).
+# Large images leave room for small batches only. The configurations of CompVis, who published Stable Diffusion, have 4 images per
+# GPU (`models/first_stage_models/kl-f8/config.yaml`) or 12 (`configs/autoencoder/autoencoder_kl_32x32x4.yaml`).
 
 # %%
-fig, ax = figure(size=(6, 3))
-ax.axvspan(4, 12, color=GREY, alpha=0.25, label="CompVis' batches")
-ax.plot(sizes, by_batch, "o-", color=ORANGE, label="batch norm")
-ax.plot(sizes, by_group, "s-", color=BLUE, label="group norm")
-ax.set(xlabel="images in the batch", ylabel="change by the neighbours", xscale="log")
-ax.set_xticks(sizes, sizes)
-ax.minorticks_off()
-ax.legend()
-show(
-    fig,
-    alt="With batch norm the change falls from 0.63 at 2 images to 0.15 at 64; with group norm it is zero.",
-)
+for size in (4, 12, 64):
+    batch, group = change(nn.BatchNorm2d(16), size), change(nn.GroupNorm(4, 16), size)
+    assert group < 1e-6
+    print(f"{size:2} images: batch norm changes by {batch:.0%}, group norm by less than 1e-6")
 
 # %% [markdown]
-# With few images, exchanging the neighbours changes about half of the result. In use, batch norm takes running averages
-# instead: one function in training, another one later. Group norm (Wu & He 2018) does not look at the neighbours at all. The grey band in numbers:
-
-# %%
-assert max(by_group) < 1e-6 and by_batch[1] > 2 * by_batch[-1]
-print(f"batch norm, 4 images: {by_batch[1]:.0%}; 12 images: {by_batch[3]:.0%}")
-print("group norm, any number: max |Δ| < 1e-6")
-
-# %% [markdown]
-# ### Five numbers, by hand
+# With small batches, about half of the result depends on the other images. In use, batch norm takes running averages instead,
+# so the network computes another function than in training. Group norm (Wu & He 2018) does not look at other images at all.
 #
-# A group of five values. What will their mean and standard deviation be after subtracting the one and dividing by the
-# other?
+# Now in numbers. Take a group of five values, subtract the mean, divide by the standard deviation:
 
 # %%
 values = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0])
@@ -225,24 +188,13 @@ normalised = (values - mean) / torch.sqrt(var)
 print(f"mean {mean:.0f}, variance {var:.0f} ->", [round(value, 2) for value in normalised.tolist()])
 
 # %% [markdown]
-# Mean 0 and variance 1, by construction. The variance is a plain average, over N and not N - 1. For a map x the average runs
-# over all values of group g of image b, and a weight and a bias for each *channel* c come after it:
+# The result has mean 0 and variance 1. The variance is a plain average, over N and not N - 1. For a feature map x the averages
+# run over all values of group g of image b; then each *channel* c has a weight and a bias:
 #
 # $$y_{bchw} = \gamma_c \, \frac{x_{bchw} - \mu_{bg}}{\sqrt{\sigma_{bg}^2 + \varepsilon}} + \beta_c.$$
-
-# %% [markdown]
-# What is ε for? It keeps the root away from zero. In Stable Diffusion's autoencoder it is 1e-6, PyTorch's default is 1e-5.
-# On which maps would you notice?
-
-# %%
-ordinary, flat = values, 0.5 + 0.0005 * values
-for name, values_ in {"ordinary": ordinary, "nearly flat": flat}.items():
-    right, wrong = (F.group_norm(values_[None, None], 1, eps=eps).std(correction=0) for eps in (1e-6, 1e-5))
-    print(f"{name:<12} spread afterwards: {right:.2f} with 1e-6, {wrong:.2f} with 1e-5")
-
-# %% [markdown]
-# On ordinary maps, nowhere. On a nearly flat one the wrong ε takes away nearly half of the contrast. Think of a picture of one colour, or a channel with little
-# to say. All weights load without complaint, and the network is subtly off.
+#
+# ε keeps the root away from zero. It is 1e-6 in Stable Diffusion's autoencoder and 1e-5 by default in PyTorch. Section 7 shows
+# where one notices.
 
 # %% [markdown]
 # {{exercise 03.1}}
@@ -272,112 +224,48 @@ def group_norm(x, groups, weight, bias, eps=1e-6):
 group_norm = check("03.1", group_norm)
 
 # %% [markdown]
-# Stuck? `hint("03.1")` in a new cell, then `solution("03.1")`. Compare with PyTorch's (the print says whose version is compared), and with two special cases: what is
-# group norm with one group? And with as many groups as channels?
+# For help, run `hint("03.1")` in a new cell, then `solution("03.1")`. Compare with PyTorch (the print says whose function is compared),
+# and with two special cases: one group is layer norm, as many groups as channels are instance norm.
 
 # %%
-x, one, zero = maps[:4], torch.ones(16), torch.zeros(16)
+x, one, zero = features[:4], torch.ones(16), torch.zeros(16)
 assert (group_norm(x, 8, one + 1, one) - F.group_norm(x, 8, one + 1, one, eps=1e-6)).abs().max() < 1e-4
 assert (group_norm(x, 1, one, zero) - F.layer_norm(x, x.shape[1:], eps=1e-6)).abs().max() < 1e-4
 assert (group_norm(x, 16, one, zero) - F.instance_norm(x, eps=1e-6)).abs().max() < 1e-4
 print(whose("03.1", group_norm), "group_norm = F.group_norm; 1 group: layer norm; 16: instance norm.  max |Δ| < 1e-4")
 
 # %% [markdown]
-# Stable Diffusion's 32 groups would be instance norm on a map of 32 channels: every channel for itself. What gets lost in that?
-# Take a photograph, with values from -1 to 1, as a map of three channels, and a second print of it: darker, flat, orange.
-
-# %%
-photo = photos["coffee"][:, 60:316, 150:406]
-faded = 0.4 * photo + torch.tensor([0.1, -0.3, -0.6])[:, None, None]
-prints = torch.stack([photo, faded])
-one, zero = torch.ones(3), torch.zeros(3)
-by_image, by_channel = (group_norm(prints, groups, one, zero) for groups in (1, 3))
-
-# %%
-rows = zip(prints, 0.4 * by_image, 0.4 * by_channel, strict=True)  # 0.4, because the norms lead out of [-1, 1]
-fig = image_grid([*rows], row_labels=["original", "faded"], column_titles=["before", "1 group", "3 groups"])
-alt = "A cup, and an orange, faded print of it. With one group the second stays orange, with three both look the same."
-show(fig, alt=alt, format="jpeg")
-
-# %% [markdown]
-# With three groups, one for each colour, both prints become the same. With one group, the faded cup stays flatter and more orange
-# than the other. Then what was set to 1?
-
-# %%
-for name, row in zip(("original", "faded"), by_image, strict=True):
-    spread, tint = row.std((1, 2)).mean(), (row[0] - row[2]).mean()
-    print(f"1 group, {name:<8}: all {row.std():.2f}, each colour {spread:.2f}; red minus blue {tint:.2f}")
-assert (by_channel[0] - by_channel[1]).abs().max() < 1e-3
-print("3 groups, between the rows: max |Δ| < 1e-3")
-
-# %% [markdown]
-# The spread of *all* values of the group is 1. The tint, a difference between channels, is part of it: where there is much tint,
-# little is left for each colour. Group norm forgets a group's common level and contrast, nothing else.
-
-# %% [markdown]
-# Both are measured over the whole map. So what happens if a picture is too large for the memory, and you cut it into tiles? Each tile then has its own
-# level and contrast. Notebook 12 meets the seams; here is the reason for them:
-
-# %%
-with_the_rest = group_norm(photo[None], 1, one, zero)[..., :128]
-alone = group_norm(photo[None, ..., :128], 1, one, zero)
-print(f"the left half, with the rest and alone: max |Δ| = {(with_the_rest - alone).abs().max():.1f}")
-
-# %% [markdown]
 # ## 3. Why SiLU, and not ReLU?
 #
-# Between two convolutions something must bend, or the two are one convolution. The simplest bend is ReLU: max(x, 0). Stable
-# Diffusion's autoencoder uses SiLU, also called *swish*, x · σ(x), with σ the sigmoid. What is different? Five numbers:
+# Between two convolutions there must be a nonlinearity, or together they are one convolution. The simplest is ReLU: max(x, 0).
+# Stable Diffusion's autoencoder uses SiLU, also called *swish*: x · σ(x), with σ the sigmoid. Values and slopes at five places:
 
 # %%
 x = torch.tensor([-4.0, -1.0, 0.0, 1.0, 4.0], requires_grad=True)
-for bend in (F.relu, F.silu):
-    (slope,) = torch.autograd.grad(bend(x).sum(), x)
-    rounded = [[round(value, 2) for value in row.tolist()] for row in (bend(x), slope)]
-    print(f"{bend.__name__}  values {rounded[0]}  slopes {rounded[1]}")
+for activation in (F.relu, F.silu):
+    (slope,) = torch.autograd.grad(activation(x).sum(), x)
+    rounded = [[round(value, 2) for value in row.tolist()] for row in (activation(x), slope)]
+    print(f"{activation.__name__}  values {rounded[0]}  slopes {rounded[1]}")
 
 # %% [markdown]
-# For large x both are nearly x. Left of zero, ReLU's slope is 0 everywhere. SiLU's is positive at -1 and *negative* at -4: SiLU goes
-# down and up again, and only in between is its slope 0. Where is this lowest point?
+# For large x both are nearly x. Left of zero, ReLU's slope is 0 everywhere, so a value there passes no gradient on. SiLU's slope is positive at -1 and
+# *negative* at -4. Only one point in between has slope 0, the lowest one:
 
 # %%
-x = torch.linspace(-6, 6, 1201, requires_grad=True)
+x = torch.linspace(-6, 4, 1001, requires_grad=True)
 y = F.silu(x)
 (slope,) = torch.autograd.grad(y.sum(), x)
-x, y, lowest = x.detach(), y.detach(), y.argmin()
-print(f"lowest at x = {x[lowest].item():.2f}, y = {y[lowest].item():.2f}")
+x, y = x.detach(), y.detach()
+print(f"lowest at x = {x[y.argmin()].item():.2f}, y = {y.min().item():.2f}")
 
 # %%
-fig, (left, right) = figure(1, 2, size=(8, 2.8))
-left.plot(x, x.clamp(min=0), "--", color=ORANGE, label="ReLU")
-left.plot(x, y, color=BLUE, label="SiLU")
-left.plot(x[lowest], y[lowest], "o", color="black", label="lowest point")
-right.plot(x, x > 0, "--", color=ORANGE)
-right.plot(x, slope, color=BLUE)
-left.set(title="value", xlabel="x", ylim=(-0.5, 3))
-right.set(title="slope", xlabel="x")
-left.legend()
+curves = {"SiLU": y, "SiLU's slope": slope, "ReLU": x.clamp(min=0), "ReLU's slope": (x > 0).float()}
+fig = lines(curves, x, xlabel="x", dashed=("ReLU", "ReLU's slope"))
+fig.axes[0].set_ylim(-0.5, 3)
 show(
-    fig, alt="SiLU follows ReLU, but dips below 0 near -1.28. Its slope rises smoothly, where ReLU's jumps from 0 to 1."
+    fig,
+    alt="SiLU follows ReLU (dashed), but is below 0 for negative x. Its slope rises smoothly, where ReLU's jumps from 0 to 1.",
 )
-
-# %% [markdown]
-# Where ReLU's slope jumps, SiLU's passes smoothly, a little below 0 and a little above 1 on its way. What does a slope of 0 do to
-# a unit that has to learn? Let `bend(input + bias)` learn to put out 1, from a start
-# at which ReLU is 0 for all inputs:
-
-# %%
-inputs = torch.linspace(-1, 1, 11)
-for bend, start in [(F.relu, -1.2), (F.silu, -1.2), (F.silu, -3.0)]:
-    bias = torch.tensor(start, requires_grad=True)
-    for _ in range(100):
-        loss = (bend(inputs + bias) - 1).pow(2).mean()
-        bias.data -= 0.5 * torch.autograd.grad(loss, bias)[0]
-    print(f"{bend.__name__}: bias {start} -> {bias.item():.1f}")
-
-# %% [markdown]
-# ReLU is *dead*: it never moves again. SiLU finds its way from -1.2. From -3 it moves, but in the wrong direction: left of its
-# lowest point the slope is reversed. A softer bend, no cure.
 
 # %% [markdown]
 # {{exercise 03.2}}
@@ -396,14 +284,15 @@ def silu(x):
 silu = check("03.2", silu)
 
 # %%
-assert torch.allclose(silu(inputs), F.silu(inputs))
+x = torch.linspace(-5, 5, 11)
+assert torch.allclose(silu(x), F.silu(x))
 print(whose("03.2", silu), "silu = F.silu")
 
 # %% [markdown]
-# ## 4. Why is the input added?
+# ## 4. The shortcut: why the input is added
 #
-# On its way back, the gradient is multiplied by every layer's slope. Say these lie between -0.3 and 0.3. What is left after five layers? And
-# what if each layer *adds* its input, x + f(x), with a slope of 1 + f′(x)?
+# On its way back, the gradient is multiplied by every layer's slope. Say these lie between -0.3 and 0.3. If each layer *adds*
+# its input, x + f(x), the slopes are 1 + f′(x). Five layers of each kind:
 
 # %%
 slopes = torch.tensor([0.3, -0.2, 0.1, -0.3, 0.2])
@@ -412,8 +301,8 @@ print(f"product of 1 + the slopes {(1 + slopes).prod():.2f}")
 print(f"all of them positive      {(1 + slopes.abs()).prod():.2f}")
 
 # %% [markdown]
-# Slopes of both signs nearly cancel around 1; of one sign, they would not. So only a measurement can tell. Now with real layers. Each `Piece` is norm, SiLU and convolution, twice. Norm and shortcut can be
-# left out, so that we see who does what:
+# Around 1, slopes of both signs nearly cancel; slopes of one sign do not. So only a measurement can tell. Each `Piece` is norm,
+# SiLU and convolution, twice. Norm and shortcut can be left out:
 
 
 # %%
@@ -430,27 +319,27 @@ class Piece(nn.Module):
 
 
 # %% [markdown]
-# Stack 32 of them, send a random map through, take some loss at the end, and ask autograd for its gradient with respect to the map after
-# each piece.
+# Stack 32 of them, send random values through, take some loss at the end, and ask autograd for its gradient with respect to the
+# feature map after each piece.
 
 
 # %%
 def gradient_norms(norm, shortcut, gain=1.0):
-    """The gradient's norm at each depth, and the spread of the last map. Weights are `gain` times PyTorch's."""
+    """The gradient's norm at each depth, and the standard deviation at the end. Weights are `gain` times PyTorch's."""
     torch.manual_seed(0)
     pieces = [Piece(16, norm, shortcut) for _ in range(32)]
-    maps = [torch.randn(1, 16, 16, 16, requires_grad=True)]
+    after = [torch.randn(1, 16, 16, 16, requires_grad=True)]
     for piece in pieces:
         for conv in (piece.branch[2], piece.branch[5]):
             conv.weight.data *= gain
-        maps.append(piece(maps[-1]))
-    loss = (maps[-1] * torch.randn(maps[-1].shape)).sum()
-    gradients = torch.autograd.grad(loss, maps)
-    return [gradient.double().norm().item() for gradient in gradients], maps[-1].std().item()
+        after.append(piece(after[-1]))
+    loss = (after[-1] * torch.randn(after[-1].shape)).sum()
+    gradients = torch.autograd.grad(loss, after)
+    return [gradient.double().norm().item() for gradient in gradients], after[-1].std().item()
 
 
 # %% [markdown]
-# Four combinations. On which would you bet: where does the gradient arrive at the first map in the size in which it set out?
+# There are four combinations. In which does the gradient reach the first piece in the size in which it started?
 
 # %%
 kinds = {
@@ -462,117 +351,48 @@ kinds = {
 gradients = {kind: gradient_norms(*options)[0] for kind, options in kinds.items()}
 
 # %%
-fig, ax = figure(size=(6.5, 3.4))
-styles = [(":", "black"), ("--", ORANGE), ("-.", GREEN), ("-", BLUE)]
-for (kind, norms), (line, color) in zip(gradients.items(), styles, strict=True):
-    ax.semilogy(norms, line, color=color, label=kind)
-ax.set(xlabel="after piece", ylabel="norm of the gradient", ylim=(1e-3, 1e5))
-ax.legend()
+fig = lines(gradients, xlabel="after piece", ylabel="norm of the gradient", log=True, dashed=("neither", "norm only"))
+fig.axes[0].set_ylim(1e-3, 1e5)
 show(
     fig,
-    alt="Backwards from piece 32: with neither it plunges, with norm only it grows over a hundredfold, with shortcuts it stays.",
+    alt="The gradient's norm, from the last piece (right) back to the first (left). With neither it vanishes, with the norm "
+    "only it grows over a hundredfold, with a shortcut it keeps its size.",
 )
 
 # %% [markdown]
-# Read it from the right, as the gradient travels. With neither it is gone after a few pieces. The norm saves the way forward, but on the way
-# back the gradient *grows*, up to the last step: a norm divides the slopes, too, by the spread it found. With the shortcut it stays. How
-# much, compared with the start?
+# In the two with a shortcut, nearly. With neither, the gradient is gone after a few pieces. With the norm only, it *grows*: dividing by the
+# standard deviation also divides the gradient, and where the standard deviation is below 1, the gradient becomes larger.
 
 # %%
 assert 0 < gradients["neither"][0] < 1e-30
-print("neither: at the first map < 1e-30")
+print("neither: at the first piece < 1e-30")
 for kind in list(kinds)[1:]:
     times = [norm / gradients[kind][-1] for norm in gradients[kind]]
-    print(f"{kind}: {times[0]:.3g} times as large at the first map, {max(times):.3g} times at its largest")
+    print(f"{kind}: {times[0]:.3g} times as large at the first piece, {max(times):.3g} times at its largest")
 assert gradients["norm only"][0] > 50 * gradients["norm only"][-1]
 assert max(gradients["norm and shortcut"]) < 4 * min(gradients["norm and shortcut"])
 
 # %% [markdown]
-# The shortcut alone looks best. Then what is the norm for? Training makes weights larger: multiply them by three and look
-# again.
+# The shortcut alone looks best. But training can make weights larger. Multiply them by three:
 
 # %%
 for kind in ("shortcut only", "norm and shortcut"):
     for gain in (1, 3):
-        norms, spread = gradient_norms(*kinds[kind], gain)
-        print(f"{kind}, weights × {gain}: spread of the last map {spread:.2g}, gradient × {norms[0] / norms[-1]:.2g}")
+        norms, std = gradient_norms(*kinds[kind], gain)
+        print(
+            f"{kind}, weights × {gain}: standard deviation {std:.2g} at the end, gradient × {norms[0] / norms[-1]:.2g}"
+        )
 
 # %% [markdown]
-# Without norm, a factor of three in the weights is a factor of millions in the map. With it, a branch adds about as much as the one
-# before, however large the map has become. The shortcut lets the gradient pass. You need both.
+# Without a norm, a factor of three in the weights becomes a factor of millions in the values. With it, each branch adds about as
+# much as the one before, however large the sum has become. The shortcut lets the gradient pass, the norm keeps the values in
+# size: a block needs both.
 
 # %% [markdown]
-# Do shortcuts also help to *learn*? Let two stacks try, both with norms. The task: tell where a photograph differs from its own
-# blur. It needs neighbours, but no depth, which favours a stack that can pass pieces by. Zeros everywhere have an error of 1.
-
-
-# %%
-def learn(shortcut, steps=60):
-    torch.manual_seed(0)
-    pieces = [Piece(16, True, shortcut) for _ in range(32)]
-    ends = nn.Conv2d(3, 16, 3, padding=1), nn.Sequential(nn.GroupNorm(4, 16), nn.SiLU(), nn.Conv2d(16, 3, 3, padding=1))
-    net = nn.Sequential(ends[0], *pieces, ends[1])
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(steps):
-        x = crops[torch.randint(len(crops), (8,))]
-        target = x - F.avg_pool2d(x, 3, stride=1, padding=1)
-        error = net(x) / 4 - target  # a quarter, so that it starts out as quiet as the target
-        loss = error.pow(2).mean() / target.pow(2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return torch.tensor(losses)
-
-
-torch.set_num_threads(1)  # layers this small gain nothing from a second core
-losses = {"without shortcuts": learn(False), "with shortcuts": learn(True)}
-
-# %%
-fig, ax = figure(size=(6, 3))
-for (name, curve), color, line in zip(losses.items(), (ORANGE, BLUE), ("--", "-"), strict=True):
-    ax.plot(range(8, 61), curve.unfold(0, 8, 1).mean(1), line, color=color, label=name)
-ax.set(xlabel="step", ylabel="error, mean of 8 steps", ylim=(0, None), xlim=(0, 62))
-ax.legend()
-show(
-    fig,
-    alt="Error over 60 steps: with shortcuts it falls fast and far; without, slowly, and it stays far above.",
-)
-
-# %% [markdown]
-# Same layers, same weights at the start, same data. At the end, is one error less than half of the other?
-
-# %%
-final = {name: curve[-8:].mean() for name, curve in losses.items()}
-less = (final["with shortcuts"] < final["without shortcuts"] / 2).item()
-assert less
-print("with shortcuts, less than half of the error:", less)
-
-# %% [markdown]
-# Why? Hardly for the gradient's size: Adam divides it away (Kingma & Ba 2015). A guess that this experiment does not prove: without
-# shortcuts a piece first has to learn to hand on what it was given. How near to that is a fresh block, and its branch?
-
-# %%
-torch.manual_seed(0)
-fresh, x = ResnetBlock2D(32, 32, groups=8), torch.randn(1, 32, 16, 16)
-y = fresh(x).detach()
-block, branch = (torch.corrcoef(torch.stack([x, it]).flatten(1))[0, 1].abs() for it in (y, y - x))
-print(f"correlation with the input: block {block:.2f}, branch alone {branch:.2f}")
-share = ((y - x).std() / x.std()).item()
-print(f"the branch adds {share:.2f} of the input's spread")
-print(f"variances add up: after 32 blocks about √(1 + 32 · {share:.2f}²) = {(1 + 32 * share**2) ** 0.5:.1f}")
-
-# %% [markdown]
-# Block and input are nearly the same; the branch alone has nothing to do with it. Some networks start closer still, with the last convolution at zero: then a block *is* the identity, and the gradient
-# is the same at every depth. Neither CompVis' autoencoder does that, nor that of *diffusers*, Hugging Face's library. (Try it: `fresh.conv2.weight.data.zero_()`, bias as
-# well.)
-
-# %% [markdown]
-# ## 5. How do you add 128 channels to 256?
+# ## 5. The 1×1 convolution: adding 128 channels to 256
 #
-# You cannot. Where a block changes the width, x has to be brought to the new width first, with as little work as possible. What
-# is the cheapest layer that turns 3 channels into 2? Take one pixel:
+# Where a block changes the number of channels, its input cannot be added to the branch's output. The shortcut must change the
+# number as well, with as little work as possible. Here from 3 channels to 2, for one pixel:
 
 # %%
 pixel = torch.tensor([1.0, 2.0, 3.0])
@@ -580,8 +400,8 @@ matrix = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])  # a row for each outp
 print("one pixel: ", pixel.tolist(), "->", (matrix @ pixel).tolist())
 
 # %% [markdown]
-# A matrix, the same one for every pixel: that is a 1×1 convolution. Its weight (out, in, 1, 1) is the matrix, with two
-# dimensions of size 1 for looks.
+# A matrix, the same one for every pixel: that is a 1×1 convolution. Its weight (out, in, 1, 1) is the matrix with two extra
+# dimensions of size 1.
 #
 # $$y_{bohw} = \sum_i W_{oi} \, x_{bihw} + b_o$$
 
@@ -605,34 +425,34 @@ pointwise = check("03.3", pointwise)
 # %%
 conv = nn.Conv2d(16, 64, kernel_size=1)
 with torch.no_grad():
-    assert (pointwise(maps[:4], conv.weight[:, :, 0, 0], conv.bias) - conv(maps[:4])).abs().max() < 1e-5
+    assert (pointwise(features[:4], conv.weight[:, :, 0, 0], conv.bias) - conv(features[:4])).abs().max() < 1e-5
 print(f"{whose('03.3', pointwise)} pointwise = nn.Conv2d(16, 64, 1), max |Δ| < 1e-5")
 
 # %% [markdown]
-# What can such a layer do to a photograph, and what can it never do? Four matrices, applied to the same cup. The last one is
-# random.
+# What can such a layer never do to a photograph? Apply four matrices to the same cup.
 
 # %%
 torch.manual_seed(0)
+photo = photos["coffee"][:, 60:316, 150:406]
 matrices = {"as it is": torch.eye(3), "red and blue exchanged": torch.eye(3).flip(0)}
 matrices |= {"grey": torch.full((3, 3), 1 / 3), "random": torch.randn(3, 3) / 3}
 pictures = {name: pointwise(photo[None], matrix, torch.zeros(3))[0] for name, matrix in matrices.items()}
 
 # %%
 fig = image_grid([list(pictures.values())], column_titles=list(pictures))
-alt = "The cup as it is, with red and blue exchanged, in grey, in random colours. Every edge is where it was."
+alt = "The cup as it is, with red and blue exchanged, in grey, in random colours. Every edge stays where it was."
 show(fig, alt=alt, format="jpeg")
 
 # %% [markdown]
-# It changes colours, never places: no pixel sees its neighbour. In the block it is called `conv_shortcut`; in CompVis' code
-# `nin_shortcut`, for *network in network* (Lin et al. 2013), while `conv_shortcut` is a 3×3 convolution, off by default. Where the widths are
-# equal, x itself is added.
+# It changes colours, but never moves or blurs anything: no pixel sees its neighbour. In the block this layer is called
+# `conv_shortcut`; in CompVis' code `nin_shortcut`, for *network in network* (Lin et al. 2013). (There, `conv_shortcut` is a 3×3
+# convolution, off by default.) Where the numbers of channels are equal, x itself is added.
 
 # %% [markdown]
-# ## 6. In which order?
+# ## 6. The order of the steps, and the block
 #
-# The original ResNet (He et al. 2015) had its activation *after* the sum. The block here keeps everything inside of the branch: norm,
-# SiLU, convolution, twice; then the sum; then nothing (*pre-activation*, He et al. 2016). What would SiLU after the sum cost?
+# The original ResNet (He et al. 2015) had an activation *after* the sum. Here all steps are inside of the branch, and nothing
+# follows the sum (*pre-activation*, He et al. 2016). What would a SiLU after the sum do? Try it on eight blocks:
 
 # %%
 torch.manual_seed(0)
@@ -642,32 +462,19 @@ for _ in range(8):
     clean, cut = block(clean), F.silu(block(cut))
 
 # %%
-fig, ax = figure(size=(6, 2.8))
-bins = (-0.2785 + 0.15 * torch.arange(-40, 43)).numpy()
-ax.hist(clean.flatten().numpy(), bins, density=True, color=BLUE, alpha=0.8, label="nothing after the sum")
-ax.hist(cut.flatten().numpy(), bins, density=True, histtype="step", color="black", label="SiLU after the sum")
-ax.axvline(-0.2785, color=GREY, linestyle="--", label="SiLU's lowest value")
-ax.set(xlabel="value after 8 blocks", ylabel="density")
-ax.legend()
-show(fig, alt="After eight blocks: a broad bell around 0; with SiLU after each sum a narrow peak that ends at -0.28.")
-
-# %% [markdown]
-# Which share of the values is left of the dashed line, with and without?
-
-# %%
 assert cut.min() > -0.2786 and clean.min() < -3
 for name, result in {"nothing after the sum": clean, "SiLU after the sum": cut}.items():
-    print(f"{name}: {(result < -0.2786).float().mean():.0%}")
+    print(f"{name}: {(result < -0.2786).float().mean():.0%} of the values are below -0.28, SiLU's lowest value")
 
 # %% [markdown]
-# SiLU on the main road lets nothing below -0.28 pass, in any block. Inside of the branch it harms nobody: what leaves a stack is then the
-# input plus a sum of what the branches said, and the gradient has a road without a gate.
+# A SiLU after the sum cuts off everything below -0.28 in every block. Inside the branch it leaves the sum free: what leaves a stack is
+# the input plus what all branches added, and the gradient passes the sums unchanged.
 
 # %% [markdown]
 # {{exercise 03.4}}
 #
-# Build the block, with submodules of exactly these names, because the weights are loaded by name. The 3×3 convolutions keep
-# the size of the map; `conv1` changes the width. Every norm has eps 1e-6.
+# Build the block. Its submodules must have exactly these names, because weights are loaded by name. The 3×3 convolutions keep
+# height and width; `conv1` changes the number of channels. Every norm has eps 1e-6.
 
 
 # %%
@@ -707,8 +514,8 @@ ResnetBlock = check("03.4", ResnetBlock)
 # %% [markdown]
 # ## 7. Is it the same block?
 #
-# First, count: how many parameters has a block from 128 to 128 channels, and one to 256? A 3×3 convolution has 9 · in · out
-# weights and out biases, a norm has two numbers per channel. Which part is in the 3×3 convolutions?
+# First, count parameters, for a block from 128 to 128 channels and one to 256. A 3×3 convolution has 9 · in · out weights and
+# out biases, a norm two numbers per channel.
 
 
 # %%
@@ -725,9 +532,8 @@ for widths in [(128, 128), (128, 256)]:
     print(f"{widths[0]} -> {widths[1]}: {total:,} parameters, {large / total:.1%} of them in the 3×3 convolutions")
 
 # %% [markdown]
-# What keeps those alive, norms and shortcut, costs next to nothing. Now the proof: the finished block, and diffusers' where it is
-# installed. Why not compare fresh blocks? Fresh norms are all
-# alike, with weight 1 and bias 0: swap them and nobody notices. So move every parameter first.
+# Norms and shortcut have very few parameters. Now compare with the package's block, and with that of *diffusers*, Hugging Face's library, where it is
+# installed. Fresh norms all have weight 1 and bias 0, so a test on fresh blocks could not see two norms exchanged. So change every parameter first.
 
 
 # %%
@@ -749,8 +555,8 @@ for widths in [(128, 128), (128, 256)]:
 print(whose("03.4", ResnetBlock), "ResnetBlock and klvae_edu.blocks.ResnetBlock2D: max |Δ| < 1e-10")
 
 # %% [markdown]
-# `load_state_dict` is strict: it has already compared all names and shapes. diffusers' block was made for diffusion models, too, which
-# tell it the time step; `temb_channels=None` leaves that out.
+# `load_state_dict` is strict: it has also compared all names and shapes. diffusers' block also serves diffusion models, which give it
+# the time step; `temb_channels=None` leaves that out.
 
 # %%
 try:
@@ -765,7 +571,7 @@ else:
     print(whose("03.4", ResnetBlock), "ResnetBlock and diffusers' ResnetBlock2D: max |Δ| < 1e-10")
 
 # %% [markdown]
-# Would this have noticed the wrong ε? Make the mistake on purpose, in both norms, and look:
+# A test is worth something only if it fails on a mistake. Make one on purpose: the ε of PyTorch's default in both norms.
 
 # %%
 for scale in (1.0, 0.01):
@@ -774,39 +580,182 @@ for scale in (1.0, 0.01):
     right = block(x)
     block.norm1.eps = block.norm2.eps = 1e-5
     relative = (block(x) - right).norm() / (right - x).norm()
-    print(f"input of spread {scale}: the branch changes by {relative:.0e}")
+    print(f"input of standard deviation {scale}: the branch changes by {relative:.0e}")
 
 # %% [markdown]
-# Yes: 5e-5 is far above the bound of 1e-10. With a tolerance of 1e-3 it would have passed for right on an ordinary input, and been a
-# percent off on a flat one.
+# 5e-5 is far above the bound of 1e-10, so the comparison would have failed. With a tolerance of 1e-3 the mistake would have passed on an ordinary
+# input; on a nearly flat one the branch is off by a percent.
+#
+# Last, give the block *trained* weights: those of the first block of the bundled model's encoder. Its input is the cup after one
+# convolution.
+
+# %%
+encoder = AutoencoderKL.from_bundled("kl-f8-mini").encoder.requires_grad_(False)
+trained = encoder.down_blocks[0].resnets[0]
+block = ResnetBlock(16, 16, groups=4).requires_grad_(False)
+block.load_state_dict(trained.state_dict())
+x = encoder.conv_in(photo[None])
+y = block(x)
+assert (y - trained(x)).abs().max() < 1e-4
+print(whose("03.4", ResnetBlock), "ResnetBlock with trained weights: max |Δ| < 1e-4")
+
+# %%
+parts = [
+    group_norm(it, 16, torch.ones(16), torch.zeros(16))[0] / 3 for it in (x, y - x, y)
+]  # each channel standardised
+fig = image_grid(
+    [[part[c : c + 1] for part in parts] for c in (6, 10)], column_titles=["input", "what the branch adds", "output"]
+)
+alt = (
+    "Two of the 16 channels, each standardised by group norm. The input has fine edges. The branch adds smooth areas, such as "
+    "the dark rim of the cup. The output has both: the edges came through the shortcut."
+)
+show(fig, alt=alt, format="jpeg")
+
+# %% [markdown]
+# ## Going further: what arrives after 58 layers (optional)
+#
+# Does anything of the input arrive at the end of section 1's stacks? Feed them the noise and zeros, and measure by which factor the difference
+# of the two results grows from layer to layer.
+
+# %%
+norm, nothing = nn.GroupNorm(4, 16), nn.Identity()
+for gain, normalise, least, most in [(5, nothing, 1e15, 1e17), (1, nothing, 0, 1e-6), (1, norm, 0.1, 10)]:
+    apart = deep_stack(noise, gain, normalise) - deep_stack(torch.zeros_like(noise), gain, normalise)
+    apart = apart.std((1, 2, 3))
+    factor = (apart[10] / apart[0]) ** 0.1  # in the first layers, before rounding is all that is left
+    print(f"weights × {gain}{', normalised' * (normalise is norm)}: {factor:.1f} times as large after each layer")
+    assert least < apart[-1] < most
+
+# %% [markdown]
+# PyTorch's weights keep 0.3 of what an input adds, in each of 58 layers: nothing arrives. The constant part comes only from the
+# biases that every layer adds. With a norm, the difference keeps its size.
+
+# %% [markdown]
+# ## Going further: group norm forgets contrast (optional)
+#
+# Stable Diffusion's 32 groups would be instance norm on a feature map of 32 channels: each channel by itself. What is lost in that?
+# Take the cup as a feature map of three channels, and a second print of it: darker, flat, orange.
+
+# %%
+faded = 0.4 * photo + torch.tensor([0.1, -0.3, -0.6])[:, None, None]
+prints = torch.stack([photo, faded])
+one, zero = torch.ones(3), torch.zeros(3)
+by_image, by_channel = (group_norm(prints, groups, one, zero) for groups in (1, 3))
+assert (by_channel[0] - by_channel[1]).abs().max() < 1e-3
+
+# %%
+rows = zip(prints, 0.4 * by_image, 0.4 * by_channel, strict=True)  # 0.4, because the norms lead out of [-1, 1]
+fig = image_grid([*rows], row_labels=["original", "faded"], column_titles=["before", "1 group", "3 groups"])
+alt = "A cup, and an orange, faded print of it. With one group the second stays orange, with three both look the same."
+show(fig, alt=alt, format="jpeg")
+
+# %% [markdown]
+# Group norm removes a group's mean and standard deviation, nothing else. With three groups, one for each colour, the two prints become
+# equal. With one group, the differences between the colours remain.
+#
+# Both are measured over the whole feature map. If a picture is cut into tiles, each tile has its own; so the seams can be seen (notebook 12).
+
+# %%
+with_the_rest = group_norm(photo[None], 1, one, zero)[..., :128]
+alone = group_norm(photo[None, ..., :128], 1, one, zero)
+print(f"the left half, with the rest and alone: max |Δ| = {(with_the_rest - alone).abs().max():.1f}")
+
+# %% [markdown]
+# ## Going further: units that stop learning (optional)
+#
+# What does a slope of 0 do to a unit that has to learn? Let `activation(input + bias)` learn to put out 1, from a start at which
+# ReLU is 0 for all inputs:
+
+# %%
+inputs = torch.linspace(-1, 1, 11)
+for activation, start in [(F.relu, -1.2), (F.silu, -1.2), (F.silu, -3.0)]:
+    bias = torch.tensor(start, requires_grad=True)
+    for _ in range(100):
+        loss = (activation(inputs + bias) - 1).pow(2).mean()
+        bias.data -= 0.5 * torch.autograd.grad(loss, bias)[0]
+    print(f"{activation.__name__}: bias {start} -> {bias.item():.1f}")
+
+# %% [markdown]
+# ReLU never moves again: the unit is *dead*. SiLU finds its way from -1.2. From -3 it moves in the wrong direction, because left of its
+# lowest point the slope is negative. SiLU reduces the problem but does not remove it.
+
+# %% [markdown]
+# ## Going further: do shortcuts help to learn? (optional)
+#
+# Let two stacks of 32 pieces try, both with norms. The task: tell where a photograph differs from its own blur. It needs neighbours, but no depth.
+# Always answering 0 has an error of 1.
+
+
+# %%
+def learn(shortcut, steps=60):
+    torch.manual_seed(0)
+    pieces = [Piece(16, True, shortcut) for _ in range(32)]
+    ends = nn.Conv2d(3, 16, 3, padding=1), nn.Sequential(nn.GroupNorm(4, 16), nn.SiLU(), nn.Conv2d(16, 3, 3, padding=1))
+    net = nn.Sequential(ends[0], *pieces, ends[1])
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(steps):
+        x = crops[torch.randint(len(crops), (8,))]
+        target = x - F.avg_pool2d(x, 3, stride=1, padding=1)
+        error = net(x) / 4 - target  # a quarter, so that it starts out as small as the target
+        loss = error.pow(2).mean() / target.pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return torch.tensor(losses)
+
+
+torch.set_num_threads(1)  # layers this small gain nothing from a second core
+losses = {"without shortcuts": learn(False), "with shortcuts": learn(True)}
+
+# %%
+smooth = {name: curve.unfold(0, 8, 1).mean(1) for name, curve in losses.items()}  # the mean of 8 steps
+fig = lines(smooth, range(8, 61), xlabel="step", ylabel="error, mean of 8 steps", dashed=("without shortcuts",))
+fig.axes[0].set_ylim(0, None)
+show(fig, alt="Error over 60 steps. With shortcuts it falls fast and far; without, slowly, and it stays far above.")
+assert smooth["with shortcuts"][-1] < smooth["without shortcuts"][-1] / 2
+
+# %% [markdown]
+# Yes: same layers, same weights at the start, same data, and less than half of the error. The gradient's size is hardly the
+# reason, because Adam divides by it (Kingma & Ba 2015). One explanation, which this experiment does not prove: without shortcuts
+# a piece first has to learn to pass its input on. A fresh block already does:
+
+# %%
+torch.manual_seed(0)
+fresh, x = ResnetBlock2D(32, 32, groups=8), torch.randn(1, 32, 16, 16)
+y = fresh(x).detach()
+whole, branch = (torch.corrcoef(torch.stack([x, it]).flatten(1))[0, 1].abs() for it in (y, y - x))
+print(f"correlation with the input: block {whole:.2f}, branch alone {branch:.2f}")
 
 # %% [markdown]
 # ## Summary
 #
-# 1. Without normalisation a deep stack explodes or forgets its input; group norm resets level and contrast, for each image by itself.
-# 2. Group norm's mean and variance run over a group's channels and the whole map; weight and bias belong to channels; ε is 1e-6.
-# 3. SiLU, x · σ(x), is a smooth bend with its lowest point at -1.28, the only one where its slope is 0.
-# 4. Adding the input gives every block a slope of 1 + something: the gradient arrives, and a fresh block nearly hands on what it was given.
+# 1. Without normalisation the values of a deep stack explode or shrink; group norm brings them back to size, for each image by itself.
+# 2. Group norm's mean and variance run over a group's channels and all of H × W; weight and bias belong to channels; ε is 1e-6.
+# 3. SiLU, x · σ(x), is a smooth activation. Its slope is 0 only at its lowest point, -1.28.
+# 4. The shortcut gives every block a slope of 1 + something, so the gradient arrives.
 # 5. The block, yours if 03.4 has passed, has the names, the parameters and the numbers of the package's.
 #
 # ### Check yourself
 #
-# <details><summary>You multiply an image's map by 2 and add 5, in all channels. What does group norm put out?</summary>
+# <details><summary>You multiply a feature map by 2 and add 5, in all channels. What does group norm put out?</summary>
 #
-# The same as before, up to ε: the group's level and contrast are what it takes away. Multiply only *one* channel of a group
-# by 2, and it does change: channels of a group keep their differences.
+# The same as before, up to ε: it removes the group's mean and standard deviation. Multiply only *one* channel of a group by 2,
+# and the result does change: differences between a group's channels remain.
 # </details>
 #
 # <details><summary>Where in a block from 128 to 256 channels would a norm with 128 channels be right, and where with 256?</summary>
 #
-# norm1 sees the input: 128. norm2 comes after conv1, which has changed the width: 256. The shortcut has no norm at all, it
+# norm1 sees the input: 128. norm2 comes after conv1, which has changed the number of channels: 256. The shortcut has no norm; it
 # starts from x itself.
 # </details>
 #
 # <details><summary>All names and shapes agree, all weights load, and yet the block's branch is off by 5e-5 of its size. Where do you look first?</summary>
 #
-# At settings that are in no state dict, and first of all at the ε of the norms: 1e-5 instead of 1e-6 had just this effect. On
-# an input that is nearly flat it grows to a percent, and can no longer be taken for rounding.
+# At settings that are in no state dict, and first at the ε of the norms: 1e-5 instead of 1e-6 had just this effect. On a nearly
+# flat input it grows to a percent, which is no rounding error.
 # </details>
 #
-# **Next:** notebook 04 makes maps smaller and larger, and lets far pixels see each other: resampling and attention.
+# **Next:** notebook 04 makes feature maps smaller and larger, and lets distant pixels see each other: resampling and attention.
