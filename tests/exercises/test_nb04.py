@@ -258,7 +258,7 @@ class ByFunctions(Right):
 class InDouble(Right):
     def attend(self, tokens):
         q, k, v = (to(tokens).double() for to in (self.to_q, self.to_k, self.to_v))
-        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).float())
+        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).to(tokens.dtype))
 
 
 @verdicts("04.5", [Right, Attention, OwnAttention, ByColumns, DropoutBeside, SequentialOut, ByFunctions, InDouble])
