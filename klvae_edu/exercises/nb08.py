@@ -651,11 +651,11 @@ SCHEDULE_MISTAKES = Mistakes(
         *each(
             scheduled,
             sees=[
-                ("the discriminator is heard one step early: step > disc_start", lambda s, start, w: s >= start),
-                ("the discriminator is heard in its warm-up: step > disc_start", lambda s, start, w: s > start - w),
-                ("the warm-up ends at disc_start: the discriminator is heard then", lambda s, start, w: s > start + w),
-                ("the discriminator is heard from the first step on: step > disc_start", lambda s, start, w: True),
-                ("the discriminator is never heard", lambda s, start, w: False),
+                ("the discriminator is used one step early: step > disc_start", lambda s, start, w: s >= start),
+                ("the discriminator is used in its warm-up: step > disc_start", lambda s, start, w: s > start - w),
+                ("the warm-up ends at disc_start: the discriminator is used then", lambda s, start, w: s > start + w),
+                ("the discriminator is used from the first step on: step > disc_start", lambda s, start, w: True),
+                ("the discriminator is never used", lambda s, start, w: False),
                 (_UPSIDE_DOWN, lambda s, start, w: s <= start),
                 (_UPSIDE_DOWN, lambda s, start, w: s < start),
                 (_ONCE, lambda s, start, w: s == start),
@@ -1140,7 +1140,7 @@ EXERCISES = (
     ),
     Exercise(
         id="08.2",
-        title="One pass back for all losses",
+        title="One backward pass for all losses",
         notebook=NOTEBOOK,
         minutes=15,
         difficulty=4,
