@@ -242,6 +242,17 @@ def test_curves_have_labels_and_dashes_of_their_own():
     assert axes.get_ylabel() == "y" and axes.get_yscale() == "linear"
 
 
+def test_curves_can_be_told_apart_without_colours():
+    ink = []
+    for name in "abcd":
+        fig = plots.lines({name: [1, 1] for name in "abcd"})
+        for line in fig.axes[0].lines:
+            line.set(color="black", visible=line.get_label() == name)
+        fig.axes[0].get_legend().remove()
+        ink.append(int((pixels_of(fig)[:, :, 0] < 100).sum()))
+    assert min(np.diff(sorted(ink))) > 20
+
+
 def test_one_curve_has_no_legend_and_counts_from_zero():
     axes = plots.lines({"a": [1, 10, 100]}, log=True).axes[0]
     assert axes.get_legend() is None and axes.get_yscale() == "log"

@@ -757,7 +757,7 @@ EXERCISES = (
     ),
     Exercise(
         id="11.2",
-        title="The spread of samples nobody drew",
+        title="The standard deviation of samples",
         notebook=NOTEBOOK,
         minutes=8,
         difficulty=2,

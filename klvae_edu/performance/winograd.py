@@ -18,7 +18,7 @@ therefore faster only for wide layers on feature maps that are not small.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv:1509.09308), section 4, F(4x4, 3x3);
 for the points Barabasz and others, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
-Networks" (arXiv:1803.10986). Used in notebook 12, section 5, "Same numbers, another order?".
+Networks" (arXiv:1803.10986). Used by `optimize()`, notebook 12, section 5.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,15 @@ def lines(
         curves: values of each curve, by its label.
         x: positions of the values; None: 0, 1, 2, …
         log: use a logarithmic vertical axis.
-        dashed: labels of the curves that are dashed.
+        dashed: labels of the curves that are dashed, such as references. The others have styles of their own, so that
+            they can be told apart without colours.
     """
     fig, axes = figure(size=size)
+    styles = cycle(("-", (0, (6, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))))
     for label, values in curves.items():
-        values = np.asarray(values)
-        axes.plot(np.arange(len(values)) if x is None else x, values, "--" if label in dashed else "-", label=label)
+        values = np.asarray(values if hasattr(values, "__getitem__") else [*values])
+        style: Any = "--" if label in dashed else next(styles)
+        axes.plot(np.arange(len(values)) if x is None else x, values, linestyle=style, label=label)
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     if len(curves) > 1:
         axes.legend()

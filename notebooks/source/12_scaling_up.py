@@ -3,15 +3,16 @@
 #
 # {{badge}}
 #
-# Your autoencoder works on small images, one machine, a folder of photographs. What breaks when the image has 16 million
-# pixels, the numbers 16 bits, the training two processes, the data nine million images? Each has a trick, and each trick a catch.
+# Your autoencoder works on small images, on one machine. Now the image has 16 million pixels, the numbers have 16 bits, two
+# processes train together, and nine million images do not fit on the disk. Each has a method, and each method a limit that you
+# will measure.
 #
 # **You will be able to**
 #
-# * decode large images in tiles, and say why seams appear and which part of them can be removed;
-# * trade memory for time with checkpointing, and bits for speed without falling into float16's trap;
-# * share data out to any number of readers, and go on in the middle of a pass;
-# * compute what a training on OpenImages would cost you, in days and in money.
+# * decode large images in tiles, and remove most of the seams;
+# * trade time for memory with checkpointing, and choose what is computed in 16 bits;
+# * divide data among readers, and resume in the middle of a pass;
+# * compute what a training on OpenImages costs, in days and in money.
 #
 # **You need** the blocks of 03 and 04, the model of 05, and the step of 08.
 #
@@ -22,17 +23,13 @@
 # %%
 import copy
 import dataclasses
-import logging
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from itertools import islice
+import timeit
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.data import DataLoader
@@ -40,19 +37,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from klvae_edu import AutoencoderKL
 from klvae_edu.data import image_dataset, photographs
-from klvae_edu.exercises import check, hint, solution
+from klvae_edu.diagrams import show_diagram
+from klvae_edu.exercises import check, hint, solution, whose
 from klvae_edu.performance.memory import TensorMemory
-from klvae_edu.plots import PALETTE, figure, image_grid, show
 from klvae_edu.performance.tiling import seam_lines, seam_metric
-from klvae_edu.performance.winograd import WinogradConv2d
-
-BLUE, ORANGE, GREEN, GREY = *PALETTE[:3], "0.6"
+from klvae_edu.plots import bars, image_grid, lines, show
 
 # %% [markdown]
 # ## 1. What fills the memory?
 #
-# A decoder needs its weights, the latent, and whatever maps are alive between two layers. Which of the three is largest for a
-# photograph of 512 × 512? `TensorMemory` counts the bytes of all tensors made within it, and notes the peak.
+# A decoder needs its weights, the latent, and the feature maps that are alive between two layers. Guess which of the three is the
+# largest for a photograph of 512 × 512. `TensorMemory` counts the bytes of all tensors made inside it, and keeps the peak.
 
 # %%
 vae = AutoencoderKL.from_bundled().eval().requires_grad_(False)
@@ -65,12 +60,13 @@ for side in (128, 256, 512):
     print(f"side {side}: latent {4 * z.numel() / mebi:.2g} MiB, peak {memory.peak / mebi:.3g} MiB")
 
 # %% [markdown]
-# At 128 the weights, from 256 on the maps between: each doubling of the side makes four times as much. Three large maps are alive
-# at once, the input of the last stage's first ResNet block and two within it. With C channels each:
+# At 128 the weights are the largest, from 256 on the feature maps: twice the side needs four times the memory. Three large maps are
+# alive at once, the input of the last stage's first ResNet block and two inside it. With C channels each:
 #
 # $$\text{peak} \approx 3 \cdot 4\,\text{bytes} \cdot C \cdot H \cdot W$$
 #
-# The last upsampling makes a map of C channels, the second number in `block_out_channels`.
+# C is the second number in `block_out_channels`, in Stable Diffusion's decoder 256. Tensors on the `meta` device have a shape but
+# no values (notebook 05), so counting needs no memory. Compute the last line by hand before you look.
 
 
 # %%
@@ -79,46 +75,45 @@ def peak(config, side):
     return 3 * 4 * config.block_out_channels[1] * side**2
 
 
-print(f"C = {vae.config.block_out_channels[1]}, side 512: {peak(vae.config, 512) / mebi:.3g} MiB by the formula")
-
-# %% [markdown]
-# And Stable Diffusion's decoder, with C = 256? Counting needs no values: on the `meta` device tensors have none (notebook 05), so
-# not a byte is spent. Compute the first line by hand before you look, and then the last: your 16 million pixels.
-
-# %%
+print(f"this model, 512 × 512: {peak(vae.config, 512) / mebi:.3g} MiB by the formula")
 with torch.device("meta"):
     stable_diffusion = AutoencoderKL.from_preset("sd-v1").requires_grad_(False)
-for side in (256, 512, 1024):
+for side in (256, 1024):
     with TensorMemory() as memory:
         stable_diffusion.decode(torch.zeros(1, 4, side // 8, side // 8, device="meta"))
-    print(f"{side} × {side}: {memory.peak / 2**30:.3g} GiB")
-print(f"4096 × 4096: {peak(stable_diffusion.config, 4096) / 2**30:.3g} GiB by the formula")
+    print(f"Stable Diffusion, {side} × {side}: {memory.peak / 2**30:.3g} GiB counted")
+print(f"Stable Diffusion, 4096 × 4096: {peak(stable_diffusion.config, 4096) / 2**30:.3g} GiB by the formula")
 
 # %% [markdown]
-# A batch multiplies it once more. The cheapest trick: one image of the batch after the other, *slicing*. Does the result
-# change, when no layer looks from one image to the next?
+# `TensorMemory` sees tensors only. The workspace inside a convolution (cuDNN on a GPU, im2col on a CPU) and the allocator's cache
+# come on top, so a GPU runs out of memory earlier.
+#
+# A batch multiplies the peak. No layer looks from one image to the next, so *slicing* decodes them one after the other:
 
 # %%
 batch = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-with TensorMemory() as together:
-    whole = vae.decode(batch).sample
+decoded, peaks = [], []
+for sliced in (False, True):
+    (vae.enable_slicing if sliced else vae.disable_slicing)()
+    with TensorMemory() as memory:
+        decoded.append(vae.decode(batch).sample)
+    peaks.append(memory.peak / mebi)
+vae.disable_slicing()
+assert (decoded[0] - decoded[1]).abs().max() < 1e-4
+print(f"peak {peaks[0]:.3g} MiB together, {peaks[1]:.3g} MiB in slices; max |Δ| < 1e-4")
+
+# %% [markdown]
+# ## 2. Tiles and their seams
+#
+# One large image is no batch, but its latent can be cut into *tiles* that are decoded one by one. Tiles may overlap, and then
+# weights blend them:
 
 # %%
-vae.enable_slicing()
-with TensorMemory() as in_slices:
-    sliced = vae.decode(batch).sample
-vae.disable_slicing()
-assert (whole - sliced).abs().max() < 1e-4
-print(f"peak {together.peak / mebi:.3g} MiB together, {in_slices.peak / mebi:.3g} MiB in slices; max |Δ| < 1e-4")
+show_diagram("tiles")
 
 # %% [markdown]
-# Only rounding differs: another batch size takes other kernels. For free? Nearly. But one large image is no batch.
-
-# %% [markdown]
-# ## 2. What does a tile not know?
-#
-# So cut the latent into *tiles*, decode each, put the pieces together. Here is a photograph's latent, decoded whole and in tiles
-# of 16 × 16 latent pixels, edge to edge. Where do you expect the seams, and why should there be any?
+# First without an overlap: a photograph's latent, decoded whole, and in tiles of 16 × 16 latent pixels edge to edge. Where do you
+# expect differences?
 
 # %%
 photo = photographs("held-out")["coffee"][None, :, :384, :384]
@@ -130,37 +125,25 @@ edge_to_edge = torch.cat([torch.cat(row, dim=3) for row in pieces], dim=2)
 
 # %%
 view = (slice(None), slice(64, 256), slice(64, 256))
-difference = 4 * (edge_to_edge - whole)
-fig = image_grid(
-    [[whole[0][view], edge_to_edge[0][view], difference[0][view]]],
-    column_titles=["whole", "tiles, edge to edge", "difference × 4"],
-)
-show(
-    fig,
-    alt="A cup, decoded whole and in tiles: in the tiled one lines and steps of colour cross the picture, in the difference a cross.",
-    format="jpeg",
-)
+pictures = [whole[0][view], edge_to_edge[0][view], 4 * (edge_to_edge - whole)[0][view]]
+fig = image_grid([pictures], column_titles=["whole", "tiles, edge to edge", "difference × 4"])
+alt = "A part of a cup. Left: decoded whole. Middle: decoded in tiles, with a thin line and a step of colour where tiles meet. Right: their difference, four times as strong, where grey means none. The lines form a cross, and the areas are not grey either."
+show(fig, alt=alt, format="jpeg")
 
 # %% [markdown]
-# Lines at multiples of 128 pixels, and steps of colour. The view begins at pixel 64, so that the line at 128 lies at 64 in it; grey
-# is no difference.
+# In lines where two tiles meet, and in the tint of each tile. A tile misses three things: the pixels beyond its edge (convolutions
+# see zeros there), the mean and variance of the whole map (GroupNorm), and what attention would have looked at.
 #
-# A tile misses what lies beyond its edge (convolutions see zeros), the whole map's mean and variance (GroupNorm), and what attention
-# would have looked at.
-
-# %% [markdown]
-# How hard is a seam? The `seam_metric` compares jumps across the lines with jumps beside them: 1 is no seam. Guess the other
-# number before you look.
+# `seam_metric` measures a seam: the mean jump across the lines, divided by the mean jump beside them. Without a seam it is 1.
 
 # %%
-lines = [128, 256]
-seams = {"whole": seam_metric(whole, lines, lines), "edge to edge": seam_metric(edge_to_edge, lines, lines)}
+places = [128, 256]
+seams = {"whole": seam_metric(whole, places, places), "edge to edge": seam_metric(edge_to_edge, places, places)}
 assert seams["edge to edge"] > 2 > 1.3 > seams["whole"]
 print("seam metric:", ", ".join(f"{name} {value:.1f}" for name, value in seams.items()))
 
 # %% [markdown]
-# Against the zeros at the edges helps overlap: neighbours share some cells, and a *ramp* passes from one to the other. With
-# four shared cells, let a weight rise and its neighbour's fall. At every cell the two must add up to what?
+# Overlap helps against the zeros at the edges. In the cells that two tiles share, their weights must add up to 1:
 
 # %%
 rising = (torch.arange(4) + 0.5) / 4
@@ -171,8 +154,8 @@ print("sum    ", (rising + rising.flip(0)).tolist())
 # %% [markdown]
 # {{exercise 12.1}}
 #
-# The weights of one tile along one axis: they rise over the first `before` cells, stay at one, and fall over the last `after`.
-# A tile at the border of the image shares nothing there: `before` or `after` is 0. The ramps may meet, not overlap.
+# The weights of one tile along one axis rise over the first `before` cells, stay at one, and fall over the last `after`. At the
+# image's border nothing is shared: `before` or `after` is 0. The ramps may touch but never overlap.
 
 
 # %%
@@ -194,48 +177,39 @@ def ramp(length, before, after):
 ramp = check("12.1", ramp)
 
 # %% [markdown]
-# Three tiles of 24 cells over a row of 48, starting at 0, 12 and 24: do the weights add up to one everywhere?
+# Three tiles of 24 cells, starting at 0, 12 and 24, cover a row of 48:
 
 # %%
-starts, sums = (0, 12, 24), torch.zeros(48)
-weights = [ramp(24, 12 if start else 0, 12 if start < 24 else 0) for start in starts]
-fig, ax = figure(size=(6, 2.6))
-for start, weight, style in zip(starts, weights, ("-", "--", ":"), strict=True):
-    sums[start : start + 24] += weight
-    ax.plot(range(start, start + 24), weight, style, label=f"tile from {start}")
-ax.plot(sums, color=GREY, linewidth=4, alpha=0.5, label="sum")
-ax.set(xlabel="cell", ylabel="weight", ylim=(0, 1.1)), ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-assert (sums - 1).abs().max() < 1e-6
-show(
-    fig,
-    alt="The first weight falls from one, the second rises to a peak and falls, the third rises; their sum is a level line at one.",
-)
+weights = torch.zeros(3, 48)
+for number, start in enumerate((0, 12, 24)):
+    weights[number, start : start + 24] = ramp(24, 12 if start else 0, 12 if start < 24 else 0)
+curves = {f"tile from {12 * number}": weight for number, weight in enumerate(weights)} | {"sum": weights.sum(0)}
+assert (weights.sum(0) - 1).abs().max() < 1e-6
+fig = lines(curves, xlabel="cell", ylabel="weight", dashed=("sum",), size=(6, 2.6))
+alt = "The weights of three overlapping tiles. Where one falls, the next one rises, and the dashed sum is one at every cell."
+show(fig, alt=alt)
 
 # %% [markdown]
-# In two dimensions the weights multiply, and the package's `enable_tiling` does the rest. Is the seam gone, and is the image the one
-# that the whole would have been?
+# In two dimensions the weights of rows and columns multiply. `enable_tiling` does all of this:
 
 # %%
 size, overlap = 128, 32
-lines = seam_lines(48, size // 8, overlap // 8, unit=8)
+places = seam_lines(48, size // 8, overlap // 8, unit=8)
 vae.enable_tiling(size=size, overlap=overlap)
 with TensorMemory() as memory:
     blended = vae.decode(z).sample
-
-# %%
 error = (blended - whole).norm() / (edge_to_edge - whole).norm()
-seam = seam_metric(blended, lines, lines)
+seam = seam_metric(blended, places, places)
 assert seam < 1.3 and 0.3 < error < 0.95
 print(f"peak {memory_of_whole.peak / mebi:.2g} MiB whole, {memory.peak / mebi:.2g} MiB in tiles")
 print(f"seam metric: {seam:.1f}; {error:.1f} times as far from the whole as tiles edge to edge")
 
 # %% [markdown]
-# No seam, but not the whole image either: each tile is still normalised by its *own* mean and variance. Overlap hides a step of
-# colour by stretching it. Could a tile know the statistics of all of them, without anyone holding the whole map?
-
-# %% [markdown]
-# Five numbers, in tiles of two and three. The mean of all is easy. The variance of all is *not* the mean of the tiles' variances.
-# What is missing?
+# The seam is gone, but this is not the image decoded whole. Each tile is normalised by its *own* mean and variance, and overlap
+# only spreads the step of colour over more pixels.
+#
+# The statistics of the whole follow from those of the tiles. Five numbers, in tiles of two and three, show that the variance of all
+# is *not* the mean of the variances:
 
 # %%
 row = torch.tensor([1.0, 3.0, 6.0, 7.0, 8.0])
@@ -246,7 +220,7 @@ print(f"variance {row.var(correction=0):.3g}, of the tiles", [f"{tile.var(correc
 # %% [markdown]
 # {{exercise 12.2}}
 #
-# The spread *between* the tiles. With shares $p_i$ of the cells,
+# The spread *between* the tiles is missing. With shares $p_i$ of the cells,
 #
 # $$\mu = \sum_i p_i \mu_i, \qquad \sigma^2 = \sum_i p_i \left(\sigma_i^2 + (\mu_i - \mu)^2\right).$$
 
@@ -266,15 +240,13 @@ def pooled(means, variances, counts):
 
 
 pooled = check("12.2", pooled)
-
-# %%
 means = torch.stack([tile.mean() for tile in tiles])[:, None]
 variances = torch.stack([tile.var(correction=0) for tile in tiles])[:, None]
 print("pooled", [f"{value.item():.3g}" for value in pooled(means, variances, torch.tensor([2, 3]))])
 
 # %% [markdown]
-# With `global_norm=True` the package decodes every tile twice: a first pass measures at each GroupNorm, a second uses the pooled
-# statistics. Will it then equal the whole? Think of what stood *before* the second GroupNorm while the first pass measured it.
+# With `global_norm=True` the package decodes every tile twice, in twice the time. The first pass measures at each GroupNorm, the
+# second uses the pooled statistics.
 
 # %%
 vae.enable_tiling(size=size, overlap=overlap, global_norm=True)
@@ -283,26 +255,21 @@ vae.disable_tiling()
 results = {"edge to edge": edge_to_edge, "overlap": blended, "overlap, pooled": with_statistics}
 errors = {name: ((x - whole).norm() / whole.norm()).item() for name, x in results.items()}
 assert errors["overlap, pooled"] < 0.9 * errors["overlap"] < 0.81 * errors["edge to edge"]
-print("nearer to the whole:", " > ".join(errors))
 
 # %%
-fig, ax = figure(size=(6, 2.4))
-ax.barh([*errors], [100 * error for error in errors.values()], color=[GREY, BLUE, ORANGE])
-for place, error in enumerate(errors.values()):
-    ax.text(100 * error, place, f" {100 * error:.2g} %", va="center")
-ax.set(xlabel="distance to the image decoded whole, in % of its norm", xlim=(0, 125 * max(errors.values())))
-ax.invert_yaxis()
-show(fig, alt="Three bars of falling length: tiles edge to edge, with overlap, with overlap and pooled statistics.")
+fig = bars({name: 100 * value for name, value in errors.items()}, xlabel="distance from the whole, in % of its norm")
+alt = "How far three tiled images are from the image decoded whole. Overlap brings them nearer, pooled statistics nearer still; no bar is zero."
+show(fig, alt=alt)
 
 # %% [markdown]
-# Nearer, not equal: while it measures, the first pass still normalises by each tile's own numbers, and attention keeps to its tile.
-# Twice the time, the memory of one tile.
+# Some distance remains. While it measures, the first pass still normalises each tile by its own numbers, and attention never
+# leaves its tile.
 
 # %% [markdown]
-# ## 3. Which maps does the way back need?
+# ## 3. Checkpointing: more work, less memory
 #
-# Training keeps what decoding throws away: the backward pass asks for every layer's input. Ten layers in a row: how many maps are
-# alive before `backward`? *Checkpointing* keeps a few and computes the others again. What would two checkpoints cost?
+# Training keeps all feature maps, because the backward pass needs every layer's input. *Checkpointing* keeps only the inputs of a
+# few parts of the network and computes the rest again. Ten layers in a row, and the same in two parts:
 
 # %%
 x = torch.ones(1000, requires_grad=True)
@@ -322,15 +289,14 @@ for name, run in {
         y = run()
         kept = memory.now
         y.sum().backward()
-    print(f"{name:9}: {kept / 4000:.0f} maps kept, {memory.peak / 4000:.0f} at the peak of the way back")
+    print(f"{name:9}: {kept / 4000:.0f} maps kept, {memory.peak / 4000:.0f} at the peak of the backward pass")
 
 # %% [markdown]
-# Two are kept instead of ten; on the way back four come alive again, one part at a time. With n layers in √n parts the peak grows
-# like √n (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). The price is most of a second forward pass.
-
-# %% [markdown]
-# What share of a training step's memory does it save for Stable Diffusion's autoencoder? A part is one ResNet block, one attention,
-# or one change of size. The way back is about twice the work of a pass forward: how much does a second pass add?
+# Two maps are kept instead of ten; then one part at a time comes alive again. With n layers in √n parts the
+# peak grows like √n (Chen et al. 2016, [arXiv:1604.06174](https://arxiv.org/abs/1604.06174)).
+#
+# In the autoencoder a part is one ResNet block, one attention block, or one change of size. A backward pass is about
+# twice the work of a forward pass. How much more work is a second forward pass?
 
 
 # %%
@@ -354,30 +320,24 @@ def step_cost(preset, side, checkpointing):
 
 
 # %%
-costs = {checkpointing: step_cost("sd-v1", 256, checkpointing) for checkpointing in (False, True)}
-for checkpointing, (size, operations) in costs.items():
-    print(f"checkpointing {checkpointing!s:5}: {size / 2**30:.2g} GiB, {operations / 1e12:.2f} TFLOP")
-print(f"memory × {costs[True][0] / costs[False][0]:.2f}, work × {costs[True][1] / costs[False][1]:.2f}")
-
-# %% [markdown]
-# A fifth of the memory for a sixth more work, not a third: PyTorch stops repeating a part as soon as the last tensor that the way
-# back asks for is there. A part's last convolution needs only its *input*, and is spared. Without that stop?
-
-# %%
+costs = {"without": step_cost("sd-v1", 256, False), "with": step_cost("sd-v1", 256, True)}
 with set_checkpoint_early_stop(False):
-    to_the_end = step_cost("sd-v1", 256, True)[1]
-print(f"every part repeated to its end: work × {to_the_end / costs[False][1]:.2f}")
+    costs["to the end"] = step_cost("sd-v1", 256, True)
+for name, (used, operations) in costs.items():
+    relative = f"memory × {used / costs['without'][0]:.2f}, work × {operations / costs['without'][1]:.2f}"
+    print(f"{name:10} {used / 2**30:.2g} GiB, {operations / 1e12:.2f} TFLOP: {relative}")
 
 # %% [markdown]
-# The third that you expected. And the gradients? What is repeated must come out as it did: the same numbers, the same kernels. With
-# the same seed for the posterior's sample, do both ways give one gradient?
+# A fifth of the memory costs a sixth more work, not a third. PyTorch stops repeating a part when the last tensor that the backward
+# pass needs is there: a part's last convolution needs only its *input*, so it is not repeated. The last line is
+# without that stop.
+#
+# With one seed for the posterior's sample, both ways give the same gradient:
 
 # %%
 small = AutoencoderKL.from_preset("tiny", seed=0).train()
 images = next(iter(DataLoader(image_dataset("photos", 32, length=8), batch_size=8)))
 gradients = []
-
-# %%
 for checkpointing in (False, True):
     (small.enable_gradient_checkpointing if checkpointing else small.disable_gradient_checkpointing)()
     torch.manual_seed(0)  # of the posterior's sample
@@ -389,10 +349,9 @@ assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
 print("gradients: relative |Δ| < 1e-5")
 
 # %% [markdown]
-# ## 4. How few bits does a number need?
+# ## 4. Sixteen bits, and where they fail
 #
-# 16 bits are half the memory and, on the right processor, twice the speed or more. There are two ways to spend them. Which of
-# these five numbers will survive in which?
+# 16 bits are half the memory and, on a processor that multiplies in them, less time. There are two formats:
 
 # %%
 numbers = torch.tensor([1.001, 300.0, 70_000.0, 1e-6, 1e-9])
@@ -400,26 +359,21 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
     print(f"{str(dtype):15}", [f"{value:.4g}" for value in numbers.to(dtype).tolist()])
 
 # %% [markdown]
-# float16 has 11 bits of precision and ends at 65,504; below 6e-8 there is nothing. bfloat16 has float32's range with 8 bits: 1.001
-# is 1. So where does float16 fail in an autoencoder? Not at its pixels.
+# float16 has 11 bits of precision; its largest number is 65,504, and below 3e-8 all becomes zero. bfloat16 has the range of
+# float32, but only 8 bits: 1.001 becomes 1. float16 fails first inside the norms, where values are squared:
 
 # %%
-x = torch.tensor([[-300.0, 300.0, 310.0, -310.0]])
+x = torch.tensor([-300.0, 300.0, 310.0, -310.0])
 for dtype in (torch.float16, torch.bfloat16, torch.float32):
     variance = x.to(dtype).square().mean()
-    print(
-        f"{str(dtype):15} variance {variance.item():.3g}, normalised {[round(v, 2) for v in (x.to(dtype) * variance.rsqrt()).tolist()[0]]}"
-    )
-
-# %% [markdown]
-# A square outgrows it long before the value does. The infinite variance makes all maps 0, or NaN where infinity is subtracted. The
-# activations of Stable Diffusion's decoders themselves pass 65,504: that is what `force_upcast` in their configuration says.
+    normalised = [round(value, 2) for value in (x.to(dtype) * variance.rsqrt()).tolist()]
+    print(f"{str(dtype):15} variance {variance.item():.3g}, normalised {normalised}")
 
 # %% [markdown]
 # {{exercise 12.3}}
 #
-# A GroupNorm (without weight and bias) that is safe for 16-bit maps: compute in float32, give back the type that came. Where must
-# the conversion stand? Write mean and variance out: `F.group_norm` hides the question, since on a CPU it converts by itself.
+# A GroupNorm (without weight and bias) that is safe for 16-bit maps: compute in float32, and return the type that came in. Write
+# mean and variance out; `F.group_norm` converts by itself on a CPU.
 
 
 # %%
@@ -437,131 +391,83 @@ def safe_group_norm(x, groups, eps=1e-6):
 
 
 safe_group_norm = check("12.3", safe_group_norm)
+normalised = safe_group_norm(x.half().view(1, 4, 1, 1), 1).flatten()
+print(f"{whose('12.3', safe_group_norm)} norm:", [round(v, 2) for v in normalised.tolist()], normalised.dtype)
 
 # %% [markdown]
-# The whole model in 16 bits: how far from float32 does the image come out? With weights in float16 this package heeds `force_upcast`
-# and computes in float32; diffusers leaves that to its pipelines. Switch it off, too: which is nearer, float16 or bfloat16?
+# The feature maps themselves can overflow, too. SDXL's decoder does so in float16 and gives NaN (model card of
+# [sdxl-vae-fp16-fix](https://huggingface.co/madebyollin/sdxl-vae-fp16-fix)); its configuration says
+# `force_upcast`. This package then computes in float32; diffusers leaves that to its pipelines. The card's fix is a decoder
+# fine-tuned to the same output with smaller activations.
+#
+# With `force_upcast` off, is this small decoder better in float16 or in bfloat16?
 
 
 # %%
-def in_type(dtype, force_upcast=True):
+def in_type(dtype):
     one = copy.deepcopy(vae).to(dtype)
-    one.config = dataclasses.replace(vae.config, force_upcast=force_upcast)
+    one.config = dataclasses.replace(vae.config, force_upcast=False)
     return one.decode(z[..., :16, :16].to(dtype)).sample.float()
 
 
-# %%
-right = in_type(torch.float32)
-runs = in_type(torch.float16), in_type(torch.float16, force_upcast=False), in_type(torch.bfloat16)
-upcast, half, bfloat = (((run - right).norm() / right.norm()).item() for run in runs)
-assert max(upcast, half) < 2e-3 < bfloat < 0.05 and half < bfloat / 3
-print("float16: less than 0.2 % off, computed in float32 or in float16")
-print("bfloat16: more than three times as far off, and less than 5 %")
-
-# %% [markdown]
-# Even computed in float16 it is nearer than bfloat16: three bits more. Is `force_upcast` for nothing, then? That depends on how large
-# the maps grow. What is the largest number that a layer of this small decoder gives out?
+right, *runs = map(in_type, (torch.float32, torch.float16, torch.bfloat16))
+half, bfloat = (((run - right).norm() / right.norm()).item() for run in runs)
+assert half < 2e-3 < bfloat < 0.05
+print("float16 is less than 0.2 % off, bfloat16 more than that and less than 5 %")
 
 # %%
-largest, layers = [], vae.decoder.modules()
-hooks = [layer.register_forward_hook(lambda layer, x, out: largest.append(out.abs().max().item())) for layer in layers]
-vae.decode(z[..., :16, :16])
-for hook in hooks:
-    hook.remove()
+largest, one = [], copy.deepcopy(vae)
+for layer in one.decoder.modules():
+    layer.register_forward_hook(lambda layer, x, out: largest.append(out.abs().max().item()))
+one.decode(z[..., :16, :16])
 assert max(largest) < 6_500
-print("largest number in any map: less than a tenth of 65,504")
+print("largest number in any feature map: less than a tenth of 65,504")
 
 # %% [markdown]
-# Nothing overflows here, so that only precision counts. It does not carry over: one value past 65,504 in a large decoder becomes
-# infinite, the next norm makes NaN of its whole group, and precision counts no more.
-
-# %% [markdown]
-# And in training? Average a loss over a million values, and single gradients fall below float16's floor. *Loss scaling* multiplies
-# before the way back and divides after. bfloat16 needs none. Five gradients:
-
-# %%
-gradient = torch.tensor([1e-3, 1e-5, 1e-7, 1e-8, 1e-9])
-for name, found in {
-    "float16": gradient.half(),
-    "float16, scaled": (gradient * 2**16).half().float() / 2**16,
-    "bfloat16": gradient.bfloat16(),
-}.items():
-    print(f"{name:15}", [f"{value:.1g}" for value in found.tolist()])
-
-# %% [markdown]
-# So: autocast to bfloat16, weights in float32 (notebook 08 showed why), and float16 only with a scaler and an eye on its ceiling.
-
-# %% [markdown]
-# ## 5. Same numbers, another order?
+# In float16: nothing overflows here, so only precision counts. In a larger decoder one infinite value is enough, and the next norm
+# makes zeros or NaN of its whole group.
 #
-# Another order, a compiler, less arithmetic: bars at the section's end say what each is worth to you. First the order. A map
-# (B, C, H, W) lies in memory channel by channel, or, `channels_last`, pixel by pixel. What changes in shape and strides?
+# Training asks for more. Each line is one thing that a training step needs. *Loss scaling* multiplies the loss before the backward
+# pass and divides the gradients after it.
 
 # %%
-x = torch.arange(12.0).view(1, 3, 2, 2)
-for name, one in {"contiguous": x, "channels_last": x.to(memory_format=torch.channels_last)}.items():
-    order = one.as_strided((12,), (1,)).int().tolist()
-    print(f"{name:13} shape {tuple(one.shape)} strides {one.stride()} in memory {order}")
+steps = {
+    "weights: 0.1 + 1e-5 is more than 0.1": lambda v: v(0.1) + v(1e-5) > v(0.1),
+    "gradients: 1e-8 is not 0": lambda v: v(1e-8) > 0,
+    "gradients, loss scaled by 65,536: not 0": lambda v: v(1e-8 * 2**16) > 0,
+    "LPIPS: its eps, 1e-10, is not 0": lambda v: v(1e-10) > 0,
+    "LPIPS: features 0.5 and 0.501 differ": lambda v: v(0.5) != v(0.501),
+    "GroupNorm: the square of 300 is finite": lambda v: v(300.0).square().isfinite(),
+    "λ: the square of a gradient, 1e-4, is not 0": lambda v: v(1e-4).square() > 0,
+    "Adam: its eps, 1e-8, is not 0": lambda v: v(1e-8) > 0,
+    "Adam: 0.999 times an average is less": lambda v: v(1.0) * v(0.999) < v(1.0),
+}
+types = torch.float16, torch.bfloat16, torch.float32
+print(f"{'':45}float16  bfloat16  float32")
+for name, holds in steps.items():
+    found = ["yes" if holds(lambda value, t=t: torch.tensor(value, dtype=t)) else "no" for t in types]
+    print(f"{name:45}{found[0]:9}{found[1]:10}{found[2]}")
 
 # %% [markdown]
-# The same tensor to everyone but the memory. And a compiler? `torch.compile` hands what it traced to a *backend*. This one compiles
-# nothing: it counts. How many graphs is a decoder, and is most of it convolutions and matrix products?
-
-
-# %%
-def counting(graph, inputs):
-    found.append([node.target for node in graph.graph.nodes if node.op in ("call_function", "call_method")])
-    return graph.forward
-
-
-# %%
-found = []
-decoder = torch.compile(copy.deepcopy(small.decoder).eval(), backend=counting)
-with torch.no_grad():
-    decoder(torch.zeros(1, 4, 8, 8))
-torch.compiler.reset()
-heavy = sum(any(word in str(target) for word in ("conv2d", "linear", "attention")) for target in found[0])
-assert len(found) == 1
-print(f"graphs: {len(found)}; more than half of its operations are cheap: {heavy < len(found[0]) / 2}")
+# So, in training:
+#
+# | | float16 | bfloat16 | float32 |
+# | --- | --- | --- | --- |
+# | weights | no: small updates are lost | no: small updates are lost | yes |
+# | autocast: convolutions, attention | with loss scaling, if no map overflows | yes | yes, slower on a GPU |
+# | LPIPS | no: eps is 0, and 0/0 is NaN | no: close features become equal | yes |
+# | GroupNorm | no: squares overflow | input and output | statistics |
+# | λ (adaptive weight) | no: squares become 0 | yes, with 8 bits | yes |
+# | optimiser's averages | no: eps is 0 | no: averages stop moving | yes |
+#
+# The package trains so with `--mixed-precision bf16`: LPIPS switches autocast off, and PyTorch computes the norms' statistics in
+# float32 by itself.
 
 # %% [markdown]
-# One graph: the compiler may see it all. It can win at the cheap operations, fused into one pass over memory; convolutions stay what
-# they are. If a C++ compiler is at hand here, the last picture shows norm, SiLU and sum, compiled.
-
-
-# %%
-def piece(x, weight, bias):
-    return x + F.silu(F.group_norm(x, 8, weight, bias))
-
-
-# %%
-def seconds(function, repeats=5):
-    function()
-    laps = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        laps.append(time.perf_counter() - start)
-    return min(laps)
-
-
-# %% [markdown]
-# The shortest of five laps, after one that does not count: caches warm up, and other programs only add time. Times are your
-# machine's: drawn, never printed.
-
-# %%
-x, weight, bias = torch.randn(1, 64, 128, 128), torch.ones(64), torch.zeros(64)
-ways = {"eager": seconds(lambda: piece(x, weight, bias))}
-compiler = next(filter(shutil.which, ("g++", "c++", "clang++")), None)
-if compiler:
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it would look for a GPU's compiler, aloud
-    compiled = torch.compile(piece)
-    assert (compiled(x, weight, bias) - piece(x, weight, bias)).abs().max() < 1e-4
-    ways["compiled"] = seconds(lambda: compiled(x, weight, bias))
-
-# %% [markdown]
-# A compiler keeps the multiplications; arithmetic can save some. The decoder repeats each pixel, then convolves, so that a window of
-# three sees only two different pixels. Which kernels of two would do on the row itself, in place of (1, 2, 4)?
+# ## 5. What `optimize()` gains
+#
+# The decoder repeats each pixel and then convolves. A window of three then covers only two different pixels, so two taps are
+# enough: instead of (1, 2, 4), (1, 2 + 4) for a pixel's first copy and (1 + 2, 4) for its second.
 
 # %%
 row = torch.tensor([1.0, 5.0, 2.0, 3.0])
@@ -571,197 +477,95 @@ print("three taps:", F.conv1d(repeated[None, None], torch.tensor([[[1.0, 2.0, 4.
 print("two taps:  ", torch.stack([before + 6 * here, 3 * here + 4 * after], dim=1).flatten().tolist())
 
 # %% [markdown]
-# (1, 2 + 4) where the pixel's first copy is in the middle, (1 + 2, 4) where its second is. In two dimensions: four kernels of 2 × 2
-# on the small map for one of 3 × 3 on the large one, 4/9 of the work. `vae.optimize()` makes a copy for inference that does so.
-# What is left of the whole decoder's work?
+# In two dimensions four kernels of 2 × 2 replace one of 3 × 3: 4/9 of the work. `vae.optimize()` makes a copy for inference with
+# this and similar changes (`klvae_edu/performance/fused.py`). What is left of the whole decoder's work?
 
 # %%
 optimized, flops = vae.optimize(), []
 for one in (vae, optimized):
     with FlopCounterMode(display=False) as operations:
-        one.decode(z)
+        image = one.decode(z).sample
     flops.append(operations.get_total_flops())
-assert (vae.decode(z).sample - optimized.decode(z).sample).abs().max() < 1e-4
-print(f"work × {flops[1] / flops[0]:.2f}, max |Δ| < 1e-4")
+print(f"work × {flops[1] / flops[0]:.2f}; max |Δ| < 1e-4:", bool((image - whole).abs().max() < 1e-4))
 
 # %% [markdown]
-# A window over pixels that differ can be had for less, too. Two neighbouring results of three taps take six multiplications, or four,
-# if sums are taken first (*Winograd's minimal filtering*, [arXiv:1509.09308](https://arxiv.org/abs/1509.09308)):
+# Four fifths, for the same image. Work is not time, so measure the time on your machine:
+
 
 # %%
-(a, b, c, d), (u, v, w) = (3.0, 1.0, 4.0, 2.0), (2.0, 7.0, 1.0)  # four pixels in a row, three taps
-p, q, r, s = (a - c) * u, (b + c) * (u + v + w) / 2, (c - b) * (u - v + w) / 2, (b - d) * w
-print("six: ", [a * u + b * v + c * w, b * u + c * v + d * w], " four:", [p + q + r, q - r - s])
+def seconds(function):
+    """The shortest of four runs; the first one warms up the caches."""
+    return min(timeit.repeat(function, number=1, repeat=4))
 
-# %% [markdown]
-# The taps' sums are taken once for all pixels, the pixels' once for all output channels, and p, q, r, s are added over the input
-# channels before the last sums. So sums grow with the channels, products with their square: a narrow layer gains nothing. In two
-# dimensions 2 × 2 pixels take 16 products for 36. `optimize()` computes 4 × 4 with 36 for 144, in float32 on a CPU, from 128 channels
-# on. This model's layers are narrower; Stable Diffusion's are not. One of them, and its error:
 
 # %%
-direct = nn.Conv2d(256, 256, 3, padding=1)
-minimal = WinogradConv2d(256, 256, 3, padding=1)
-minimal.load_state_dict(direct.state_dict())
-pixels, flops, errors = torch.randn(1, 256, 64, 64), [], []
-expected = copy.deepcopy(direct).double()(pixels.double())
-for layer in (direct, minimal):
-    with FlopCounterMode(display=False) as operations:
-        errors.append((layer(pixels) - expected).abs().max() / expected.abs().max())
-    flops.append(operations.get_total_flops())
-print(f"work × {flops[1] / flops[0]:.2f}; less exact, but to 1e-5: {bool(errors[0] < errors[1] < 1e-5)}")
+models = {"float32": vae, "optimize()": optimized, "bfloat16": copy.deepcopy(vae).to(torch.bfloat16)}
+latent = z[..., :24, :24]
+laps = {name: seconds(lambda one=one: one.decode(latent.to(one.dtype))) for name, one in models.items()}
+fig = bars({name: lap / laps["float32"] for name, lap in laps.items()}, xlabel="time to decode 192 × 192, float32 = 1")
+alt = "Time to decode one image, relative to float32, on the machine that drew these bars. If it has no unit for bfloat16, that bar is the longest."
+show(fig, alt=alt)
 
 # %% [markdown]
-# A quarter for the products; the rest is the sums, counted here as products with fixed matrices. What is added and taken off again
-# is rounded in between.
-
-# %% [markdown]
-# Time may fall by more than the work: the repeated map is never written to memory, and activations work in place. The decoder as
-# it is, that copy, the other order, 16 bits: which is fastest where you are?
-
-# %%
-model = {"float32": vae, "optimize()": optimized}
-model["channels_last"] = copy.deepcopy(vae).to(memory_format=torch.channels_last)
-model["bfloat16"] = copy.deepcopy(vae).to(torch.bfloat16)
-inputs = z[..., :24, :24]
-whole_decoder = {name: seconds(lambda one=one: one.decode(inputs.to(one.dtype)), 3) for name, one in model.items()}
-
-# %%
-fig, axes = figure(1, 2, size=(8, 2.6))
-for ax, bars, title in zip(
-    axes,
-    (whole_decoder, ways),
-    ("decoding 192 × 192", f"norm, SiLU, sum{'' if compiler else ' (no C++ compiler here)'}"),
-    strict=True,
-):
-    first = next(iter(bars.values()))
-    ax.barh([*bars], [value / first for value in bars.values()], color=BLUE)
-    ax.set(xlabel="time over the first", title=title), ax.invert_yaxis()
-show(fig, alt="Bars of time relative to float32 and to eager mode, as measured on the machine that drew them.")
-
-# %% [markdown]
-# A processor that does not multiply in bfloat16 takes *longer* in it, and compiling costs seconds to minutes. Measure on your shapes,
-# and the error with the time. A map 100 deviations from zero, in both orders:
-
-# %%
-far = 100 + torch.randn(1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
-exact = F.group_norm(far.double(), 8)
-errors = [(F.group_norm(one, 8) - exact).abs().max() for one in (far, far.to(memory_format=torch.channels_last))]
-print("channels last: at least 100 times as far off:", bool(errors[1] > 100 * errors[0]))
-
-# %% [markdown]
-# On the machine this was built on, about 6e-6 off and about 0.02. Channels last, PyTorch 2.15 on a CPU takes the variance as mean
-# square less squared mean, two large numbers for a small one. A norm does not care for a constant taken off a whole group. What if
-# the mean of every 16th pixel is taken off first?
-
-# %%
-groups = far.unflatten(1, (8, 4))
-estimate = groups[..., ::4, ::4].mean((2, 3, 4), keepdim=True)
-centred = (groups - estimate).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-print("as near as in the usual order:", bool((F.group_norm(centred, 8) - exact).abs().max() < 2 * errors[0]))
-
-# %% [markdown]
-# That is what `optimize()` does in float32 on a CPU, with every 64th: the order that convolutions like, and norms that can bear it.
-
-# %% [markdown]
-# ## 6. Whose gradient is it?
+# ## 6. Two processes, one gradient
 #
-# A batch's gradient is the mean of its images' gradients. Which image pulls hardest? A loop would tell, eight backward passes long.
-# `torch.func` turns the model into a function of its weights, `grad` differentiates it, `vmap` does so for all images at once.
-
-# %%
-
-
-def loss(weights, image):
-    """Of one image (3, H, W), through the posterior's mode."""
-    return F.mse_loss(torch.func.functional_call(small, weights, (image[None],)).sample[0], image)
-
-
-# %%
-weights = {name: weight.detach() for name, weight in small.named_parameters()}
-small.set_attention_backend("eager")  # the fused kernel knows no vmap
-each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, images)
-each = torch.cat([gradient.flatten(1) for gradient in each.values()], dim=1)
-print("gradients", tuple(each.shape))
-
-# %% [markdown]
-# Eight gradients of 954,567 numbers each, in one call. Is their mean what `backward` finds for the batch, and do all images pull
-# alike?
-
-# %%
-small.zero_grad()
-F.mse_loss(small(images).sample, images).backward()
-together = torch.cat([weight.grad.flatten() for weight in small.parameters()])
-
-# %%
-assert (each.mean(0) - together).norm() < 1e-4 * together.norm()
-lengths = each.norm(dim=1)
-print("mean of eight = gradient of the batch: relative |Δ| < 1e-4")
-print(f"the longest is more than twice the shortest: {(lengths.max() > 2 * lengths.min()).item()}")
-
-# %% [markdown]
-# Because it is a mean, it can be computed in two places: each process takes half of the batch, and both average what they found.
-# That is all that data parallelism is; a wrapper around the model does it. Call the model itself instead: how far is a process's
-# gradient then from that of the whole batch?
+# A batch's gradient is the mean of its images' gradients. So two processes can each take half of the batch and average their
+# gradients: *data parallelism*. PyTorch's wrapper `DistributedDataParallel` averages whenever the wrapper is called.
 
 # %%
 program = """
 import os, torch, torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-batch = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))  # the same in both
-mine = batch.chunk(2)[rank]
-torch.manual_seed(0)
-model, whole = nn.Linear(5, 5), nn.Linear(5, 5)
-whole.load_state_dict(model.state_dict())
-whole(batch).square().mean().backward()
-wrapped = DistributedDataParallel(model)
-gaps = {}
-for name, forward in {"through the wrapper": wrapped, "behind its back": model}.items():
+def gradient(forward, images):
     model.zero_grad()
-    forward(mine).square().mean().backward()
-    gaps[name] = (model.weight.grad - whole.weight.grad).abs().max().item()
-dist.barrier()  # who leaves early closes the line while the other may still be reading
-dist.destroy_process_group()
-if rank == 0:
-    for name, gap in gaps.items():
+    forward(images).square().mean().backward()
+    return model.weight.grad.clone()
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model, batch = torch.nn.Linear(5, 5), torch.randn(8, 5)  # the same in both processes
+whole = gradient(model, batch)
+mine = batch.chunk(2)[dist.get_rank()]
+wrapped = DistributedDataParallel(model)
+for name, forward in {"wrapper called": wrapped, "model called": model}.items():
+    gap = (gradient(forward, mine) - whole).abs().max().item()
+    if dist.get_rank() == 0:
         print(f"{name}: off by {'less than 1e-6' if gap < 1e-6 else f'{gap:.1g}'}", flush=True)
-os._exit(0)  # at once: the usual way out, which takes threads down, now and then aborts
+dist.barrier()  # neither leaves while the other may still be reading
+dist.destroy_process_group()
+os._exit(0)  # the usual exit, which ends threads, sometimes aborts
 """
 
 # %% [markdown]
-# `torchrun` starts the program twice and tells each copy its number, the *rank*. `gloo` carries tensors between processors, `nccl`
-# between GPUs. Should the two miss each other, they are begun again.
+# `torchrun` starts the program twice and tells each copy its number, the *rank*. `gloo` carries tensors between processors,
+# `nccl` between GPUs. What happens when you call the model inside the wrapper instead?
 
 # %%
-folder = tempfile.TemporaryDirectory()
-file = Path(folder.name) / "two.py"
-file.write_text(program)
-torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(file)]
-for _ in range(3):
-    ended = subprocess.run(torchrun, capture_output=True, text=True)
-    if ended.returncode == 0:
-        break
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder, "two.py")
+    file.write_text(program)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(file)]
+    for _ in range(3):  # again, if the two miss each other
+        ended = subprocess.run(torchrun, capture_output=True, text=True)
+        if ended.returncode == 0:
+            break
 assert ended.returncode == 0, ended.stderr
 print(ended.stdout.strip())
 
 # %% [markdown]
-# The wrapper averages as the gradients appear. Whoever calls the model itself, or `vae.encode` behind the wrapper, trains two models
-# without an error message; diffusers' example script does (`docs/training.md`). The package's engine runs the same way:
+# Nothing is averaged: without any error message, two different models are trained. `vae.encode` has the same effect, and
+# diffusers' example script has this fault (`docs/training.md`). The package is started the same way:
 #
 # ```
 # torchrun --nproc-per-node 2 -m klvae_edu train mini
 # ```
 
 # %% [markdown]
-# ## 7. Who reads what?
+# ## 7. Dividing data among readers
 #
-# Nine million images do not fit into memory, perhaps not onto the disk. They come in *shards*, files of some thousand rows, and are
-# read in passing. Two processes with four workers each are eight *readers*. In one pass, each image once, over all of them: how
-# would you deal twelve rows to three readers?
+# Nine million images come in *shards*, files of some thousand rows each, and are streamed. Two processes with four workers each are
+# eight *readers*. In one *pass* they shall read each image once. Twelve rows for three readers:
 
 # %%
 order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
@@ -769,14 +573,14 @@ for reader in range(3):
     print(f"reader {reader}: {order[reader::3].tolist()}")
 
 # %% [markdown]
-# All shuffle alike, then take turns. That needs no talk between readers, only the same seed. If each shuffled by a seed of its own,
-# some images would come twice and others never. The next pass takes the next seed.
+# All readers use the same shuffled order and take every third row. They need not communicate. With seeds of their own, some images
+# would come twice and others never.
 
 # %% [markdown]
 # {{exercise 12.4}}
 #
-# A run stops in the middle of a pass, when this reader has had `done` of its rows. Which are left to it? The order of pass
-# `epoch` comes from `torch.randperm`, by a generator of its own with the seed `seed + epoch`.
+# A run stops in the middle of a pass, when this reader has read `done` of its rows. Which rows are left? The order of pass
+# `epoch` comes from `torch.randperm`, with a generator of its own and the seed `seed + epoch`.
 
 
 # %%
@@ -795,7 +599,7 @@ def rows_left(count, seed, epoch, reader, readers, done):
 rows_left = check("12.4", rows_left)
 
 # %% [markdown]
-# Sixty-four readers, a thousand rows, each stopped somewhere else: together with what they had had, is every row there once?
+# 64 readers share a thousand rows, and each stops somewhere else. Is every row read once, before or after the stop?
 
 # %%
 seen = []
@@ -805,104 +609,27 @@ for reader in range(64):
 print(len(seen), sorted(seen) == [*range(1000)])
 
 # %% [markdown]
-# For real data one row is too small a unit: a reader would open every shard. So whole shards are dealt out. Only where readers
-# outnumber shards do several share one: each of them reads it whole and decodes its own rows.
+# Yes. In practice whole shards are dealt out, or every reader would open every shard. `klvae train --streaming --resume auto` does
+# this for any number of processes and workers; "Going further" stops and resumes such a stream.
 
 # %% [markdown]
-# Here are six Parquet files of eight tiny images, each as bright as its number: how many shards will each of two processes get?
-
-# %%
-import datasets
-
-from klvae_edu.data.shards import START, ProcessShare, StreamedCrops, StreamPosition
-
-datasets.disable_progress_bars()
-shards = Path(folder.name) / "shards"
-shards.mkdir()
-
-# %%
-for shard in range(6):
-    rows = [torch.full((8, 8, 3), 5 * (8 * shard + row), dtype=torch.uint8).numpy() for row in range(8)]
-    part = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
-    part.to_parquet(shards / f"train-{shard:05}-of-00006.parquet")
-part.to_parquet(shards / "test-00000-of-00001.parquet")
-
-# %% [markdown]
-# `StreamedCrops` makes crops of them, `ProcessShare` is what one of the processes gets, beginning at a `StreamPosition`. An image's
-# brightness tells its number again.
-
-# %%
-stream = StreamedCrops(str(shards), "train", 8, seed=0, length=None)
-
-
-def numbers(crops):
-    return ((crops.mean((1, 2, 3)) + 1) * 127.5 / 5).round().int().tolist()
-
-
-# %% [markdown]
-# A process owns 24 of the 48 images. Batches of five do not divide them, and a stream has no end: the batch that has the last of
-# them runs on into the next pass. So only images whose place says pass 0 are taken.
-
-
-# %%
-def read(process, position, batches):
-    """So many batches of five for one of two processes; what was seen of the first pass."""
-    seen = []
-    loader = DataLoader(ProcessShare(stream, position, process, 2), batch_size=5)
-    for crops, places in islice(loader, batches):
-        position.follow(places)
-        seen += [number for number, place in zip(numbers(crops), places, strict=True) if place[0] == 0]
-    return seen
-
-
-# %% [markdown]
-# A place is three numbers: the pass, which of the reader's *own* shards, how many rows of it are done. A checkpoint keeps the last
-# place *trained on*, since workers read ahead. Stop after two batches, keep nothing but the positions, go on. What must the union be?
-
-# %%
-before, positions = {}, {}
-for process in (0, 1):
-    position = StreamPosition([START])
-    before[process] = read(process, position, 2)
-    positions[process] = position.to_dict()  # what goes into the checkpoint
-after = {process: read(process, StreamPosition.from_dict(positions[process]), 4) for process in (0, 1)}
-
-# %%
-for process in (0, 1):
-    owned = sorted({number // 8 for number in before[process] + after[process]})
-    epoch, turn, row = positions[process]["places"][0]
-    stopped = f"in pass {epoch}, in the {('first', 'second', 'third')[turn]} of its shards, after {row} rows of it"
-    print(f"process {process}: shards {owned}, stopped {stopped}")
-print("each image once:", sorted(sum([*before.values(), *after.values()], [])) == [*range(48)])
-
-# %% [markdown]
-# In the package `klvae train --streaming --resume auto` does this, for any number of processes and workers.
-# `benchmarks/data_path.py` counts it with 64 readers, and measures the images per second.
-
-# %% [markdown]
-# ## 8. What would OpenImages cost?
+# ## 8. The cost of OpenImages
 #
 # CompVis trained Stable Diffusion's autoencoder on OpenImages, in 246,803 steps (`latent-diffusion`, README). The package's recipe
-# takes 24 crops of 256 × 256 in each. Is your machine enough? First: how much work is one crop?
+# takes 24 crops of 256 × 256 in each step. First the work of one crop:
 
 # %%
-work = {
-    (preset, side): step_cost(preset, side, False)[1] for preset, side in (("tiny", 32), ("mini", 64), ("sd-v1", 256))
-}
-for (preset, side), operations in work.items():
-    print(f"{preset:5} at {side:3}: {operations / 1e9:6.3g} GFLOP a crop")
-crops = 246_803 * 24
-print(f"the recipe: {crops / 1e6:.3g} million crops, {crops * work['sd-v1', 256]:.2g} operations")
-
-# %% [markdown]
-# 5.92 million crops are fewer than nine million images: the whole training is less than one pass over them. No image need come
-# twice. What does such a pass cost?
+sides, crops = {"tiny": 32, "mini": 64, "sd-v1": 256}, 246_803 * 24
+work = {preset: step_cost(preset, side, False)[1] for preset, side in sides.items()}
+for preset, operations in work.items():
+    print(f"{preset:5} at {sides[preset]:3}: {operations / 1e9:6.3g} GFLOP a crop")
+print(f"the recipe: {crops / 1e6:.3g} million crops, {crops * work['sd-v1']:.2g} operations")
 
 # %% [markdown]
 # {{exercise 12.5}}
 #
-# From crops per second on one machine to days and money. `machines` share the work, at an `efficiency` below 1 (waiting for each
-# other); each costs `price` an hour, also while it waits.
+# Days and money, from the crops per second of one machine. `machines` share the work at an `efficiency` below 1, because they wait
+# for each other. Each costs `price` an hour, also while it waits.
 
 
 # %%
@@ -921,87 +648,139 @@ def cost(crops, crops_per_second, machines=1, efficiency=1.0, price=1.0):
 cost = check("12.5", cost)
 
 # %% [markdown]
-# Now your own figure. Time steps of the `tiny` preset, take the operations per second that came of it, and assume a large model
-# runs at the same speed (it does a little better: wide layers use a processor well). Guess: weeks, years, decades?
+# 5.92 million crops are less than one pass over the nine million images, so no image comes twice.
+#
+# Now your own figure. The cell times the `tiny` preset and assumes as many operations per second for the large model. That is rough:
+# time a real step before you rent a machine. The prices are examples.
 
 # %%
-step = seconds(lambda: training_step(small, images), 3)
-speed = len(images) * work["tiny", 32] / step  # operations a second
-machines = {"this machine": (speed, 1, 0.1), "GPU, 50 TFLOP/s": (5e13, 1, 2.0), "eight of them": (5e13, 8, 2.0)}
-plan = {
-    name: cost(crops, rate / work["sd-v1", 256], count, 1.0 if count == 1 else 0.9, price)
-    for name, (rate, count, price) in machines.items()
+speed = len(images) * work["tiny"] / seconds(lambda: training_step(small, images))  # operations a second
+machines = {
+    "this machine": (speed, 1, 1.0, 0.1),
+    "GPU, 50 TFLOP/s": (5e13, 1, 1.0, 2.0),
+    "8 of them": (5e13, 8, 0.9, 2.0),
 }
+plan = {name: cost(crops, rate / work["sd-v1"], *rest) for name, (rate, *rest) in machines.items()}
 days = [found[0] for found in plan.values()]
 assert days[0] > days[1] > days[2] and 3 < days[1] < 5 and days[0] > 7
-print(f"a GPU that keeps up 50 TFLOP/s: {days[1]:.1f} days; eight, at an efficiency of 0.9: {24 * days[2]:.0f} hours")
-
-# %%
-fig, ax = figure(size=(7, 2.4))
-labels = [f"{name}\n{price:g} an hour" for name, (_, _, price) in machines.items()]
-ax.barh(labels, days, color=[GREY, BLUE, ORANGE])
-for place, (one, money) in enumerate(plan.values()):
-    ax.text(one * 1.1, place, f"{one:,.1f} days, {money:,.0f} in all", va="center")
-ax.set(
-    xscale="log", xlabel="days", xlim=(0.1, 300 * max(days)), title="Stable Diffusion's autoencoder, pixel loss only"
-)
-ax.invert_yaxis()
-show(
-    fig,
-    alt="Days on a logarithmic scale: this machine takes months or years, a GPU some four days, eight of them half a day.",
-)
-
-# %% [markdown]
-# Years, on two cores like those this was built on; days, on one GPU. Prices are examples: put in yours. LPIPS and the
-# discriminator add about a tenth (the recipe's own comment says 2.9 TFLOP).
-
-# %% [markdown]
-# Eight machines at an efficiency of 0.9 are 7.2 times as fast and about a tenth dearer, since they are paid while they wait. Time,
-# not thrift, is why people rent many.
-
-# %% [markdown]
-# And the data path has to keep up: at 50 TFLOP/s a GPU asks for how many crops each second, and how many readers is that, if one
-# decodes some 50 photographs a second?
-
-# %%
-rate = 5e13 / work["sd-v1", 256]
+print(f"one GPU that keeps up 50 TFLOP/s: {days[1]:.1f} days, {5e13 / work['sd-v1']:.0f} crops a second")
 print(
-    f"{rate:.0f} crops a second: {-(-rate // 50):.0f} reader; eight GPUs, {8 * rate:.0f}: {-(-8 * rate // 50):.0f} readers"
+    f"eight at an efficiency of 0.9: {24 * days[2]:.0f} hours, {plan['8 of them'][1] / plan['GPU, 50 TFLOP/s'][1]:.2f} × the money"
 )
 
+# %%
+fig = bars(
+    {f"{name}\n{machines[name][3]:g} an hour": one for name, (one, _) in plan.items()},
+    xlabel="days",
+    log=True,
+    size=(7, 2.4),
+)
+for place, (one, money) in enumerate(plan.values()):
+    fig.axes[0].text(one * 1.1, place, f"{one:,.1f} days, {money:,.0f} in all", va="center")
+fig.axes[0].set(xlim=(0.1, 300 * max(days)))
+alt = "Days of training for Stable Diffusion's autoencoder with the pixel loss only, on a logarithmic scale: this machine, one GPU, and eight GPUs. The GPU takes some four days, eight of them half a day."
+show(fig, alt=alt)
+
 # %% [markdown]
-# The plan, then: `klvae train kl-f8-openimages --data hf:NAME --streaming --workers 4`, under `torchrun` where there are more GPUs,
-# with `--mixed-precision bf16`, and `--resume auto` whenever a machine is taken away.
+# Eight machines are paid while they wait: they cost a tenth more and save time, not money. LPIPS and the discriminator add about a
+# tenth to the work (2.9 TFLOP a crop, says the recipe). The command:
+#
+# ```
+# klvae train kl-f8-openimages --data hf:NAME --streaming --workers 4 --mixed-precision bf16 --resume auto
+# ```
+
+# %% [markdown]
+# ## Going further: a stream, stopped and resumed (optional)
+#
+# Six Parquet files hold eight tiny images each, and each image is as bright as its number. Two processes share the six shards.
 
 # %%
-folder.cleanup()
+import datasets
+
+from klvae_edu.data.shards import START, ProcessShare, StreamedCrops, StreamPosition
+
+datasets.disable_progress_bars()
+shards = tempfile.TemporaryDirectory()
+
+# %%
+for shard in range(6):
+    rows = [torch.full((8, 8, 3), 5 * (8 * shard + row), dtype=torch.uint8).numpy() for row in range(8)]
+    part = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
+    part.to_parquet(Path(shards.name, f"train-{shard:05}-of-00006.parquet"))
+part.to_parquet(Path(shards.name, "test-00000-of-00001.parquet"))
+
+# %% [markdown]
+# `StreamedCrops` makes crops of them, and `ProcessShare` is the part of one process, starting at a `StreamPosition`. A process owns
+# 24 of the 48 images. A stream has no end, so batches of five run on into the next pass; only images of pass 0 are counted.
+
+# %%
+stream = StreamedCrops(shards.name, "train", 8, seed=0, length=None)
+
+
+def numbers_of(crops):
+    return ((crops.mean((1, 2, 3)) + 1) * 127.5 / 5).round().int().tolist()
+
+
+def read(process, position, batches):
+    """Read some batches of five as one of two processes; return the numbers of the first pass."""
+    seen = []
+    loader = DataLoader(ProcessShare(stream, position, process, 2), batch_size=5)
+    for _, (crops, places) in zip(range(batches), loader, strict=False):
+        position.follow(places)
+        seen += [number for number, place in zip(numbers_of(crops), places, strict=True) if place[0] == 0]
+    return seen
+
+
+# %% [markdown]
+# A place is three numbers: the pass, which of the reader's own shards, and how many of its rows are done. A checkpoint stores the last
+# place *trained on*, because workers read ahead. Stop after two batches, keep only the positions, and resume:
+
+# %%
+before, positions = {}, {}
+for process in (0, 1):
+    position = StreamPosition([START])
+    before[process] = read(process, position, 2)
+    positions[process] = position.to_dict()  # this goes into the checkpoint
+after = {process: read(process, StreamPosition.from_dict(positions[process]), 4) for process in (0, 1)}
+
+# %%
+for process in (0, 1):
+    owned = sorted({number // 8 for number in before[process] + after[process]})
+    epoch, turn, row = positions[process]["places"][0]
+    stopped = f"in pass {epoch}, in the {('first', 'second', 'third')[turn]} of its shards, after {row} of its rows"
+    print(f"process {process}: shards {owned}, stopped {stopped}")
+print("each image once:", sorted(sum([*before.values(), *after.values()], [])) == [*range(48)])
+
+# %% [markdown]
+# Each process owns three shards, and each image came once. `benchmarks/data_path.py` counts the same with 64 readers, and measures
+# images per second.
 
 # %% [markdown]
 # ## Summary
 #
-# 1. Maps at full resolution fill the memory: slices bound the batch, tiles bound the image.
-# 2. Overlap hides seams; pooled statistics bring tiles nearer to the whole; attention stays local.
-# 3. Checkpointing saves most of the activations for most of a second forward pass, and changes no gradient.
-# 4. bfloat16 has the range, float16 has not: normalise in float32, scale the loss, or stay out.
-# 5. One seed for all readers, disjoint shares, the place kept with what was trained on: each image once, after a stop too.
+# 1. Feature maps fill the memory. Slicing removes the factor of the batch, tiling that of the image.
+# 2. Overlap hides seams, and pooled statistics bring tiles nearer to the whole; attention stays inside its tile.
+# 3. Checkpointing saves four fifths of the activations for a sixth more work, and does not change the gradient.
+# 4. bfloat16 has float32's range, float16 has not. Weights, optimiser, LPIPS and norms stay in float32.
+# 5. One seed for all readers, disjoint shares, and a stored position: each image is read once, also after a stop.
 #
 # ### Check yourself
 #
 # <details><summary>Tiles with overlap 0 and pooled statistics: are there seams?</summary>
 #
-# Yes. The statistics agree then, nearly, but convolutions still see zeros at each tile's edge, and attention its own tile only.
+# Yes. The statistics then nearly agree, but convolutions still see zeros at each tile's edge, and attention its own tile only.
 # </details>
 #
 # <details><summary>Your float16 run shows a loss of NaN after 2,000 good steps. What do you try first?</summary>
 #
-# bfloat16, if the hardware has it: if the NaN is gone, something outgrew 65,504. Otherwise look for the first map that is infinite, and
-# compute that layer in float32.
+# bfloat16, if the hardware has it. If the NaN is gone, a value was larger than 65,504. Otherwise find the first feature map that is
+# infinite, and compute that layer in float32.
 # </details>
 #
 # <details><summary>Four shards, sixteen readers: what is wasted?</summary>
 #
-# Reading. Four readers share a shard and each reads all of it to decode a quarter. No image comes twice, but bytes are read four
+# Reading. Four readers share a shard, and each reads all of it to decode a quarter. No image comes twice, but bytes are read four
 # times: cut the data into at least as many shards as there are readers.
 # </details>
 #
-# **Next:** your own data. `docs/training.md` says what each number of a run means, and the recipes are where to begin.
+# **Next:** your own data. `docs/training.md` says what each number of a run means, and the recipes are a good start.
