@@ -1,6 +1,6 @@
 """Float16 upcast: compute in float32 instead of float16, whose largest number is 65,504.
 
-Activations of Stable Diffusion's autoencoders are larger and would overflow. In diffusers, `force_upcast` has an effect
+Activations of SDXL's decoder are larger and would overflow. In diffusers, `force_upcast` has an effect
 in some pipelines only. In this package the model itself obeys it: with float16 weights, and under autocast to float16,
 it computes in float32. bfloat16 has the range of float32 and is not upcast.
 """

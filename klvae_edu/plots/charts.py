@@ -34,7 +34,7 @@ def lines(
     fig, axes = figure(size=size)
     styles = cycle(("-", (0, (6, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))))
     for label, values in curves.items():
-        values = np.asarray(values if hasattr(values, "__getitem__") else [*values])
+        values = np.asarray(values)
         style: Any = "--" if label in dashed else next(styles)
         axes.plot(np.arange(len(values)) if x is None else x, values, linestyle=style, label=label)
     axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
