@@ -165,6 +165,27 @@ QUESTIONS = (
         },
         lambda a, b, low, high, v, w: (a * v + b * w) / (a + b) + a * b * ((high - low) / (a + b)) ** 2,
     ),
+    Question(
+        "13",
+        "A diffusion model takes {patch} × {patch} latent pixels as one token. How many tokens has a picture of "
+        "{side} × {side} pixels, with an autoencoder of f = {f}?",
+        lambda r: {"side": 64 * r.randrange(4, 17), "f": r.choice([4, 8, 16]), "patch": r.choice([1, 2])},
+        lambda side, f, patch: (side / (f * patch)) ** 2,
+    ),
+    Question(
+        "13",
+        "A model has {millions} million parameters in float32 and is trained with AdamW; an image's activations take "
+        "{each} GB. How many GB do weights, gradients, AdamW's averages and a batch of {batch} take?",
+        lambda r: {"millions": r.randrange(20, 200), "each": r.randrange(5, 30) / 10, "batch": r.randrange(2, 9)},
+        lambda millions, each, batch: 16 * millions / 1000 + batch * each,
+    ),
+    Question(
+        "15",
+        "A quantiser has a codebook of {codes} vectors and stores one index for each of {height} × {width} places. How "
+        "many bytes is that?",
+        lambda r: {"codes": 2 ** r.randrange(8, 15), "height": 8 * r.randrange(2, 9), "width": 8 * r.randrange(2, 9)},
+        lambda codes, height, width: math.log2(codes) * height * width / 8,
+    ),
 )
 
 

@@ -187,25 +187,35 @@ def feature_maps(config: AutoencoderKLConfig, side: int) -> tuple[list[tuple[int
     "KL-f8, the autoencoder of Stable Diffusion. Each slab is a feature map; its height shows the side, its width"
     " the number of channels. The encoder halves the side three times, from 256 to 32, and widens from 128 to 512"
     " channels. Its last convolution leaves 8 channels: mean and log-variance. The decoder returns to 256 × 256 "
-    "from the 4 channels of z, and doubles the side before it narrows."
+    "from the 4 channels of z, and doubles the side before it narrows. The lines at the bottom "
+    "are the four levels of each half: a level begins at its input, and its output is the input of the next one."
 )
 def kl_f8() -> Figure:
-    sketch = Sketch(100, 34)
+    sketch, middle = Sketch(100, 38), 21
     encoder, decoder = feature_maps(AutoencoderKLConfig.from_preset("sd-v1"), side=256)
     x = 1.0
     for part in (encoder, decoder):
+        inner = []  # the left and the right edge of each hidden map
         for channels, side in part:
             w, h = 1 + channels / 180, 3 + side / 13  # of a slab
             x += w / 2 + 1.8
             look = TENSOR if channels < 10 else OPERATION  # not a hidden map
-            sketch.axes.add_patch(Rectangle((x - w / 2, 17 - h / 2), w, h, facecolor=look, edgecolor=LINE))
-            sketch.write(x, 17 + h / 2 + 1.4, str(channels), 8)
-            sketch.write(x, 17 - h / 2 - 1.4, f"{side}²", 8)
+            sketch.axes.add_patch(Rectangle((x - w / 2, middle - h / 2), w, h, facecolor=look, edgecolor=LINE))
+            sketch.write(x, middle + h / 2 + 1.4, str(channels), 8)
+            sketch.write(x, middle - h / 2 - 1.4, f"{side}²", 8)
+            inner += [(x - w / 2, x + w / 2)] if look is OPERATION else []
             x += w / 2 + 1.2
+        sides = [side for channels, side in part if channels >= 10]
+        starts = [inner[i][0] for i in range(len(sides)) if i == 0 or sides[i] != sides[i - 1]]  # of the levels
+        for number, (left, right) in enumerate(pairwise([*starts, inner[-1][1] + 0.6])):
+            right -= 0.6  # a gap before the next level
+            sketch.arrow((left, 4.5), (right, 4.5), head=False)
+            sketch.write((left + right) / 2, 2.8, str(number), 8)
+        sketch.write(starts[0] - 3.5, 2.8, "level", 8)
         if part is encoder:
-            sketch.arrow((x, 17), (x + 8, 17))
-            sketch.write(x + 4, 19.5, "sample", 9)
+            sketch.arrow((x, middle), (x + 8, middle))
+            sketch.write(x + 4, middle + 2.5, "sample", 9)
             x += 7.5
-    sketch.write(26, 32.5, "encoder (channels above, side below)", 9)
-    sketch.write(76, 32.5, "decoder", 9)
+    sketch.write(26, 36.5, "encoder (channels above, side below)", 9)
+    sketch.write(76, 36.5, "decoder", 9)
     return sketch.figure

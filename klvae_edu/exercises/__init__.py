@@ -18,15 +18,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from klvae_edu.exercises import nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11, nb12
+from klvae_edu.exercises import nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11, nb12, nb13, nb15
 from klvae_edu.exercises.exercise import Exercise, Verdict
 from klvae_edu.weights.files import atomic_write
 
-__all__ = ["EXERCISES", "CheckFailed", "Exercise", "Verdict", "check", "hint", "progress", "solution"]
+__all__ = ["EXERCISES", "CheckFailed", "Exercise", "Verdict", "check", "hint", "progress", "solution", "whose"]
 
 EXERCISES: dict[str, Exercise] = {
     exercise.id: exercise
-    for notebook in (nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11, nb12)
+    for notebook in (nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11, nb12, nb13, nb15)
     for exercise in notebook.EXERCISES
 }
 
@@ -69,6 +69,15 @@ def check(id: str, attempt: Any) -> Any:
         raise CheckFailed(line)
     print(f"{line} (the cells below use the finished version)")
     return exercise.reference
+
+
+def whose(id: str, part: Any) -> str:
+    """Return "your" if `part`, the result of `check`, is an answer that passed, else "the finished".
+
+    Raises:
+        ValueError: no such exercise.
+    """
+    return "the finished" if part is _find(id).reference else "your"
 
 
 @contextlib.contextmanager

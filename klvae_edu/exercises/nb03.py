@@ -463,6 +463,12 @@ def _halves(half):
 
 
 _PRE = "the order is norm, SiLU, convolution"
+_NORM_LAST = (
+    lambda x, norm, conv: F.silu(norm(conv(x))),
+    lambda x, norm, conv: norm(conv(x)),
+    lambda x, norm, conv: norm(F.silu(conv(x))),
+    lambda x, norm, conv: norm(conv(F.silu(x))),
+)
 _FROM_X = "it takes x itself"
 _LAST = "nothing comes after the sum"
 _BRANCH_FIRST = "first the whole branch, then the sum"
@@ -545,6 +551,18 @@ RESNET_MISTAKES = Mistakes(
                 lambda s, h, x: s.norm2(s.conv2(h)),
                 lambda s, x, h: F.silu(s.conv_shortcut(x) + h),
             ),
+        ),
+        *(
+            (f"norm1 stands after conv1: {_PRE}", _block(lambda s, x, half=half: half(x, s.norm1, s.conv1)))
+            for half in _NORM_LAST
+        ),
+        *(
+            (f"norm2 stands after conv2: {_PRE}", _block(second=lambda s, h, x, half=half: half(h, s.norm2, s.conv2)))
+            for half in _NORM_LAST
+        ),
+        (
+            f"the norms stand after the convolutions, and both SiLUs are missing: {_PRE}",
+            _block(**_halves(_NORM_LAST[1])),
         ),
         ("the second half takes x, not what conv1 put out", _block(second=lambda s, h, x: s.conv2(F.silu(s.norm2(x))))),
         ("norm1 is used in both places: norm2 is second", _block(second=lambda s, h, x: s.conv2(F.silu(s.norm1(h))))),
@@ -642,7 +660,7 @@ EXERCISES = (
         reference=silu,
         in_package=(ResnetBlock2D,),
         hints=(
-            "σ is the sigmoid, 1 / (1 + exp(-x)). PyTorch has it.",
+            "σ is the sigmoid, 1 / (1 + exp(-x)). PyTorch has it, safe for every x: torch.sigmoid.",
             "x * torch.sigmoid(x)",
         ),
         judge=judge_function(silu, _SILU_PROBES, SILU_MISTAKES, inputs=("x",), gradients=("x",)),

@@ -877,6 +877,24 @@ def _is_inside(result: str, right: Sequence[str]) -> bool:
     return any(new in part and part.rstrip("_0123456789") != new for part in wrong for new in _NEW_NAMES)
 
 
+def _judge_names(attempt: Attempt) -> str | None:
+    """Describe the first wrong name, and list the other parts that have no entry yet."""
+    complaint = _judge_first_name(attempt)
+    if complaint is None:
+        return None
+    old, left = set(), {}
+    for name, levels in _NAMES:
+        parts = [part for part in name.split(".") if diffusers_name(part, levels) != part]
+        result = _outcome(attempt, (name, levels))
+        found = result.split(".") if isinstance(result, str) else ()
+        old.update(parts)
+        left.update(dict.fromkeys(part for part in parts if part in found))
+    others = [part for part in left if not re.search(rf"\b{part}\b", complaint)]
+    if not others or len(left) == len(old):  # all of them: the whole name comes back
+        return complaint
+    return f"{complaint}; also left as they are: {', '.join(others)}"
+
+
 _NAMES = (
     ("encoder.conv_in.weight", 4),
     ("encoder.down.1.block.0.conv1.weight", 4),
@@ -900,6 +918,7 @@ _NAMES = (
     ("encoder.down_blocks.1.downsamplers.0.conv.weight", 4),
     ("encoder.conv_norm_out.weight", 4),
 )
+_judge_first_name = _judge_plain(diffusers_name, _NAMES, NAME_MISTAKES, _describe_name)
 
 EXERCISES = (
     Exercise(
@@ -986,7 +1005,7 @@ EXERCISES = (
             "new.get(part, part) is the new name of a part if there is one, else the part itself.",
             "Where the first two parts are decoder and up, the third is the level: str(levels - 1 - int(parts[2])).",
         ),
-        judge=_judge_plain(diffusers_name, _NAMES, NAME_MISTAKES, _describe_name),
+        judge=_judge_names,
         mistakes=NAME_MISTAKES,
     ),
 )

@@ -85,9 +85,10 @@ for name, centre in {
     "the median": lambda t, p, own: t.median(0).values,
 }.items():
     for wrong in itertools.product((False, True), repeat=3):
-        places = itertools.compress(("before the SVD", "before the code", "at the end"), wrong)
+        places = [*itertools.compress(("before the SVD", "for the code", "at the end"), wrong)]
+        where = " and ".join([*([", ".join(places[:-1])] if places[:-1] else []), *places[-1:]])
         if any(wrong):
-            PCA_MISTAKES(f"{name} {' and '.join(places)}: train.mean(0) belongs there")(_centred(centre, wrong))
+            PCA_MISTAKES(f"take train.mean(0) {where}: your code has {name} there")(_centred(centre, wrong))
 for message, keep in {
     "all directions are kept: take the first `components`": lambda rows, k: rows,
     "the weakest directions are kept: take those of the largest singular values": lambda rows, k: rows[-k:],

@@ -11,20 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from klvae_edu import baselines, latents, metrics
+from klvae_edu import baselines, metrics
 from klvae_edu.exercises.attempt import Attempt, call, recipe
 from klvae_edu.exercises.exercise import Exercise, Judge, Mistakes
 from klvae_edu.exercises.given import local_mean
 from klvae_edu.exercises.judges.functions import judge_function, probe, through_recipe
 from klvae_edu.exercises.judges.linalg import FiniteLinalg
 from klvae_edu.exercises.judges.numbers import judge_numbers
-from klvae_edu.exercises.solutions.nb09 import (
-    compression,
-    frechet_distance,
-    mean_psnr,
-    quantise,
-    ssim,
-)
+from klvae_edu.exercises.solutions.nb09 import compression, frechet_distance, mean_psnr, ssim
 
 NOTEBOOK = "09_measuring_quality"
 
@@ -88,7 +82,7 @@ _PEAKS = {
     "it is the range of the image": lambda t: t.amax((1, 2, 3)) - t.amin((1, 2, 3)),
 }
 _SCALES = {
-    "20 · log₁₀ belongs to a ratio of lengths: that of squares takes 10": lambda x: 20 * x.log10(),
+    "20 · log₁₀ belongs to a ratio of amplitudes: that of squares takes 10": lambda x: 20 * x.log10(),
     "the factor 10 is missing: these are bels": torch.log10,
     "the natural logarithm: decibels use base 10": lambda x: 10 * x.log(),
     "the logarithm to base 2: decibels use base 10": lambda x: 10 * x.log2(),
@@ -108,7 +102,7 @@ _SQUARED = "take the width of the range, 2, and square it"
 PSNR_MISTAKES = Mistakes(
     [
         (
-            "this is the dB of the mean error, which the worst image rules: average the dB of the images",
+            "this is the dB of the mean error, which the worst image dominates: average the dB of the images",
             _decibels(_error(dims=_ALL)),
         ),
         (
@@ -132,7 +126,7 @@ PSNR_MISTAKES = Mistakes(
         ("not clamped, and the peak is 1: take the range, 2, and clamp to it", _decibels(_error(-_FREE, _FREE), 1)),
         ("not clamped, and the peak is 255: take the range, 2, and clamp to it", _decibels(_error(-_FREE, _FREE), 255)),
         (
-            "20 · log₁₀ is for a ratio of lengths, 2 over the root of the error: here it is 2 over the squared error",
+            "20 · log₁₀ is for 2 over the root of the error, a ratio of amplitudes; here it is over the squared error",
             _decibels(peak=2**0.5, scale=lambda x: 20 * x.log10()),
         ),
         *((message, _decibels(scale=scale)) for message, scale in _SCALES.items()),
@@ -218,7 +212,7 @@ _RANGES = {
     "computed from 0 to 2, with the constants of a range 1 wide": lambda x: x + 1,
     "a bracket is missing in x + 1 / 2": lambda x: x + 1 / 2,
     "clamped to [0, 1], but not shifted": lambda x: x.clamp(0, 1),
-    "the images are turned over": lambda x: (1 - x) / 2,
+    "the images are inverted": lambda x: (1 - x) / 2,
 }
 _CONSTANTS = {
     "the constants are those of a range 2 wide": (0.02**2, 0.06**2),
@@ -240,9 +234,9 @@ _MOMENTS = {
     "the means themselves are subtracted in the variances": lambda m: (
         {"va": m.va + m.ma**2 - m.ma, "vb": m.vb + m.mb**2 - m.mb}
     ),
-    "the signs of the variances are turned": lambda m: {"va": -m.va, "vb": -m.vb},
-    "the sign of the covariance is turned": lambda m: {"cov": -m.cov},
-    "the signs of all three are turned": lambda m: {"va": -m.va, "vb": -m.vb, "cov": -m.cov},
+    "the signs of the variances are wrong": lambda m: {"va": -m.va, "vb": -m.vb},
+    "the sign of the covariance is wrong": lambda m: {"cov": -m.cov},
+    "the signs of all three are wrong": lambda m: {"va": -m.va, "vb": -m.vb, "cov": -m.cov},
     "the variance of the difference stands for the covariance": lambda m: {"cov": m.va + m.vb - 2 * m.cov},
     "the reconstruction's variance stands for both": lambda m: {"vb": m.va},
     "the target's variance stands for both": lambda m: {"va": m.vb},
@@ -265,7 +259,7 @@ _TERMS = {
     "this is the correlation, which is blind for contrast": lambda m: (
         _luminance(m) * (m.cov + m.c2) / (math.prod(_deviations(m)) + m.c2)
     ),
-    "the constants are missing above the line, and equal images would not have 1": lambda m: (
+    "the constants are missing in the numerators, and equal images would not have 1": lambda m: (
         4 * m.ma * m.mb * m.cov / ((m.ma**2 + m.mb**2 + m.c1) * (m.va + m.vb + m.c2))
     ),
 }
@@ -314,7 +308,10 @@ SSIM_MISTAKES = Mistakes(
         ),
         *((f"{fault}: {_CENTRED}", _with(moments)) for fault, moments in _MOMENTS.items()),
         *((f"{fault}: it is the product of the two fractions", _similarity(terms)) for fault, terms in _TERMS.items()),
-        *((f"below the covariance {fault}: it is var_a + var_b", _over(below)) for fault, below in _BELOW.items()),
+        *(
+            (f"the denominator below the covariance: {fault}; it is var_a + var_b", _over(below))
+            for fault, below in _BELOW.items()
+        ),
         *((message, _similarity(join=join)) for message, join in _AVERAGES.items()),
         *((f"{fault}: use local_mean with the given window", _similarity(mean=it)) for fault, it in _LOCAL.items()),
     ]
@@ -431,7 +428,7 @@ _COVARIANCES = {
 }
 _SUMS = {  # of the covariances a and b, the sum r of the roots, and the means' part m
     "the 2 before the root is missing": lambda a, b, r, m: m + (a + b).trace() - r,
-    "the sign of the covariances' part is turned": lambda a, b, r, m: m - (a + b).trace() + 2 * r,
+    "the sign of the covariances' part is wrong": lambda a, b, r, m: m - (a + b).trace() + 2 * r,
     "the root is added": lambda a, b, r, m: m + (a + b).trace() + 2 * r,
     "the root of the product is missing": lambda a, b, r, m: m + (a + b).trace(),
     "the 2 is under the root": lambda a, b, r, m: m + (a + b).trace() - math.sqrt(2) * r,
@@ -544,12 +541,12 @@ def _ratios(
     image=lambda side, bits: 3 * side**2 * 8,
     kl=lambda channels, bits: channels * bits,
     vq=lambda channels, bits, codes: math.log2(codes),
-    places=lambda side, factor: (side // factor) ** 2,
+    positions=lambda side, factor: (side // factor) ** 2,
 ):
     """The solution with one of its parts exchanged."""
 
     def ratios(side, factor, channels, bits, codes):
-        whole, count = image(side, bits), places(side, factor)
+        whole, count = image(side, bits), positions(side, factor)
         return whole / (count * kl(channels, bits)), whole / (count * vq(channels, bits, codes))
 
     return ratios
@@ -597,17 +594,17 @@ _OF_RESULTS = {
     "the ratios are rounded down, as by //: divide by /": lambda kl, vq: (kl // 1, vq // 1),
     "these are shares that are saved: how many times smaller is asked for": lambda kl, vq: (1 - 1 / kl, 1 - 1 / vq),
 }
-_ONE_INDEX = "VQ stores one index for a whole vector, log₂(codes) bits at each place"
+_ONE_INDEX = "VQ stores one index for a whole vector, log₂(codes) bits at each position"
 COMPRESSION_MISTAKES = Mistakes(
     [
         *((f"{fault}: {_ONE_INDEX}", _ratios(vq=vq)) for fault, vq in _OF_VQ.items()),
         *(
-            (f"KL: {fault}; a place holds `channels` values of `bits` bits", _ratios(kl=kl))
+            (f"KL: {fault}; a position holds `channels` values of `bits` bits", _ratios(kl=kl))
             for fault, kl in _OF_KL.items()
         ),
         *((f"the image: {fault}; it has 3 · side² · 8 bits", _ratios(image)) for fault, image in _OF_IMAGE.items()),
         *(
-            (f"the places: {fault}; divide both sides by the factor", _ratios(places=it))
+            (f"the positions: {fault}; divide both sides by the factor", _ratios(positions=it))
             for fault, it in _OF_PLACES.items()
         ),
         *((message, lambda *a, change=change: change(*compression(*a))) for message, change in _OF_RESULTS.items()),
@@ -617,26 +614,26 @@ COMPRESSION_MISTAKES = Mistakes(
 
 @COMPRESSION_MISTAKES("values are divided by values: both ratios are of bits")
 def ratios_of_values(side, factor, channels, bits, codes):
-    image, places = 3 * side**2, (side // factor) ** 2
-    return image / (places * channels), image / places
+    image, positions = 3 * side**2, (side // factor) ** 2
+    return image / (positions * channels), image / positions
 
 
-@COMPRESSION_MISTAKES("these are the latents' bits: how many times more has the image?")
+@COMPRESSION_MISTAKES("these are the latents' bits: how many times more bits does the image have?")
 def bits_of_the_latents(side, factor, channels, bits, codes):
-    places = (side // factor) ** 2
-    return places * channels * bits, places * math.log2(codes)
+    positions = (side // factor) ** 2
+    return positions * channels * bits, positions * math.log2(codes)
 
 
 @COMPRESSION_MISTAKES("the codebook is counted along: only the latent's indices are asked for")
 def ratios_with_the_codebook(side, factor, channels, bits, codes):
-    image, places = 24 * side**2, (side // factor) ** 2
-    return image / (places * channels * bits), image / (places * math.log2(codes) + codes * channels * bits)
+    image, positions = 24 * side**2, (side // factor) ** 2
+    return image / (positions * channels * bits), image / (positions * math.log2(codes) + codes * channels * bits)
 
 
-@COMPRESSION_MISTAKES(f"the logarithm is of all places' codes at once: {_ONE_INDEX}")
+@COMPRESSION_MISTAKES(f"the logarithm is of all positions' codes at once: {_ONE_INDEX}")
 def ratios_of_one_logarithm(side, factor, channels, bits, codes):
-    image, places = 24 * side**2, (side // factor) ** 2
-    return image / (places * channels * bits), image / math.log2(places * codes)
+    image, positions = 24 * side**2, (side // factor) ** 2
+    return image / (positions * channels * bits), image / math.log2(positions * codes)
 
 
 _TEXT = {"side": 256, "factor": 8, "channels": 4, "bits": 16, "codes": 16384}
@@ -664,198 +661,6 @@ def _judge_compression(attempt: Attempt) -> str | None:
         unused = " or ".join(name for name, judge in _judge_with_another.items() if judge(attempt))
         return f"right for the text's numbers, not with another {unused}: look at how the ratio depends on it"
     return complaint
-
-
-# 09.5
-
-
-def _rows(z):
-    return z.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _nearest(z, codebook, choose=lambda vectors, codebook: torch.cdist(vectors, codebook).argmin(1)):
-    return codebook[choose(_rows(z), codebook)].view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
-
-
-def _to_codebook(z, e):
-    return F.mse_loss(e, z.detach())
-
-
-def _to_latent(z, e):
-    return F.mse_loss(z, e.detach())
-
-
-def _quantised(
-    nearest=_nearest,
-    *,
-    through=lambda z, e: z + (e - z).detach(),
-    codebook_loss=_to_codebook,
-    commitment_loss=_to_latent,
-):
-    """The solution with one of its parts exchanged."""
-
-    def code(z, codebook):
-        e = nearest(z, codebook)
-        return through(z, e), codebook_loss(z, e), commitment_loss(z, e)
-
-    return code
-
-
-def _not_permuted(z, codebook):
-    vectors = z.reshape(-1, z.shape[1])
-    return codebook[torch.cdist(vectors, codebook).argmin(1)].view_as(z)
-
-
-def _sides_exchanged(z, codebook):
-    b, c, h, w = z.shape
-    found = codebook[torch.cdist(_rows(z), codebook).argmin(1)]
-    return found.reshape(b, w, h, c).permute(0, 3, 2, 1)
-
-
-def _each_channel(z, codebook):
-    """The nearest value of every channel by itself."""
-    found = [codebook[(z[:, c, ..., None] - codebook[:, c]).abs().argmin(-1), c] for c in range(z.shape[1])]
-    return torch.stack(found, 1)
-
-
-def _softly(z, codebook):
-    weights = (-torch.cdist(_rows(z), codebook)).softmax(1)
-    return (weights @ codebook).view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
-
-
-_CHOICES = {
-    "the farthest vector is taken": lambda v, c: torch.cdist(v, c).argmax(1),
-    "the vector with the largest product is taken, which favours long ones": lambda v, c: (v @ c.T).argmax(1),
-    "the vector of the most similar direction is taken": lambda v, c: (F.normalize(v) @ F.normalize(c).T).argmax(1),
-    "the distance is the sum of absolute differences": lambda v, c: torch.cdist(v, c, p=1).argmin(1),
-    "differences are summed, and cancel each other": lambda v, c: (v[:, None] - c).sum(-1).abs().argmin(1),
-    "the nearest to -z is taken, as the product has the wrong sign": lambda v, c: torch.cdist(-v, c).argmin(1),
-    "one channel alone is compared": lambda v, c: (v[:, :1] - c[:, 0]).abs().argmin(1),
-    # by their exceptions
-    "for each code a place is chosen": lambda v, c: torch.cdist(v, c).argmin(0),
-    "there is one index for all places": lambda v, c: torch.cdist(v, c).argmin(),
-    "the distances themselves are no indices": torch.cdist,
-}
-_LOOKUPS = {
-    "the vectors are cut across the channels": _not_permuted,
-    "(B, h, w, C) is viewed in another shape, which only renames its values": lambda z, codebook: (
-        _nearest(z, codebook).permute(0, 2, 3, 1).reshape(z.shape)
-    ),
-    "height and width are exchanged on the way back": _sides_exchanged,
-    # by their exceptions
-    "z is not in rows": torch.cdist,
-    "a view of permuted values fails, so use reshape": lambda z, codebook: z.permute(0, 2, 3, 1).view(-1, z.shape[1]),
-    "4 channels are written into the code, not z.shape[1]": lambda z, codebook: torch.cdist(
-        _rows(z).view(-1, 4), codebook
-    ),
-    "the vectors are not permuted back": lambda z, codebook: _nearest(z, codebook).permute(0, 2, 3, 1) - z,
-}
-_ERRORS_OF = {
-    "summed": partial(F.mse_loss, reduction="sum"),
-    "absolute": F.l1_loss,
-    "a norm": lambda a, b: (a - b).norm(),
-    "summed over each image": lambda a, b: (a - b).pow(2).sum() / len(a),
-    "under a root": lambda a, b: F.mse_loss(a, b).sqrt(),
-    "summed over the channels": lambda a, b: (a - b).pow(2).sum(1).mean(),
-    "not averaged": lambda a, b: (a - b).pow(2),
-    "weighted by 0.1": lambda a, b: 0.1 * F.mse_loss(a, b),
-    "weighted by 0.25": lambda a, b: 0.25 * F.mse_loss(a, b),
-    "halved": lambda a, b: 0.5 * F.mse_loss(a, b),
-    "doubled": lambda a, b: 2 * F.mse_loss(a, b),
-}
-_THROUGH = {
-    "it is z itself, and has not the codebook's values": lambda z, e: z,
-    "no gradient reaches z: argmin has none, and in z + (nearest - z) z cancels": lambda z, e: e,
-    "no gradient reaches z, which must not be detached where it is added": lambda z, e: e.detach(),
-    "the gradient goes straight to z, and to the codebook as well": lambda z, e: e + z - z.detach(),
-    "the gradient to z has the wrong sign, and the codebook gets one": lambda z, e: z.detach() + e - z,
-    "the difference has the wrong sign": lambda z, e: z - (e - z).detach(),
-}
-_LOSSES = {
-    "they are exchanged": (_to_latent, _to_codebook),
-    "nothing is detached in them, so that each moves both": (F.mse_loss, F.mse_loss),
-    "the first moves z, too": (F.mse_loss, _to_latent),
-    "the second moves the codebook, too": (_to_codebook, F.mse_loss),
-    "both move the codebook alone": (_to_codebook, _to_codebook),
-    "both move z alone": (_to_latent, _to_latent),
-    "the first is of the straight-through result, whose gradient is z's": (
-        lambda z, e: F.mse_loss(z + (e - z).detach(), z.detach()),
-        _to_latent,
-    ),
-    "neither has a gradient": (lambda z, e: F.mse_loss(e, z).detach(), lambda z, e: F.mse_loss(z, e).detach()),
-    "the first has no gradient": (lambda z, e: F.mse_loss(e, z).detach(), _to_latent),
-    "the second has no gradient": (_to_codebook, lambda z, e: F.mse_loss(z, e).detach()),
-}
-
-
-def _losses(codebook_loss=_to_codebook, commitment_loss=_to_latent):
-    return _quantised(codebook_loss=codebook_loss, commitment_loss=commitment_loss)
-
-
-_PERMUTED = "permute to (B, h, w, C), flatten to (B·h·w, C), and back to (B, C, h, w) at the end"
-VQ_MISTAKES = Mistakes(
-    [
-        *(
-            (f"{fault}: take the nearest vector, torch.cdist(vectors, codebook).argmin(1)", _quantised(nearest))
-            for fault, nearest in (
-                *((fault, partial(_nearest, choose=choose)) for fault, choose in _CHOICES.items()),
-                ("each channel is quantised by itself", _each_channel),
-                ("a mixture of codebook vectors is taken", _softly),
-                ("every value is rounded to a whole number", lambda z, codebook: z.round()),
-            )
-        ),
-        *((f"{fault}: {_PERMUTED}", _quantised(nearest)) for fault, nearest in _LOOKUPS.items()),
-        *(
-            (f"the first result: {fault}; return z + (nearest - z).detach()", _quantised(through=through))
-            for fault, through in _THROUGH.items()
-        ),
-        *(
-            (f"the losses: {fault}; the codebook loss moves the codebook alone, the other z alone", _losses(*losses))
-            for fault, losses in _LOSSES.items()
-        ),
-    ]
-)
-VQ_MISTAKES += [
-    (f"{which} {fault}; take the mean squared error over all values", _losses(*losses))
-    for fault, loss in _ERRORS_OF.items()
-    for which, *losses in (
-        ("both losses are", lambda z, e, loss=loss: loss(e, z.detach()), lambda z, e, loss=loss: loss(z, e.detach())),
-        ("the codebook loss is", lambda z, e, loss=loss: loss(e, z.detach())),
-        ("the commitment loss is", _to_codebook, lambda z, e, loss=loss: loss(z, e.detach())),
-    )
-]
-
-_LATENTS = [probe((2, 3, 4, 5), (6, 3), scale=2.0), probe((3, 2, 3, 3), (5, 2), scale=2.0)]
-_RESULTS = ("the quantised latent", "the codebook loss", "the commitment loss")
-
-
-@recipe
-def gradients_of_each(answer: Any, z: Tensor, codebook: Tensor) -> tuple[Tensor, ...]:
-    """Return the gradients of each result with respect to z and to the codebook."""
-    leaves = [x.clone().requires_grad_() for x in (z, codebook)]
-    copies = [leaf.clone() for leaf in leaves]  # autograd allows no in-place operation on a leaf itself
-    found: list[Tensor] = []
-    for result in call(answer, *copies):
-        total = (result * torch.linspace(1, 2, result.numel()).view(result.shape)).sum()
-        if not total.requires_grad:
-            total = total + 0 * leaves[0].sum()
-        found += torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return tuple(found)
-
-
-_judge_values = judge_function(quantise, _LATENTS, VQ_MISTAKES, inputs=("z", "codebook"), outputs=_RESULTS)
-_judge_gradients = judge_function(
-    partial(gradients_of_each, quantise),
-    _LATENTS,
-    through_recipe(gradients_of_each, VQ_MISTAKES),
-    inputs=("z", "codebook"),
-    outputs=[f"the gradient of {result} with respect to {leaf}" for result in _RESULTS for leaf in ("z", "codebook")],
-    through=gradients_of_each,
-)
-
-
-def _judge_quantise(attempt: Attempt) -> str | None:
-    return _judge_values(attempt) or _judge_gradients(attempt)
 
 
 EXERCISES: tuple[Exercise, ...] = (
@@ -891,7 +696,7 @@ EXERCISES: tuple[Exercise, ...] = (
         reference=ssim,
         in_package=(metrics.ssim,),
         hints=(
-            "A variance is the mean of the squares less the square of the mean. What is a covariance, likewise?",
+            "A variance is the mean of the squares minus the square of the mean. What is a covariance, likewise?",
             "local_mean(a * b, window) - mean_a * mean_b is the covariance around each pixel; with a twice, var_a.",
             "(2 · mean_a · mean_b + c1) / (mean_a² + mean_b² + c1) times (2 · cov + c2) / (var_a + var_b + c2), then "
             ".mean((1, 2, 3)); c1 = 0.01², c2 = 0.03².",
@@ -929,27 +734,11 @@ EXERCISES: tuple[Exercise, ...] = (
         reference=compression,
         in_package=(baselines.jpeg,),
         hints=(
-            "How many places has the latent? And how many bits does each of them take: with KL, with VQ?",
-            "KL: `channels` values of `bits` bits at each place. VQ: one number from 0 to codes - 1.",
-            "image = 3 · side² · 8 bits; (side // factor)² places; channels · bits, and math.log2(codes).",
+            "How many positions does the latent have? And how many bits does each of them take: with KL, with VQ?",
+            "KL: `channels` values of `bits` bits at each position. VQ: one number from 0 to codes - 1.",
+            "image = 3 · side² · 8 bits; (side // factor)² positions; channels · bits, and math.log2(codes).",
         ),
         judge=_judge_compression,
         mistakes=COMPRESSION_MISTAKES,
-    ),
-    Exercise(
-        id="09.5",
-        title="The nearest vector of a codebook",
-        notebook=NOTEBOOK,
-        minutes=20,
-        difficulty=4,
-        reference=quantise,
-        in_package=(latents.quantise,),  # which rounds every value by itself, without a codebook
-        hints=(
-            "At each place z has a vector of C values. How do you get one vector per row, and back again?",
-            "codebook[torch.cdist(vectors, codebook).argmin(1)]. In z + (…).detach() the gradient goes to z alone.",
-            "F.mse_loss(nearest, z.detach()) moves the codebook, F.mse_loss(z, nearest.detach()) moves z.",
-        ),
-        judge=_judge_quantise,
-        mistakes=VQ_MISTAKES,
     ),
 )

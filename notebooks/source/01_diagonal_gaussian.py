@@ -39,7 +39,7 @@ from klvae_edu.plots import PALETTE, figure, lines, show, side_by_side
 # %% [markdown]
 # ## 1. Why does the encoder put out twice as many channels as the latent has?
 #
-# Because each latent value needs two numbers: a mean and a variance. The encoder's output, the *moments*, holds both:
+# Because each latent value needs two numbers: a mean and a variance. The encoder's output, called *moments* or `parameters`, holds both:
 
 # %%
 show_diagram("posterior")
@@ -60,8 +60,8 @@ print("log-variance     ", logvar.tolist())
 
 # %% [markdown]
 # The first half of the channels holds the means, the second half the logarithms of the variances. This is a convention, but it must be
-# kept: weights trained in one order are useless in the other. Now a real encoder, untrained, and a
-# grey image. (`tiny` is a *preset*, a named configuration; it shrinks each side by 4.)
+# kept: weights trained in one order are useless in the other. Now a real encoder, untrained, and a grey image. (`tiny` is a
+# *preset*, a named configuration; it shrinks each side by 4. `quant_conv` is the encoder's last layer, which 05 explains.)
 
 # %%
 vae = AutoencoderKL.from_preset("tiny", seed=0)
@@ -80,7 +80,7 @@ print(f"average standard deviation {logvar.mul(0.5).exp().mean():.2f}, spread of
 
 # %% [markdown]
 # The *spread* of the means is their standard deviation over the latent. Here it is much smaller than σ: this posterior is close to
-# N(0, 1), and its samples are nearly all noise. In 02 you will see that N(0, 1) has a KL of zero.
+# N(0, 1), and its samples are nearly all noise.
 
 # %% [markdown]
 # ## 2. Why the logarithm, and why is it clamped?
@@ -128,9 +128,9 @@ show(
 )
 
 # %% [markdown]
-# Neither limit costs anything: a σ of 3e-7 is too small for a decoder to notice, and a σ of 22,000 is pure noise. But where the
-# curve is constant, the gradient is zero: outside the limits, nothing pulls the value back. A trained encoder stays far inside
-# (section 6: from -6.9 to -3.9).
+# No useful σ is excluded: 3e-7 is too small for a decoder to notice, and 22,000 is pure noise. The clamp has one disadvantage:
+# outside the limits the curve is constant and the gradient zero, so such a value is not pulled back. A trained encoder stays far
+# inside (section 6: from -6.9 to -3.9).
 
 # %% [markdown]
 # {{exercise 01.1}}
@@ -164,7 +164,7 @@ print("mean", tuple(mean.shape), " log-variance", tuple(logvar.shape))
 # %% [markdown]
 # ## 3. How does a gradient get through a random draw?
 #
-# It does not: the random number must be moved out of its way. The decoder sees z, a random number, and the loss is computed from the
+# It does not. So the random number is drawn apart, and z is computed from it without chance. The decoder sees z, a random number, and the loss is computed from the
 # decoder's output. To train the encoder, the loss must be differentiated with respect to the mean and σ. First the obvious way:
 
 # %%
@@ -286,8 +286,8 @@ def nll(mean, logvar, sample):
 nll = check("01.3", nll)
 
 # %% [markdown]
-# A check by other means: PyTorch has the density of a Gaussian, too. The *mode* is the most likely z. Move z away from the mean, to
-# either side, to find it:
+# A check by other means: PyTorch has the density of a Gaussian, too. (The print says whose `nll` is compared: yours once it has
+# passed, or else the finished one.) The *mode* is the most likely z. Move z away from the mean, to either side, to find it:
 
 # %%
 mean, logvar = torch.full((61, 1), 0.5), torch.full((61, 1), -1.0)
@@ -336,7 +336,7 @@ class DiagonalGaussian:
         #| self.deterministic = deterministic
         #| self.mean, self.logvar = ...
         #| self.std = ...  # 0 if deterministic
-        #| self.var = ...  # likewise
+        #| self.var = ...  # the variance: 0 if deterministic, as well
         # END SOLUTION
 
     def sample(self, generator=None):
@@ -472,7 +472,8 @@ show(
 # asked, and a small one is enough.
 #
 # The reconstruction error alone would make σ as small as possible, since noise only adds error. The term that works against this is
-# the KL term: notebook 02. (This model was trained with a KL weight of 0.02, so that the noise is noticeable. Source: its recipe.)
+# the KL term: notebook 02. (This model was trained with a KL weight of 0.02, next to a squared error summed
+# over the image, so that the noise is noticeable. Source: its recipe.)
 
 # %% [markdown]
 # ## Going further: the gradient without the trick (optional)
@@ -537,7 +538,8 @@ for (d, mixed), (slope, score) in table.items():
 assert table[4096, False][0] < 5 and 10_000 < table[4096, True][0] < 25_000
 
 # %% [markdown]
-# The score function's variance grows with d² and with d⁴, because the whole loss multiplies the score of one value. (Subtracting the
+# From d = 64 to 4,096, a factor of 64, the score function's variance grows by about 64² (separate) and 64⁴ (mixed), because the
+# whole loss multiplies the score of one value. (Subtracting the
 # average loss first, a *baseline*, helps, but it still grows.) The reparameterised variance stays at 4 for the separate loss, and
 # grows with d for the mixed one: much more slowly. In practice one sample per image is enough, if the batch is large (Kingma & Welling
 # 2013, section 2.3).

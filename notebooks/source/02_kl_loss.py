@@ -3,7 +3,7 @@
 #
 # {{badge}}
 #
-# In notebook 01 nothing stopped the encoder from making σ as small as it liked. Here you build the term that does: the
+# The reconstruction error alone would make σ as small as possible (notebook 01). Here you build the term that works against it: the
 # Kullback–Leibler divergence (KL) of the posterior from N(0, I). You see why it belongs in the loss, what Stable Diffusion's weight
 # of 1e-6 means, and how a posterior collapses when the weight is too large.
 #
@@ -70,7 +70,7 @@ for row in zip(means, stds, kls, strict=True):
 # %% [markdown]
 # {{exercise 02.1}}
 #
-# Derive the KL of one value on paper, then write it for a whole latent. The values are independent, so their KLs add up: one
+# Put the four terms together, for a whole latent. The values are independent, so their KLs add up: one
 # number per image. It is a loss, so the gradient must reach both inputs. As always, `hint("02.1")` helps, and
 # `solution("02.1")` shows the finished code.
 
@@ -90,7 +90,7 @@ def kl_to_standard_normal(mean, logvar):
 kl_to_standard_normal = check("02.1", kl_to_standard_normal)
 
 # %% [markdown]
-# This is the formula, for one value:
+# For one value this is
 #
 # $$\mathrm{KL}\big(\mathcal N(\mu, \sigma^2)\,\|\,\mathcal N(0, 1)\big) = \tfrac12\left(\mu^2 + \sigma^2 - 1 - \log\sigma^2\right)$$
 #
@@ -121,8 +121,9 @@ show(
 )
 
 # %% [markdown]
-# The bowl is not symmetric. Towards σ = 0 it rises slowly: each halving of σ adds at most log 2 ≈ 0.69 nats, one bit. Towards large
-# |μ| it rises with the square. So the cheap way to tell images apart is to keep the means near 0 and make σ small.
+# The bowl is not symmetric. Towards σ = 0 it rises without bound, but slowly: each halving of σ adds at most log 2 ≈ 0.69 nats, one
+# bit. Towards large |μ| it rises with the square. The decoder tells two images apart if their posteriors hardly overlap: the means
+# must be far apart compared with σ. Halving σ is cheaper than doubling large means.
 
 # %% [markdown]
 # ## 2. The KL between any two Gaussians
@@ -172,19 +173,19 @@ print(whose("02.2", kl_between), "kl_between with N(0, I) as p equals the specia
 # ## 3. Checking the formula by simulation
 #
 # By definition a KL is an average, so it can be simulated: draw z from q, and average the difference of the log-densities. How many
-# samples does an error of 0.05 take?
+# samples bring the expected error down to 0.05?
 
 # %%
 q, p = Normal(1.0, 0.5), Normal(0.0, 1.0)
 torch.manual_seed(0)
 z = q.sample((1000,))
 difference = q.log_prob(z) - p.log_prob(z)
-print("five samples", [round(value, 1) for value in difference[:5].tolist()], f" closed form {kl_divergence(q, p):.2f}")
+print(f"closed form {kl_divergence(q, p):.2f}, samples from {difference.min():.1f} to {difference.max():.1f}")
 print(f"for an expected error of 0.05: about {(difference.std() / 0.05) ** 2:.0e} samples")
 
 # %% [markdown]
-# About two hundred. Some single values are negative, although a KL never is. The error falls with the square root of the number
-# of samples.
+# About two hundred: the error falls with the square root of their number. Single values can be negative; the KL, their average,
+# never is.
 
 # %% [markdown]
 # {{exercise 02.3}}
@@ -238,13 +239,13 @@ alt = "The running estimate over the number of samples. It settles on the closed
 show(fig, alt=alt)
 
 # %% [markdown]
-# They agree. The formula has no noise, so one trains on it where it exists. The estimate is for priors that are not Gaussian.
+# They agree. Train on the formula, which has no noise. The estimate is for priors that are not Gaussian.
 
 # %% [markdown]
 # ## 4. The weight 1e-6: sums and means
 #
-# Without its perceptual and adversarial parts, the training loss of Stable Diffusion's autoencoder is *pixel error + 1e-6 · KL*.
-# What the weight does depends on how each term is added up. First the counts:
+# Without the parts that notebooks 06 and 07 add, the training loss of Stable Diffusion's autoencoder is *pixel error + 1e-6 · KL*.
+# What the weight does depends on the *reduction* of each term: sum or mean. First the counts:
 
 # %%
 image_values, latent_values = 3 * 256 * 256, 4 * 32 * 32
@@ -253,8 +254,8 @@ print(
 )
 
 # %% [markdown]
-# Then the size of the KL. Stable Diffusion multiplies its latents by 0.18215, which is one over their standard deviation (LDM
-# code, `scale_factor`). So they are far wider than N(0, 1):
+# Then the size of the KL. Stable Diffusion multiplies its latents by 0.18215, which is one over their standard deviation
+# (`scale_factor` in the original code). So they are far wider than N(0, 1):
 
 # %%
 latent_std = 1 / 0.18215
@@ -263,9 +264,9 @@ print(
 )
 
 # %% [markdown]
-# The original code, CompVis' latent-diffusion, *sums* the absolute error over an image's values, sums the KL over its latent's
-# values, and averages only over the batch. Many people write `F.l1_loss` or `F.mse_loss` for the error, which *averages* over
-# everything. What does that change?
+# The original code, latent-diffusion by the research group CompVis, *sums* the absolute error over an image's values, sums
+# the KL over its latent's values, and averages only over the batch. `F.l1_loss` and `F.mse_loss` *average* over everything. What
+# does that change?
 
 # %%
 posterior_kl = 20.0 * latent_values  # suppose 20 nats per latent value: 15 for the mean, the rest for a small σ
@@ -275,7 +276,7 @@ print(f"mean + sum: pixels {error_per_value:8.2f}   1e-6 · KL {1e-6 * posterior
 
 # %% [markdown]
 # With sums, the KL term is tiny: five orders of magnitude below the pixels. With a mean over the pixels, the same 1e-6 outweighs
-# the whole pixel error: relative to it, the term is 196,608 times stronger. When you read a weight, look for the sum or mean next to it.
+# the pixel error: relative to it, the term is 196,608 times stronger. A weight means nothing without its reduction.
 
 # %% [markdown]
 # {{exercise 02.4}}
@@ -332,7 +333,7 @@ print(f"with the numbers supposed above:       {1e-6 * posterior_kl / (error_per
 # $$p(x) = \int p(x|z)\,p(z)\,dz$$
 #
 # With one pixel and one latent value the integral is easy. Take the decoder 2z, pixel noise of variance 1, and x = 3. Then x
-# is a sum of two Gaussians, of variance 2² + 1 = 5:
+# is 2z plus noise: itself Gaussian, of variance 2² + 1 = 5:
 
 # %%
 x, z = torch.tensor(3.0), torch.linspace(-10, 10, 2001)
@@ -349,12 +350,15 @@ print(f"log p(x): {evidence:.2f} in closed form, {integral.log():.2f} by trying 
 #
 # $$\log p(x) = \underbrace{\mathbb E_q[\log p(x|z)] - \mathrm{KL}(q\,\|\,p(z))}_{\text{evidence lower bound (ELBO)}} + \mathrm{KL}(q\,\|\,p(z|x)).$$
 #
-# A KL is never negative, because the logarithm is concave (Jensen's inequality). So without the last one a lower bound of log p(x)
-# is left.
+# A KL is never negative, because the logarithm is concave (Jensen's inequality). So log p(x) is never below the ELBO, hence its
+# name.
 
 # %% [markdown]
-# The two are equal only if q is the true posterior p(z|x), in our example N(1.2, 0.2) by Bayes' rule. Compute the bound for
-# five q:
+# The two are equal only if q is the true posterior p(z|x). By Bayes' rule this is proportional to p(x|z) p(z), here
+#
+# $$e^{-(3 - 2z)^2/2} \, e^{-z^2/2} \propto e^{-5 (z - 1.2)^2/2}:$$
+#
+# a Gaussian with mean 1.2 and variance 1/5. Compute the bound for five q:
 
 
 # %%
@@ -385,8 +389,8 @@ alt = "The bound over the mean of q, for three σ. No curve is above log p(x). T
 show(fig, alt=alt)
 
 # %% [markdown]
-# So raising the bound moves q, the encoder's posterior, towards the true one, and raises what log p(x) is at least. The negative
-# bound is the loss: an error plus a KL.
+# So training raises the bound: it moves q, the encoder's posterior, towards the true one, and a high bound proves a high log p(x).
+# The negative bound is the loss: an error plus a KL.
 #
 # To see what β is, let the D pixels be Gaussian with variance s². Then
 #
@@ -466,8 +470,8 @@ betas = [0.0, 1e-6, 0.001, 0.01, 0.1, 1.0, 2.0, 4.0]
 models = {beta: train(beta) for beta in betas}
 
 # %% [markdown]
-# Eight models, the same seed. For each, measure the *rate*, the average KL of its posteriors in nats, and the *distortion*, the
-# squared error of its reconstructions. How will the two change as β rises?
+# For each model, measure the *rate*, the average KL of its posteriors in nats, and the *distortion*, the squared error of its
+# reconstructions. How will the two change as β rises?
 
 
 # %%
@@ -504,10 +508,11 @@ assert measured[0.001][0] > measured[0.1][0] > measured[1.0][0]  # the rate fall
 assert measured[0.001][1] < measured[0.1][1] < measured[1.0][1]  # and the error rises with it
 assert measured[4.0][0] < 0.1 and measured[4.0][1] > 0.95 * average_picture
 print("β = 4 has collapsed: a rate below 0.1 nats, and the error of the average picture")
+largest = torch.linalg.eigvalsh(torch.cov(pictures.T))[-1]
+print(f"largest variance of a weighted sum of the pixels, with weights of norm 1: {largest:.2f}")
 
 # %% [markdown]
-# The reason: by section 5, β = 4 means a pixel variance of 2. In no direction do these pictures vary that much, so their differences
-# count as noise.
+# The reason: by section 5, β = 4 means pixel noise of variance 2. The pictures vary less, so their differences count as noise.
 #
 # Now look inside. The slider chooses a model. Left: the posteriors of 200 pictures, coloured by the dot's true x (at small β some
 # lie outside the axes). Right: what the decoder makes of a grid of latents from -2 to 2, the dashed square. On GitHub, where
@@ -548,8 +553,8 @@ Explorer(
 )
 
 # %% [markdown]
-# In every model but the last, neighbouring dots have neighbouring latents: the model has found x and y, turned or bent. At β = 0 the
-# square is a small part of the cloud, so all dots are near their tile's middle. At 0.1 and 1 the cloud fills the square and the dots
+# In every model but the last the dot moves steadily across the grid, both ways: z is x and y, turned or bent. Up to
+# β = 0.01 the cloud is larger than the square, so all dots are near their tile's middle. From 0.1 to 2 it fills the square and the dots
 # reach the borders; in the corners, where no posterior lies, they are smeared. At 4 every tile is the average picture.
 
 # %% [markdown]
@@ -563,8 +568,8 @@ spread = {beta: it.mean.std(0).mean().item() for beta, it in posteriors.items()}
 curves = {"σ of a posterior": [*sigma.values()], "standard deviation of the means": [*spread.values()]}
 show(
     lines(curves, [f"{beta:g}" for beta in betas], xlabel="β", log=True),
-    alt="σ and the standard deviation of the means, over β. A weight of 1e-6 changes nothing; at 0.001 σ is eight times as "
-    "large. At β = 1 the means have a standard deviation of 1; at 4, σ is 1 and all means are equal.",
+    alt="σ and the standard deviation of the means, over β. A weight of 1e-6 changes nothing; at 0.001 σ is more than five "
+    "times as large. At β = 1 the means have a standard deviation of 1; at 4, σ is 1 and all means are equal.",
 )
 
 # %%
@@ -591,7 +596,7 @@ show(
 
 # %% [markdown]
 # At β = 0 the prior covers only a small part of the cloud of posteriors, at β = 1 nearly all. At β = 4 the decoder ignores z.
-# Check this with 1,000 samples, and for each the nearest picture:
+# Check with 1,000 samples and their nearest pictures:
 
 
 # %%
@@ -611,8 +616,8 @@ print("standard deviation of the places, of the true one: below 60 % at β = 0, 
 # A larger weight makes all posteriors together look like the prior. Then samples of the prior reach every place, with less exact
 # pictures.
 #
-# Stable Diffusion is on the other side: N(0, I) does not cover latents with a standard deviation of 5.5. A diffusion model learns
-# where they are, in notebook 11.
+# In Stable Diffusion N(0, I) does not cover the latents, whose standard deviation is 5.5. A diffusion model learns where they are
+# (notebook 11).
 
 # %% [markdown]
 # ## Going further: a nat, a collapse and 1e-6 in numbers (optional)
@@ -637,11 +642,10 @@ show(fig, alt="KL over the distance of the means: parabolas, the steepest for th
 # neighbour. In this sense narrow posteriors carry more information: more images can be told apart.
 
 # %% [markdown]
-# **The collapse.** A *linear* decoder uses a latent value only if the pictures' variance in some direction is above the
-# pixels' variance, β/2 (probabilistic PCA, Tipping & Bishop 1999). The largest such variance:
+# **The collapse.** A *linear* decoder uses a latent value only if some weighted sum of the pictures' pixels (weights of norm 1) has
+# a variance above that of the decoder's pixels, β/2 (probabilistic PCA, Tipping & Bishop 1999). Section 6 computed the largest:
 
 # %%
-largest = torch.linalg.eigvalsh(torch.cov(pictures.T))[-1]
 print(f"largest variance {largest:.2f}: a linear decoder collapses above β = {2 * largest:.1f}")
 
 # %% [markdown]

@@ -54,9 +54,9 @@ print("a zero on the right ", F.pad(pixels, (0, 1)).unfold(2, 3, 2)[0, 0].tolist
 print("a zero on both sides", F.pad(pixels, (1, 1)).unfold(2, 3, 2)[0, 0].tolist())
 
 # %% [markdown]
-# Both give three windows, but with their middles at 2, 4, 6 and at 1, 3, 5. Stable Diffusion has the first (CompVis
-# latent-diffusion, `Downsample` in `model.py`). PyTorch's convolutions pad both sides alike, so `F.pad` adds the zeros, the last
-# axis first: `(left, right, top, bottom)`.
+# Both give three windows (the second leaves its right zero over), but with their middles at 2, 4, 6 and at 1, 3, 5. Stable
+# Diffusion has the first (CompVis latent-diffusion, `Downsample` in `model.py`). PyTorch's convolutions pad both sides alike, so
+# `F.pad` adds the zeros, the last axis first: `(left, right, top, bottom)`.
 #
 # To follow this over three halvings, let every pixel hold its own position, and every convolution pass on the middle of its window:
 
@@ -127,7 +127,7 @@ print("7 × 7, zeros right and bottom:", tuple(downsample(odd, ones, zero).shape
 print("7 × 7, zeros on all sides:    ", tuple(F.conv2d(odd, ones, stride=2, padding=1).shape[2:]))
 
 # %% [markdown]
-# Half of seven is rounded down, to H // 2; with zeros on all sides it is rounded up. For even sides, the shapes are equal.
+# Half of seven is rounded down, with zeros on all sides up. For even sides, the shapes are equal.
 #
 # Now break it: put a symmetric downsampling, with the same parameters, into a whole encoder (of `mini`, a small *preset*, a named
 # configuration of this package).
@@ -150,8 +150,8 @@ for block in symmetric.down_blocks:
 print(symmetric.load_state_dict(encoder.state_dict()))
 
 # %% [markdown]
-# No error. Now show both encoders the same part of a photograph. The symmetric one looks seven pixels further up and left. What
-# happens when its part is moved seven pixels down and right?
+# No error. Now show both encoders the same crop of a photograph. The symmetric one looks seven pixels further up and left. What
+# happens when it gets a crop seven pixels further down and right?
 
 # %%
 photo = photographs("held-out")["chelsea"][None]  # held out: used for no training
@@ -161,7 +161,7 @@ with torch.no_grad():
 errors = [((z - expected).norm() / expected.norm()).item() for z in moved]
 print(f"relative error: {errors[0]:.0%} in place, {errors[7]:.0%} moved by seven pixels")
 
-fig = lines({"error": errors}, xlabel="pixels by which the symmetric encoder's part is moved", ylabel="relative error")
+fig = lines({"error": errors}, xlabel="pixels by which the symmetric encoder's crop is moved", ylabel="relative error")
 fig.axes[0].set_ylim(0, 1.2)
 show(
     fig,
@@ -259,12 +259,12 @@ stretched = [[(x - x.mean((1, 2), keepdim=True)) / (2.5 * x.std()) for x in row]
 stretched = [F.interpolate(torch.stack(row), scale_factor=3.0) for row in stretched]
 show(
     image_grid(stretched, row_labels=["even", "slow"], column_titles=["transposed", "nearest"]),
-    alt="Three doublings of a map that is the same everywhere (even) and of one that changes slowly (slow), each picture stretched to its own contrast. Transposed convolutions leave a fine coloured checkerboard on both; nearest neighbour leaves none.",
+    alt="Three doublings of a map that is the same everywhere (even) and of one that changes slowly (slow), each picture stretched to its own contrast. Transposed convolutions leave a fine coloured checkerboard on both. Nearest neighbour leaves the even map even inside, and a soft grid on the slow one.",
 )
 
 # %% [markdown]
-# With nearest neighbour the even map stays even, except for a frame, where the zeros of the padding come in. The cost: the
-# convolution runs on the large map, with four times as many multiplications.
+# With nearest neighbour the even map stays even, except for a frame, where the zeros of the padding come in. (An optional part
+# explains the soft grid.) The cost: the convolution runs on the large map, with four times as many multiplications.
 
 # %% [markdown]
 # ## 3. What one latent pixel sees
@@ -287,9 +287,10 @@ for strides in [(1,), (1, 1), (2, 1), (2, 1, 1), (2, 2, 1)]:
 
 # %% [markdown]
 # Each kernel of size k reaches k - 1 pixels further. Behind a stride of two, these pixels are two input pixels apart, behind two
-# such strides four. For layers 1, 2, … from input to output, with kernels k and strides s, the field is r pixels wide:
+# such strides four. This distance, the *jump* j, is the product of all strides before a layer. For layers 1, 2, … from input to
+# output, with kernels k and strides s, the field is r pixels wide:
 #
-# $$r = 1 + \sum_l (k_l - 1) \prod_{i<l} s_i$$
+# $$r = 1 + \sum_l (k_l - 1)\, j_l, \qquad j_1 = 1, \quad j_{l+1} = j_l\, s_l$$
 
 # %% [markdown]
 # {{exercise 04.3}}
@@ -307,7 +308,7 @@ def receptive_field(layers):
         jump *= stride
     return field
     # SKELETON
-    #| field, jump = 1, 1  # pixels seen so far; distance of two neighbours on the map, in input pixels
+    #| field, jump = 1, 1  # r so far, and j of the first layer
     #| for kernel, stride in layers:
     #|     field = ...
     #|     jump = ...
@@ -369,8 +370,7 @@ for name, gradient in seen_by.items():
     print(f"{name:15} {'> 99%' if half > 0.99 else f'{half:5.0%}'} of the gradient in the inner half, 109 × 109")
 
 # %% [markdown]
-# Formula and measurement agree to the pixel. The middle is seven pixels beyond 8 · 16: the padding of section 1. The figure shows how
-# much each pixel counts.
+# Formula and measurement agree to the pixel. The middle is seven pixels beyond 8 · 16: the padding of section 1.
 
 # %%
 fig, axes = figure(1, 3, size=(9, 3.2))
@@ -393,8 +393,8 @@ assert reached == [217**2, 256**2, 256**2]
 # half, a quarter of the area, gets nearly all of the gradient, and three quarters even with norms.
 #
 # White means exactly zero. With attention no pixel is white, because it looks everywhere. With norms none is either, because
-# GroupNorm divides by the spread of the *whole* map. But a norm brings the same mean and spread to all pixels of a group; in
-# attention, each pixel chooses for itself.
+# GroupNorm divides by the spread of the *whole* map. The more a value differs from the mean, the more it changes this spread:
+# therefore the cat's eyes show. All pixels of a group share one mean and one spread; in attention, each pixel chooses for itself.
 
 # %% [markdown]
 # ## 4. Attention: a weighted average over all pixels
@@ -414,11 +414,11 @@ print("answer", round((weights @ values).item(), 1))
 # %% [markdown]
 # It finds the tokens 1 and 3, whose keys have the query's direction. They get nearly all of the *attention weights* (which are no
 # parameters: each input has its own), and the answer is near 20, the average of their values. For N queries, keys and values of
-# C numbers each (Vaswani et al. 2017, section 3.2.1):
+# C numbers each, scores are also divided by √C (Vaswani et al. 2017, section 3.2.1):
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt C}\right) V$$
 #
-# Why the root: a score is a sum of C products, so it grows with C, which is 512 in Stable Diffusion:
+# Without the root, scores grow with C, which is 512 in Stable Diffusion, because a score is a sum of C products:
 
 # %%
 torch.manual_seed(0)
@@ -573,13 +573,11 @@ def weights_of(q, k):
 torch.manual_seed(0)
 with torch.no_grad():
     untrained = weights_of(nn.Linear(3, 64)(colours), nn.Linear(3, 64)(colours))
-largest = 2400 * untrained.amax(1)
-print(
-    f"the largest weight: {largest.median():.1f} / N for the median query, {largest.quantile(0.9):.1f} / N for the top tenth"
-)
+share = ((untrained.sort(1, descending=True).values.cumsum(1) < 0.5).sum(1) + 1) / 2400
+print(f"half of a query's weight is on at least {share.min():.0%} of the pixels, median {share.median():.0%}")
 
 # %% [markdown]
-# Some queries concentrate on a few pixels, but on which ones is random. Now make queries and keys by hand, so that each pixel looks
+# No query concentrates on a few pixels, and which ones get more is random. Now make queries and keys by hand, so that each pixel looks
 # for its own colour. With q = k = colour, keys of a large norm would win, because q · k grows with it. One more channel solves this:
 # with q = (c, 1) and k = (c', -½ |c'|²) the score is c · c' - ½ |c'|² = ½ |c|² - ½ |c - c'|². The first term is the same for all keys, so
 # softmax divides it out.
@@ -621,10 +619,9 @@ show(
 # block looks for.
 
 # %% [markdown]
-# ## 8. Proof: equal to the real parts
+# ## 8. Comparison with the real parts
 #
 # Compare the three parts with those of this package, on the same random weights, in double precision, where rounding hides nothing.
-# The print says whose parts these are.
 
 
 # %%
@@ -655,8 +652,7 @@ finished = [randomised(part) for part in (Downsample2D(32), Upsample2D(32), Atte
 print("with klvae_edu: max |Δ| < 1e-10:", bool(largest_difference(*finished) < 1e-10))
 
 # %% [markdown]
-# Then with diffusers, where it is installed. There, `padding=0` means zeros on the right and at the bottom, and its attention class
-# needs arguments to do just this:
+# Then with diffusers, where it is installed. There, `padding=0` means zeros on the right and at the bottom:
 
 # %%
 try:

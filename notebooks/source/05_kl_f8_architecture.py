@@ -63,7 +63,7 @@ show_diagram("kl_f8")
 
 # %% [markdown]
 # Each half has four *levels*, one for each number in `block_out_channels`. Such a number is the level's *width*, the channels of its
-# output. This is inside a level:
+# output. The encoder's level 3 is a single slab: its input and output have the same shape. This is inside a level:
 
 # %%
 show_diagram("level")
@@ -80,7 +80,7 @@ print(f"{image_values:,} values become {latent_values:,}: {image_values // laten
 #
 # $$f = 2^{\,n-1}.$$
 #
-# Some published diagrams halve in all four levels; that would give 16 × 16.
+# Halving in all four levels would give 16 × 16.
 #
 # PyTorch can show the shapes at no cost. On its `meta` device a tensor has a shape, but no values: 84 million weights take no
 # memory, and a pass through the network takes no time.
@@ -100,7 +100,7 @@ for layer in layers:
 print("\n".join(f"{label:<9} {one.shape[1]:>3} × {one.shape[2]}²" for label, one in zip(labels, maps, strict=True)))
 
 # %% [markdown]
-# Multiply roughly before you go on. After which line does a map hold fewer values than the picture, 196,608?
+# Estimate the number of values in each map: channels × side × side. Which lines hold fewer than the picture, 196,608?
 
 # %%
 fig = bars({label: one.numel() for label, one in zip(labels, maps, strict=True)}, xlabel="values in the map", log=True)
@@ -114,7 +114,7 @@ print(f"conv_in: {maps[1].numel() / image_values:.0f} times the picture")
 print(f"mid block: {maps[6].numel() / image_values:.1f} times; conv_out: {maps[-1].numel() / image_values:.3f}")
 
 # %% [markdown]
-# Only after the last. Even the smallest inner map, 512 × 32², holds more than twice the picture's values. A single layer
+# Only the last. Even the smallest inner map, 512 × 32², holds more than twice the picture's values. A single layer
 # compresses: `conv_out`, from 512 channels to 8. Eight, because mean and log-variance have four each.
 
 # %% [markdown]
@@ -253,8 +253,8 @@ print(f"encoder {count(stable_diffusion.encoder):,}   decoder {count(stable_diff
 # The decoder, by 45%. Its levels have `layers_per_block + 1` ResNet blocks, three instead of two. And they end with their
 # *up*sampling, so more blocks work on small maps, which have many channels.
 #
-# Unlike a U-Net's, this decoder gets nothing from the encoder but the latent: a diffusion model makes latents without any picture. (An
-# optional part shows what more would do.)
+# A U-Net's decoder also gets the maps inside its encoder. This decoder gets the latent only: a diffusion model makes latents without
+# any picture, so there are no such maps. (An optional part adds them.)
 
 # %% [markdown]
 # {{exercise 05.3}}
@@ -287,7 +287,9 @@ class Decoder(nn.Module):
         #| layers = ...
         #| self.conv_in = ...
         #| self.mid_block = ...
-        #| self.up_blocks = nn.ModuleList()  # UpDecoderBlock2D(before, after, layers, groups, "silu", add_upsample=…)
+        #| self.up_blocks = nn.ModuleList()
+        #| for level, (before, after) in enumerate(pairwise((widths[0], *widths))):
+        #|     ...  # UpDecoderBlock2D(before, after, layers, groups, "silu", add_upsample=…)
         #| self.conv_norm_out = ...
         #| self.conv_act = ...
         #| self.conv_out = ...
@@ -329,7 +331,8 @@ assert difference < 1e-5
 print("one convolution does the work of two: max |Δ| < 1e-5")
 
 # %% [markdown]
-# Nothing: two linear maps in a row are one (if the padded one comes first, as here). Both convolutions were taken over from VQ models,
+# Nothing: two linear maps in a row are one. (Zeros are padded before both, as here; padding between the two would change the
+# border.) Both convolutions were taken over from VQ models,
 # which replace every vector by the nearest one in a learned table; there `quant_conv` fits the channels to the table (CompVis,
 # `ldm/models/autoencoder.py`). Stable Diffusion 3 and FLUX.1 left them out. Version 1 was trained with them, so they belong to a
 # faithful network. The scaling factor 0.18215 does not: it belongs to the diffusion model (notebook 11).
@@ -599,8 +602,8 @@ for name, model in models.items():
 
 # %% [markdown]
 # Only 1e-10 notices the eps. It needs float64, because in float32 even the correct network fails. On the 64 × 64 square the wrong root is invisible: the
-# mid block has 8 · 8 pixels, as many as channels. So a proof takes float64, 1e-10, and an input that is *not square, with pixels ≠
-# channels*.
+# mid block has 8 · 8 pixels, as many as channels. A square also hides an exchange of height and width: `reshape(B, C, W, H)` is
+# right there. So a proof takes float64, 1e-10, and an input that is *not square, with pixels ≠ channels*.
 
 # %% [markdown]
 # ## 7. Tensor names in weight files
@@ -738,8 +741,8 @@ show(
 
 # %% [markdown]
 # The network of notebooks 01 to 05 is complete. From 4 × 37 × 56 numbers it restores the photograph 4.2 dB better than the baseline.
-# (PSNR is explained in notebook 00. Stable Diffusion's `sd-vae-ft-mse` reaches 24.5 dB on COCO's pictures at 256 × 256, by its model
-# card; these are other pictures, so the numbers cannot be compared.)
+# (Notebook 00 explains PSNR; its crop of the cat is another one, so its decibels differ. Stable Diffusion's `sd-vae-ft-mse`
+# reaches 24.5 dB on COCO's pictures at 256 × 256, by its model card; these are other pictures, so the numbers cannot be compared.)
 #
 # The architecture gives the shapes. What the weights learn depends on the loss.
 
@@ -770,8 +773,8 @@ show(
 assert max(with_norm) < 1.5 * min(with_norm) and without[-1] > 20 * without[0]
 
 # %% [markdown]
-# Without the norm, the contrast goes straight through from about 10 times on; below, what the blocks add is larger. With the norm, hardly
-# anything changes. So the size of the output does not tell you that you forgot to rescale the pixels.
+# Without the norm, the output grows in proportion to the contrast from about 100 times on; below, what the
+# blocks add is larger. With the norm, hardly anything changes. So the size of the output does not tell you that you forgot to rescale the pixels.
 
 # %% [markdown]
 # ## Going further: no arrow past the latent (optional)
@@ -845,8 +848,8 @@ plain, arrowed = errors(train(arrow=False)), errors(train(arrow=True))
 both_cases = {f"no arrow, {name}": error for name, error in plain.items()}
 both_cases |= {f"arrow, {name}": error for name, error in arrowed.items()}
 show(
-    bars(both_cases, xlabel="squared error", log=True),
-    alt="Squared errors on a log scale. Without the arrow: small with the own latent, large with another's. With the arrow: much smaller, almost the same with another's latent, and large without a picture.",
+    bars(both_cases, xlabel="squared error"),
+    alt="Squared errors. Without the arrow: small with the own latent, large with another's. With the arrow: much smaller, almost the same with another's latent, and large without a picture.",
 )
 assert arrowed["another's latent"] < plain["own latent"] / 2 < plain["another's latent"] / 4
 assert arrowed["no picture"] > 10 * arrowed["another's latent"]

@@ -99,8 +99,8 @@ for name, guess in {"one of the crops": crops[24], "their mean": mean, "their me
     print(f"{name:16}   L2 {l2:.3f}   L1 {l1:.3f}")
 
 # %% [markdown]
-# Mean and median each have the smallest error of their own kind. Under both losses a real crop is the *worst*: its details lie at
-# other places than those of the other crops, and cost an error at both. The *gradient energy*, the squared differences of
+# Mean and median each have the smallest error of their own kind. Under both losses the real crop is the *worst* of the three: its
+# details lie at other places than those of the other crops, and cost an error at both. The *gradient energy*, the squared differences of
 # neighbouring pixels, measures how much detail is left:
 
 
@@ -146,7 +146,7 @@ print(f"it holds {strengths[0] ** 2 / (strengths**2).sum():.1%} of the squared d
 # {{exercise 06.1}}
 #
 # Fit mean and directions to the patches of `train`. Then code `patches` with the first `components` directions, and
-# decode. As always, `hint("06.1")` helps you on, `solution("06.1")` shows the finished code.
+# decode. (`hint("06.1")` helps.)
 
 
 # %%
@@ -169,7 +169,7 @@ def through_pca(train, patches, components):
 through_pca = check("06.1", through_pca)
 
 # %% [markdown]
-# Fit it to six other photographs, and try it on the cat. `F.unfold` cuts images into patches, `F.fold` puts them together:
+# Fit it to six other photographs, and try it on the cat. `F.unfold` cuts images into patches, `F.fold` joins them:
 
 
 # %%
@@ -194,13 +194,13 @@ print(f"{whose('06.1', through_pca)} function and baselines.PatchPCA: max |Δ| <
 basis = pca.basis.float().view(4, 3, 8, 8)
 show(
     image_grid([list(basis / basis.abs().amax((1, 2, 3), keepdim=True))], column_titles=["1", "2", "3", "4"]),
-    alt="The four directions as patches: brightness; blue (with the other sign, orange); darker from left to right; darker from top to bottom. There is no edge, no texture, no green.",
+    alt="The four directions as patches: brightness; blue (with the other sign, orange); a slope between left and right; a slope between top and bottom. There is no edge, no texture, no green.",
 )
 
 # %% [markdown]
 # The errors as PSNR, the *peak signal-to-noise ratio*: 10 · log₁₀(2² / L2) decibels (dB) for values from -1 to 1.
-# 3 dB more are half the squared error. Averages and bicubic enlargement keep three numbers per patch, PCA four; "own PCA" is fitted
-# to the very photograph that it codes:
+# 3 dB more are half the squared error. Averages keep three numbers per patch, and so does "bicubic", which joins the averages by
+# smooth cubic curves; PCA keeps four. "Own PCA" is fitted to the very photograph that it codes:
 
 
 # %%
@@ -215,8 +215,8 @@ for name, image in {"chelsea": photo, "coffee": photographs("held-out")["coffee"
     print(f"{name:8}", "   ".join(f"{code} {db:.1f} dB" for code, db in baselines(image).items()))
 
 # %% [markdown]
-# Bicubic enlargement comes near to patch-PCA, because it also uses the neighbouring patches. No linear code
-# of single patches is better than "own PCA". Two of them as pictures:
+# Bicubic comes near to patch-PCA, because it also uses the neighbouring patches. No linear code of four numbers for each patch is
+# better than "own PCA". Two of them as pictures:
 
 # %%
 eye = cat[None, :, 80:208, 119:247]
@@ -229,21 +229,22 @@ show(
     format="jpeg",
 )
 assert abs(decibels[0] - decibels[1]) < 0.1
+print("bicubic {:.1f} dB, patch-PCA {:.1f} dB".format(*decibels))
 
 # %% [markdown]
 # Squared error calls the two equal; the eye does not.
 #
-# Patch-PCA's decibels are the baseline for KL-f8's latent: if a network stays below it, a matrix is better (by squared error).
+# Patch-PCA's decibels are the baseline for KL-f8's latent: below it, a matrix is better (by squared error).
 
 # %% [markdown]
 # ## 3. LPIPS: compare features, not pixels
 #
 # Shift fur by one pixel, and nearly every value changes, but you see the same fur: thin lines of the same direction at about the
-# same place. Networks for recognition compute such properties, the *features*; a *feature map* holds one of them for all
-# positions. LPIPS compares features (Zhang et al. 2018, section 3). It takes them from VGG16 at five
-# *taps*: the last ReLU before each of its five poolings.
+# same place. Networks for recognition compute such properties, the *features*. LPIPS compares features (Zhang et al. 2018,
+# section 3). It takes them from VGG16, a network that names what is in a photograph, at five *taps*: the last ReLU before each of its
+# five poolings.
 #
-# Here VGG16 is **untrained**: its weights are random, from a fixed seed, so that nothing is downloaded. It responds to
+# Here VGG16 is **untrained**: its weights are random, so that nothing is downloaded. It responds to
 # edges and textures, not to objects, and its numbers are no measure of quality; what you build is the same
 # with trained weights. Which shapes do the five taps have, for an image of 128 × 128?
 
@@ -324,8 +325,8 @@ zero = torch.zeros((), dtype=torch.float16)
 print(f"in float16: eps inside {zero / (zero + 1e-8).sqrt():.0f}, outside {zero / (zero.sqrt() + 1e-10):.0f}")
 
 # %% [markdown]
-# In float16 both ways are NaN already in the *values*: 1e-8 and 1e-10 are rounded to 0 there. So the package's LPIPS switches autocast
-# off for itself and refuses weights in float16 (`klvae_edu/perceptual.py`).
+# In float16 both ways are NaN already in the *values*: 1e-8 and 1e-10 are rounded to 0 there. So the package's LPIPS switches off
+# autocast, by which PyTorch computes in float16, and refuses weights in float16.
 
 # %% [markdown]
 # {{exercise 06.3}}
@@ -394,11 +395,11 @@ print("parameters of LPIPS:", len(list(lpips.parameters())))
 # %% [markdown]
 # Under `no_grad` the decoder learns nothing from LPIPS, although the loss shows the right value. diffusers' training script
 # has this fault (`examples/research_projects/autoencoderkl/train_autoencoderkl.py`). Gradients must run *through* VGG16, but
-# not into its weights. So the class keeps its weights as *buffers*: tensors that belong to a module, move and are saved with it, but
-# are no parameters, so that no optimiser finds them.
+# not into its weights. So the class keeps its weights as *buffers*: tensors that move and are saved with a module, but are no
+# parameters: no optimiser finds them.
 #
-# Now trained features. *EfficientNet-Lite0* classifies photographs (after Tan & Le 2019); its weights come as a package of
-# 17 MB. Nobody fitted weights of its channels to human judgements, so all $w_c = 1$. That is not LPIPS, but
+# Now trained features. *EfficientNet-Lite0* (after Tan & Le 2019) was trained on ImageNet, photographs of 1,000 kinds of things; its
+# weights come as a package of 17 MB. Nobody fitted weights of its channels to human judgements, so all $w_c = 1$. That is not LPIPS, but
 # *EfficientNet-Lite0's feature distance*, in a unit of its own: compare only numbers of one network.
 
 # %%
@@ -412,8 +413,7 @@ if not EXTRA:
 # %% [markdown]
 # ## 4. Equal PSNR, different pictures
 #
-# Six ways to spoil a photograph, each with a strength s from 0 to 1. Bisection finds the strength that gives the PSNR of
-# patch-PCA's version:
+# Six ways to spoil a photograph, with a strength s from 0 to 1. Bisection finds the strength that gives patch-PCA's PSNR:
 
 # %%
 torch.manual_seed(0)
@@ -473,8 +473,8 @@ if not lpips.trained:
 
 # %% [markdown]
 # Even untrained LPIPS agrees with the eye that lost texture and lost outlines (patch-PCA, blur) are worst. It disagrees twice:
-# darkness, which you hardly notice, counts as much as noise or coloured tiles; and the shift, which is hard to see at all, costs
-# over two thirds of what the blur costs. Now with trained features, each distance as a share of the blur's:
+# darkness, which you hardly notice, counts as much as noise or coloured tiles; and the shift, which is hard to see, costs
+# over two thirds of the blur. Now with trained features, each distance as a share of the blur's:
 
 # %%
 shares = {}
@@ -530,7 +530,7 @@ print(f"in a 256 × 256 image it counts {3 * 256 * 256:,} times")
 # $$\text{nll} = \frac1B\sum_{\text{images}}\Big(\sum_{C,H,W} |\hat x - x| \;+\; C H W \; w \; d(\hat x, x)\Big)$$
 #
 # CompVis calls it *nll*, for negative log-likelihood (`ldm/modules/losses/contperceptual.py`). Their code also divides by exp(`logvar`)
-# and adds `logvar`, a parameter that starts at 0. No optimiser updates it, so it stays 0 and changes nothing.
+# and adds `logvar`, which starts at 0. No optimiser updates it, so it changes nothing.
 
 # %% [markdown]
 # {{exercise 06.4}}
@@ -559,7 +559,7 @@ print(f"{whose('06.4', reconstruction_loss)} loss equals losses.reconstruction_l
 print(f"pixels {terms['pixel'].item() / 1000:.2f}, LPIPS {terms['perceptual'].item() / 1000:.2f}")
 
 # %% [markdown]
-# Others write each term as the mean over its own values, with weights w' and v' of their own (v is the weight of the KL):
+# Others write each term as the mean over its own values, with weights w' and v' (v is the weight of the KL):
 #
 # | term | in sums (CompVis) | in means |
 # | --- | --- | --- |
@@ -596,7 +596,7 @@ total = 196_608 * 0.1 + 196_608 * 0.3 + 1e-6 * 4096 * 20  # L1 0.1, LPIPS 0.3, 2
 assert math.isclose(total / 196_608, 0.1 + w * 0.3 + v * 20)
 
 # %% [markdown]
-# Written as means, KL-f8's loss before the discriminator's start is L1 + LPIPS + 2.1e-8 · (KL per latent value).
+# Written as means, and without the discriminator of notebook 07, KL-f8's loss is L1 + LPIPS + 2.1e-8 · (KL per latent value).
 #
 # Beware of mixtures: with pixels as a mean and the KL as a sum, the KL counts 196,608 times too much; with pixels as a sum and LPIPS
 # once per image, LPIPS counts 196,608 times too little. Before you copy a weight, find its reduction in the code.
@@ -604,23 +604,29 @@ assert math.isclose(total / 196_608, 0.1 + w * 0.3 + v * 20)
 # %% [markdown]
 # ## 6. The best answer under LPIPS
 #
-# Back to the 49 crops of section 1 that share one latent. Under L2 the best picture is their mean, under L1 their median.
-# Look at the formula of LPIPS: which of the two does it resemble?
+# Back to the 49 crops of section 1. Under L2 the best picture is their mean, under L1 their median. Which of the two losses does the
+# formula of LPIPS resemble?
+
 
 # %%
+def average_distance(features, others):
+    """Of the features of one picture to those of others, averaged over the others."""
+    repeated = [tap.expand(len(others[0]), -1, -1, -1) for tap in features]
+    return perceptual_distance(repeated, others, heads).mean()
+
+
 with torch.no_grad():
-    known = lpips.features(crops)
-    centre = [tap.mean(0, keepdim=True) for tap in known]  # the mean of the features
-    guess, middle = ([tap.expand(49, -1, -1, -1) for tap in taps] for taps in (lpips.features(median[None]), centre))
-    to_crops = perceptual_distance(known, guess, heads).mean()
-    to_middle, constant = (perceptual_distance(middle, it, heads).mean() for it in (guess, known))
-print(
-    "distance to the crops = distance to their mean + a constant:", bool(torch.allclose(to_crops, to_middle + constant))
-)
+    of_crops, of_median = lpips.features(crops), lpips.features(median[None])
+    centre = [tap.mean(0, keepdim=True) for tap in of_crops]  # the mean of the features
+    median_to_crops, median_to_centre = average_distance(of_median, of_crops), average_distance(of_median, centre)
+    centre_to_crops = average_distance(centre, of_crops)
+same = torch.allclose(median_to_crops, median_to_centre + centre_to_crops)
+print("median to crops = median to centre + centre to crops:", same)
 
 # %% [markdown]
-# L2: LPIPS is a sum of squares, too, so it asks for the mean of the *features*. No formula gives a picture with these features.
-# So search for it: start from the blurred mean, and let Adam change the pixels.
+# L2: LPIPS is a sum of squares, too. So a picture's average distance to the crops is its distance to the mean of their features
+# (`centre`), plus a term without the picture in it. The best picture is the one nearest to `centre`. No formula gives it, so search:
+# start from the blurred mean, and let Adam change the pixels.
 
 
 # %%
@@ -672,6 +678,7 @@ energies = [gradient_energy(answers[name]) for name in ("mean (L2)", "median (L1
 print("distances to the mean of the features of all crops")
 if not lpips.trained:
     assert energies == sorted(energies) and all(to_lpips["one crop"] > to_lpips[name] for name in titles[1:5])
+    print("gradient energy: mean < median < L1 + LPIPS < LPIPS < crop")
     print(f"{LPIPS_NAME}: a crop {to_lpips['one crop']:.3f}, the mean {to_lpips['mean (L2)']:.3f}")
 if EXTRA:
     assert to_trained["one crop"] < 0.5 * to_trained["mean (L2)"]
@@ -679,11 +686,11 @@ if EXTRA:
     print(f"{NAME}: a crop {to_trained['one crop']:.2f}, the mean {to_trained['mean (L2)']:.2f}")
 
 # %% [markdown]
-# For untrained LPIPS grain is nearer to the 49 crops than smooth skin, but it is no fur, and a real crop is the worst answer again.
-# L1 + LPIPS, KL-f8's choice, lies between.
+# For untrained LPIPS grain is nearer to the 49 crops than blur, but it is no fur, and a real crop is the worst answer again.
+# L1 + LPIPS, KL-f8's choice, lies between in gradient energy.
 #
-# Trained features give hairs. They are those of no crop, but for these features a real crop is a far better answer
-# than the blurred mean: they stay nearly the same when the fur moves, so a loss on them does not ask for blur.
+# Trained features give hairs, those of no crop. But for these features a real crop is far better
+# than the blurred mean: they change less when the fur moves than when it is blurred, so a loss on them does not ask for blur.
 
 # %% [markdown]
 # ## Going further: where each tap sees a difference (optional)
@@ -845,5 +852,5 @@ print(f"from -1 to 1: {finished.item():.3f}   from 0 to 1: {wrong_range.item():.
 # No. Pixels, LPIPS and KL all grow with the area, by four. Only the norm of the gradient changes.
 # </details>
 #
-# **Next:** notebook [07](07_patchgan.ipynb). A distance asks for a compromise between all images that share a latent. A
-# discriminator asks another question: does this look like a photograph?
+# **Next:** notebook [07](07_patchgan.ipynb). A distance asks for a compromise between all images that share a latent; a
+# discriminator asks whether a picture looks like a photograph.

@@ -10,7 +10,7 @@
 #
 # * write the autoencoder's training step, with one backward pass for all losses;
 # * say which network is trained when, and read a log through the discriminator's start;
-# * recognise a run whose discriminator leaks, starts too early or dies, and repair it;
+# * recognise a run whose discriminator leaks or dies, and repair it;
 # * average weights, and resume a run exactly.
 #
 # **You need** the losses of notebook [06](06_reconstruction_losses.ipynb), and [07](07_patchgan.ipynb): discriminator, adaptive
@@ -81,14 +81,13 @@ def sharpness(images, originals=held_out):
     return (energy[0] / energy[1]).item()
 
 
-# %%
 with torch.no_grad():
     before = vae(held_out).sample
 print(f"PSNR {psnr(before, held_out).mean():.1f} dB, edges {sharpness(before):.0%} of the originals'")
 
 # %% [markdown]
 # Nearly half of the edges' energy is missing: squared error is lowest at the mean of all plausible textures, which is smooth
-# (notebook 06). The discriminator is there to add it.
+# (notebook 06).
 
 # %% [markdown]
 # ## 1. Two networks with opposite aims
@@ -153,12 +152,13 @@ def generator_step(vae, discriminator, optimizer, images, disc_weight=0.5, kl_we
     optimizer.step()
     return reconstruction.detach()
     # SKELETON
-    #| posterior, reconstruction = ...  # a sample of the posterior is decoded, not the mean
-    #| nll, kl = ...                    # L2 and KL, with the losses imported above
-    #| adversarial = ...                # the discriminator's weights keep no gradient of this
-    #| weight = ...                     # disc_weight times the adaptive weight, at vae.decoder.conv_out.weight
-    #| loss = ...                       # three terms
-    #| ...                              # clear, backward, update
+    #| posterior = ...
+    #| reconstruction = ...  # of a sample of the posterior, not of the mean
+    #| nll, kl = ...         # L2 and KL, with the losses imported above
+    #| adversarial = ...     # the discriminator's weights keep no gradient of this
+    #| weight = ...          # disc_weight times the adaptive weight, at vae.decoder.conv_out.weight
+    #| loss = ...            # three terms
+    #| ...                   # clear, backward, update
     #| return ...
     # END SOLUTION
 
@@ -253,15 +253,24 @@ handle = judge.register_full_backward_hook(lambda *_: passes.append(1))
 found, weight = one_pass(exact, judge, photos, posterior, reconstruction)
 print("backward passes through the discriminator:", len(passes))
 handle.remove()
+
+# %% [markdown]
+# One pass. Now compare three gradients in float64, where rounding hides no difference: that of `one_pass`, that of the surrogate and
+# that of the plain sum.
+
+
+# %%
+def gradient_of(scalar):
+    found = torch.autograd.grad(scalar, [*exact.parameters()], retain_graph=True)
+    return torch.cat([part.flatten() for part in found])
+
+
 losses = [lambda x: pixel_loss(x, photos, "l2"), lambda x: adversarial_loss(judge(x))]
 kl = 1e-6 * kl_loss(posterior, photos)
-plain = losses[0](reconstruction) + weight * losses[1](reconstruction) + kl
-a, *others = (
-    torch.cat([part.flatten() for part in torch.autograd.grad(scalar, [*exact.parameters()], retain_graph=True)])
-    for scalar in (plain, found, surrogate(reconstruction, losses, [1.0, weight]) + kl)
-)
-assert all((a - b).norm() < 1e-10 * a.norm() for b in others)
-print(f"one_pass and {whose('08.2', surrogate)} surrogate: the plain sum's gradient, relative |Δ| < 1e-10")
+plain = gradient_of(losses[0](reconstruction) + weight * losses[1](reconstruction) + kl)
+by_surrogate = surrogate(reconstruction, losses, [1.0, weight]) + kl
+for name, scalar in {"one_pass": found, f"{whose('08.2', surrogate)} surrogate": by_surrogate}.items():
+    print(f"{name}: relative |Δ| < 1e-10: {bool((gradient_of(scalar) - plain).norm() < 1e-10 * plain.norm())}")
 
 # %% [markdown]
 # ## 3. Which network is trained when
@@ -311,8 +320,8 @@ for step in range(1, 7):
 # %% [markdown]
 # ## 4. The discriminator's start
 #
-# Now the run: 40 steps as before, then 140 with the discriminator. The learning rate is constant and gradients are not clipped: only
-# one thing changes.
+# Now the run: 40 steps as before, then 140 with the discriminator. A *control* makes all 180 without it. The learning rate is constant
+# and gradients are not clipped: only one thing changes.
 
 # %%
 CONFIG = TrainingConfig(
@@ -323,7 +332,7 @@ CONFIG = TrainingConfig(
 
 # %% [markdown]
 # `set_up` makes networks and optimisers from the configuration, and `training_step` (08.3) calls the package's two steps. PSNR and
-# edges of the held-out crops are measured every ten steps (also with averaged weights, see section 6).
+# edges of the held-out crops are measured every ten steps.
 
 
 # %%
@@ -367,29 +376,32 @@ def smooth(log, name, width=10):
 
 # %%
 training, log, curve = run(CONFIG, 180)
-first, last = curve[curve[:, 0] <= CONFIG.disc_start, 1:3].mean(0), curve[-5:, 1:3].mean(0)
+_, _, control = run(replace(CONFIG, disc_start=10**6, ema=0.0), 180)
+first, last = control[-5:, 1:].mean(0), curve[-5:, 1:3].mean(0)
 weights = torch.tensor([scalars["adversarial_weight"] for scalars in log[CONFIG.disc_start :]])
 
 # %%
 fig, axes = figure(2, 2, size=(9, 5.4))
 (quality, edges), (logits, loudness) = axes
 quality.plot(curve[:, 0], curve[:, 1], "o-", color=BLUE, markersize=3)
-edges.plot(curve[:, 0], curve[:, 2], "s-", color=ORANGE, markersize=3)
+edges.plot(curve[:, 0], curve[:, 2], "s-", color=ORANGE, markersize=3, label="with the discriminator")
+for ax, column in ((quality, 1), (edges, 2)):
+    ax.plot(control[:, 0], control[:, column], "--", color=GREY, label="control")
 logits.plot(*smooth(log, "logits_real"), color=BLUE, label="photographs")
 logits.plot(*smooth(log, "logits_fake"), color=ORANGE, linestyle="--", label="reconstructions")
 loudness.semilogy(range(41, 181), weights, color=GREEN)
 titles = "PSNR, dB", "edges, relative to the originals'", "mean logits", "weight ½λ"
 for ax, title in zip(axes.flat, titles, strict=True):
     ax.set(title=title, xlim=(0, 185), xlabel="step"), ax.axvline(CONFIG.disc_start, color=GREY, linestyle=":")
-logits.legend()
+logits.legend(), edges.legend()
 show(
     fig,
-    alt="The discriminator starts at the dotted line. Then PSNR falls, and the edges become stronger. The logits of photographs and reconstructions are equal at first and separate slowly. The weight ½λ falls to about a tenth.",
+    alt="The discriminator starts at the dotted line. The control stays at about 27.6 dB and 53 % of the edges; with the discriminator PSNR falls to about 27.2 dB, and the edges rise to about 68 %. The logits of photographs and reconstructions are equal at first and separate slowly. The weight ½λ falls to about a tenth.",
 )
 
 # %% [markdown]
-# PSNR *falls*, and nothing is broken: an invented edge one pixel off costs more squared error than no edge. What matters is how many
-# decibels ten points of edges cost.
+# Compared with the control PSNR *falls*, and nothing is broken: an invented edge one pixel off costs more squared error than no edge.
+# What matters is how many decibels ten points of edges cost.
 
 
 # %%
@@ -398,10 +410,9 @@ def price(before, after):
     return (0.1 * (before[0] - after[0]) / (after[1] - before[1])).item()
 
 
-# %%
 assert last[0] < first[0] - 0.2 and last[1] > first[1] + 0.1 and price(first, last) < 0.5
 assert curve[:, 1].diff().abs().max() < 0.6  # by chance, between neighbouring measurements
-print("PSNR more than 0.2 dB lower, edges more than 10 points higher: below 0.5 dB for ten points")
+print("against the control: PSNR 0.2 dB or more lower, edges 10 points or more higher; below 0.5 dB for ten points")
 separated = smooth(log, "logits_real", 40)[1][-1] - smooth(log, "logits_fake", 40)[1][-1]
 assert separated > 0.1 and weights[:20].mean() > 100 and weights.min() > 3 and weights[-20:].mean() < 25
 print("mean logits, last 40 steps: photographs more than 0.1 higher. Mean ½λ: from above 100 to below 25")
@@ -416,12 +427,13 @@ print("mean logits, last 40 steps: photographs more than 0.1 higher. Mean ½λ: 
 # ### Isolation
 #
 # Two lines are easily forgotten, as in diffusers' example `train_autoencoderkl.py`: one freezes the discriminator in the
-# autoencoder's step, one clears its gradients before its own step.
+# autoencoder's step, one clears its gradients before its own step. (It does not detach the reconstructions either;
+# here they are detached.)
 
 
 # %%
 def leaky_step(training, images, safeguard=None):
-    """Both networks on one batch (that script lets them take turns); gradients are cleared only after each update."""
+    """Both networks on one batch (in that script they take turns). Gradients are cleared only after each update."""
     (reconstruction, posterior), patchgan = training.model(images), training.patchgan
     patchgan.requires_grad_(safeguard != "frozen")
     nll, adversarial = pixel_loss(reconstruction, images, "l2"), adversarial_loss(patchgan(reconstruction))
@@ -440,7 +452,8 @@ def leaky_step(training, images, safeguard=None):
 
 
 # %% [markdown]
-# All runs have the same seed, batches and start, and use the discriminator from the first step on. Does one of the two lines suffice?
+# All runs have the same batches and start, and use the discriminator from the first step on. They have one seed: small differences
+# mean nothing. Does one of the two lines suffice?
 
 # %%
 AT_ONCE = replace(CONFIG, disc_start=0, ema=0.0)
@@ -473,9 +486,9 @@ print("leaking: loss above 3, both mean logits above 5, reconstructions above ph
 
 # %% [markdown]
 # Either line suffices. With the leak the adversarial gradient, ½λ times as strong, outweighs the discriminator's own, and all logits
-# rise. Only the log shows it: a hinge loss far above 1, and both mean logits rising together.
+# rise. Only the log shows it.
 #
-# ### A late start
+# ### An early start
 #
 # Now an *untrained* autoencoder, with the discriminator from the first step on, and without it:
 
@@ -488,16 +501,25 @@ _, early_log, early = run(UNTRAINED, 60)
 _, _, alone = run(replace(UNTRAINED, disc_start=10**6), 60)
 
 # %%
-both = {"discriminator from step 1 on": early[:, 1], "without": alone[:, 1]}
-fig = lines(both, alone[:, 0], xlabel="step", ylabel="PSNR on held-out crops, dB", dashed=("without",), size=(6, 3))
-show(fig, alt="PSNR of an untrained autoencoder over 60 steps. With the discriminator it is lower nearly all the time.")
+fig, axes = figure(1, 2, size=(8, 3))
+for ax, column, title in zip(axes, (1, 2), ("PSNR on held-out crops, dB", "their edges"), strict=True):
+    ax.plot(early[:, 0], early[:, column], "o-", label="discriminator from step 1 on")
+    ax.plot(alone[:, 0], alone[:, column], "s--", label="without")
+    ax.set(xlabel="step", title=title)
+axes[1].legend()
+show(
+    fig,
+    alt="An untrained autoencoder over 60 steps. With the discriminator PSNR is lower at nearly every measurement. At step 10 the edges are above the originals' (1); from step 50 on both runs have about a fifth.",
+)
 easy, hard = (sum(scalars["disc_loss"] for scalars in found[20:]) / len(found[20:]) for found in (early_log, isolated))
 assert early[:, 1].mean() < alone[:, 1].mean() - 0.4 and easy < 0.6 and hard > 0.9
+assert early[0, 2] > alone[0, 2] + 0.3 and (early[-2:, 2] - alone[-2:, 2]).abs().max() < 0.2
 print("PSNR: on average more than 0.4 dB lower. disc_loss: below 0.6, with the trained autoencoder above 0.9")
 
 # %% [markdown]
-# The discriminator's task is too easy (1 is undecided, 0 is certain), and the pixel loss gives edges without a loss of decibels:
-# alone it led the model at the top to 27.7 dB *and* 53 % of the edges. So `disc_start` comes late.
+# The discriminator's task is easy (1 is undecided, 0 is certain). It costs decibels, and the edges of step 10 do not last. What this
+# costs after thousands of steps is not measured here. But the pixel loss alone led the model at the top to 27.7 dB and 53 % of the
+# edges.
 #
 # ### The adaptive weight
 #
@@ -508,7 +530,7 @@ print("PSNR: on average more than 0.4 dB lower. disc_loss: below 0.6, with the t
 curves = {"adaptive": adaptive_curve}
 for constant in (50, 500):
     _, _, curves[f"constant {constant}"] = run(replace(AT_ONCE, adaptive=False, disc_weight=float(constant)), 40)
-weak, strong, rule = (curves[name][-2:, 1:].mean(0) for name in ("constant 50", "constant 500", "adaptive"))
+weak, strong, rule = (curves[name][:, 1:].mean(0) for name in ("constant 50", "constant 500", "adaptive"))
 
 # %%
 fig, ax = figure(size=(7, 4))
@@ -520,14 +542,14 @@ show(
     fig,
     alt="PSNR against edges. The adaptive run and the constant 50 stay near the points of section 4. With 500, PSNR is lower for the same edges.",
 )
-assert price(first, strong) > 1.5 * price(first, last) and strong[0] < rule[0] - 0.4
-assert (weak[0] - rule[0]).abs() < 0.6  # the spread of single measurements in section 4
-print("500: ten points of edges cost more than 1.5 times as much as in section 4")
-print("50 against adaptive: nearer than two neighbouring measurements of section 4 may be (0.6 dB)")
+assert strong[0] < rule[0] - 0.2 and (strong[1] - rule[1]).abs() < 0.08
+assert weak[0] > rule[0] - 0.2 and (weak[1] - rule[1]).abs() < 0.08
+print("means of four measurements: edges within 8 points of the rule's")
+print("PSNR: with 500 more than 0.2 dB below the rule's, with 50 not")
 
 # %% [markdown]
-# 500 costs more decibels for the edges that section 4 won too. 50 and the rule cannot be told apart in 40 steps of one seed. So a
-# constant *can* be found by trying; the rule saves the search.
+# With 500 PSNR is lower at like edges, in these 40 steps; 50 and the rule cannot be told apart. So a constant may do as well, but must
+# be found first; the rule needs no search.
 
 # %% [markdown]
 # ## 6. Averaged weights
@@ -668,14 +690,14 @@ folder.cleanup()
 # %% [markdown]
 # ## 8. A discriminator that dies, and is saved
 #
-# Sometimes a discriminator learns, and later can no longer tell photographs from reconstructions: it *dies*. Here is a run made to
-# fail, with tiny networks on 16-pixel crops. The discriminator is trained from step 1 and used from step 61 on, with 100 times the
+# For `klvae diagnose` (07) a discriminator has *died* when it is no better than a guess at the end. Here is one that learns first, in a
+# run made to fail, with tiny networks on 16-pixel crops. The discriminator is trained from step 1 and used from step 61 on, with 100 times the
 # learning rate of section 4. Will its loss end near 0, near 1, or far above?
 
 # %%
 torch.manual_seed(0)
 tiny = AutoencoderKL(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False)
-small = [*DataLoader(image_dataset("photos", 16, seed=0, length=1600), batch_size=8)]
+small = [*DataLoader(image_dataset("photos", 16, seed=0, length=1280), batch_size=8)]
 with tempfile.TemporaryDirectory() as weights_of_tiny:
     tiny.save_pretrained(weights_of_tiny)
     DYING = replace(
@@ -683,10 +705,10 @@ with tempfile.TemporaryDirectory() as weights_of_tiny:
         disc_start=60, disc_warmup=60, disc_channels=16, disc_layers=1,
     )  # fmt: skip
     SAVED = replace(DYING, disc_lr=5e-4)
-    dying, saved = (run(config, 200, small, measure=0)[1] for config in (DYING, SAVED))
+    dying, saved = (run(config, 160, small, measure=0)[1] for config in (DYING, SAVED))
 
 # %% [markdown]
-# It ends near 1, a guess. `klvae diagnose RUN` reads the log of a run and names known failures. Call the function behind it:
+# It ends near 1, a guess. Call the function behind `klvae diagnose`:
 
 # %%
 for name, config, found in (("first run", DYING, dying), ("one change", SAVED, saved)):
@@ -708,11 +730,11 @@ for label, found, style in (("dies", dying, "-"), ("saved", saved, "--")):
     axes[1].plot(at, real - smooth(found, "logits_fake")[1], style)
     axes[2].semilogy(*smooth(found, "adversarial_weight"), style)
 for ax, title in zip(axes, ("discriminator's loss", "logits: photographs − reconstructions", "weight ½λ"), strict=True):
-    ax.set(title=title, xlabel="step", xlim=(0, 205)), ax.axvline(60, color=GREY, linestyle=":")
+    ax.set(title=title, xlabel="step", xlim=(0, 165)), ax.axvline(60, color=GREY, linestyle=":")
 axes[0].legend()
 show(
     fig,
-    alt="A discriminator that dies, and the same run with a hundredth of its learning rate. Until step 60 (dotted line) both discriminators learn. Later the loss of the first is 1, the difference of its logits 0, and ½λ grows. The other still tells photographs from reconstructions.",
+    alt="A discriminator that dies, and the same run with a hundredth of its learning rate. Until step 60 (dotted line) the first discriminator learns, loses it again near step 25 (loss above 1) and learns anew; the second learns throughout. At the end the loss of the first is 1, the difference of its logits 0, and ½λ grows. The other still tells photographs from reconstructions.",
 )
 ends = [{key: sum(s[key] for s in found[-40:]) / 40 for key in found[-1]} for found in (dying, saved)]
 assert ends[0]["adversarial_weight"] > 3 * ends[1]["adversarial_weight"]
@@ -720,7 +742,8 @@ assert ends[0]["disc_loss"] > ends[1]["disc_loss"] and ends[1]["logits_real"] > 
 print("last 40 steps: ½λ of the dead discriminator is more than three times as large")
 
 # %% [markdown]
-# From step 61 on the difference becomes small in both runs; with the large steps the discriminator loses it. Its gradients become small, and λ makes up for their size: the decoder is trained on a gradient that means nothing.
+# From step 61 on the difference shrinks in both runs; with the large learning rate it vanishes. The gradients become small, and λ makes
+# up for their size: the decoder is trained on a gradient that means nothing.
 #
 # In longer runs of kl-f8-mini the betas mattered: with 0.9 and 0.99 four of five runs broke down, with CompVis' 0.5 and 0.9 and
 # smaller learning rates none of five (`docs/training.md`). What to look for in a log:
@@ -730,15 +753,14 @@ print("last 40 steps: ½λ of the dead discriminator is more than three times as
 # | `disc_loss` at 1, both mean logits alike | it has not learned, or has died | smaller `disc_lr`; betas 0.5, 0.9; `disc_warmup` |
 # | `disc_loss` far above 1, both logits rise | the leak of section 5 | freeze; clear gradients |
 # | `disc_loss` near 0, logits far apart | it wins | smaller `disc_lr`, later `disc_start` |
-# | λ at its clamp in most steps | its gradient has vanished | longer `disc_warmup`; `disc_max_weight` |
-# | PSNR falls by 2 dB for good | its share is too large, or it has died | earlier checkpoint; smaller `disc_weight`; `disc_ramp` |
+# | λ at its clamp in most steps | its gradient has vanished | longer `disc_warmup`; `disc_max_weight`, an upper limit of ½λ |
+# | PSNR falls by 2 dB for good | its share is too large, or it has died | earlier checkpoint; smaller `disc_weight`; `disc_ramp`, a slow rise from 0 |
 
 # %% [markdown]
 # ## 9. The result, in pictures
 #
 # Two crops of the held-out photographs: before section 4's run, after it, and by the bundled `kl-f8-mini-16`. That has one latent
-# number for 12 pixel values, too, but was trained on 63 photographs: 10,000 steps, and 2,500 with a discriminator. 140 steps only
-# begin this, with the same loop.
+# number for 12 pixel values, too, but was trained on 63 photographs: 10,000 steps, and 2,500 with a discriminator.
 
 # %%
 places = {"chelsea": (88, 128), "coffee": (96, 240)}
@@ -835,9 +857,8 @@ for dtype in (torch.float32, torch.bfloat16):
 #
 # 1. Two networks, two optimisers, one batch: neither step may leave a gradient in the other network.
 # 2. Take each loss's gradient at the reconstruction once; λ follows from them; their sum goes back in one pass.
-# 3. After the discriminator's start PSNR falls while edges return. The decibels for ten points of edges tell a good run from a bad one.
-# 4. Neither frozen nor cleared, the discriminator learns to be fooled. Started too early, it costs decibels. With too large steps it
-#    dies: loss 1, equal logits, a growing λ.
+# 3. After the discriminator's start PSNR falls while edges return. Compare runs by the decibels that ten points of edges cost.
+# 4. Neither frozen nor cleared, the discriminator learns to be fooled. With too large steps it dies: loss 1, equal logits, a growing λ.
 # 5. Resuming needs weights, both optimisers, the average, the random state and the step.
 #
 # ### Check yourself

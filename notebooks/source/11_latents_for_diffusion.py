@@ -78,10 +78,11 @@ fig = image_grid([sprites[:8], rebuilt[:8]], row_labels=["drawn", "rebuilt"])
 alt = "Eight sprites on dark ground: discs, triangles and squares, each in one colour. The rebuilt ones are a little softer, with the same shapes and colours."
 show(fig, alt=alt, format="jpeg")
 same = [read_sprite(picture)[0].colour == sprite_label(k).colour for k, picture in enumerate(rebuilt)]
-assert quality(rebuilt).median() > 0.9 and (quality(rebuilt) > clean).float().mean() > 0.8 and sum(same) > 45
+print(f"explained, median: {quality(rebuilt).median():.2f}; right colour: {sum(same)} of {len(same)}")
+assert quality(rebuilt).median() > 0.9 and (quality(rebuilt) > clean).float().mean() > 0.8
 
 # %% [markdown]
-# Less than a tenth, in the median. From here on a picture counts as *clean* if a sprite explains at least 0.7 times as much of it as
+# About a twentieth, in the median. From here on a picture counts as *clean* if a sprite explains at least 0.7 times as much of it as
 # of these.
 
 # %% [markdown]
@@ -509,7 +510,7 @@ show(fig, alt=alt)
 # More than half of the samples are clean by this number. Your eye also asks for straight edges: a ragged shape lies mostly inside the
 # sprite that fits it best, and *explained* asks for no more. A measure sees only what it measures (notebook 09).
 #
-# A longer training should give straight edges. `load_flow` loads the same network, trained longer, which comes with the package (its
+# A longer training should give cleaner outlines. `load_flow` loads the same network, trained longer, which comes with the package (its
 # card: `klvae_edu/assets/flow-sprites/README.md`). It gets the same noise and the same decoder.
 
 # %%
@@ -523,7 +524,7 @@ with torch.no_grad():
 # %%
 pairs = [pictures[:8], longer[:8], pictures[8:16], longer[8:16]]
 fig = image_grid(pairs, row_labels=["class-room", "longer"] * 2)
-alt = "Sixteen samples of each network, in pairs that start from the same noise. Most pairs lie at the same place. After the longer training each has one even colour and clear edges."
+alt = "Sixteen samples of each network, in pairs that start from the same noise. Most pairs lie at nearly the same place; their colours often differ. After the longer training each has one even colour and a smooth outline, but many corners are round."
 show(fig, alt=alt, format="jpeg")
 marks["longer"] = quality(longer)
 middle = {name: values.median().item() for name, values in marks.items()}
@@ -531,9 +532,22 @@ assert middle["samples"] + 0.02 < middle["longer"] < middle["rebuilt sprites"]
 assert (marks["longer"] > clean).float().mean() > 0.9
 
 # %% [markdown]
-# The edges are clear now, and more than nine in ten are clean. Two networks that were trained separately put their sprites at
-# nearly the same places. Both approximate the *same* average velocity, which depends on the data alone, and integration adds nothing
-# random: the noise decides.
+# The outlines are smooth now, and more than nine in ten are clean. Compare the two sprites of each pair, and sprites of different
+# noise:
+
+# %%
+read = [[read_sprite(picture)[0] for picture in some] for some in (pictures, longer)]
+x, y = (64 * torch.tensor([[getattr(it, axis) for it in some] for some in read]) for axis in "xy")  # (2, 64), in pixels
+apart = torch.hypot(x[0][:, None] - x[1], y[0][:, None] - y[1])  # (64, 64); pairs on the diagonal
+equal = sum(one.colour == other.colour for one, other in zip(*read, strict=True))
+print("median distance within pairs below 4 pixels:", bool(apart.diag().median() < 4))
+print("of different noise above 6 pixels:", bool(apart[~torch.eye(64, dtype=torch.bool)].median() > 6))
+print("fewer than nine in ten pairs have one colour:", equal < 58)
+
+# %% [markdown]
+# Two networks that were trained separately put their sprites at nearly the same places. Both approximate the *same* average velocity,
+# which depends on the data alone, and integration adds nothing random. The colours often differ: at least one of the networks is not
+# exact, so the noise decides only in part.
 
 # %% [markdown]
 # ## 8. The cost on pixels
@@ -553,8 +567,8 @@ print(
 print(f"as {STEPS * BATCH * flops['latent'] / flops['pixels']:.0f} pictures on pixels")
 
 # %% [markdown]
-# 64 times for the positions, and more because attention grows with their square: 89 times. What a flow needs, measured on latents: train it
-# for shorter times, and see how much a sprite explains of its samples.
+# 64 times for the positions, and more because attention grows with their square: 89 times. To see how much training a flow on latents
+# needs, train it for shorter times, and measure how much a sprite explains of its samples.
 
 # %%
 for steps in (75, 150):
@@ -578,9 +592,9 @@ alt = "How much a clean sprite explains of the samples, over the work of the tra
 show(fig, alt=alt)
 
 # %% [markdown]
-# On latents, 2,400 pictures (75 steps) give nothing usable yet. On pixels the class-room's work covers about two hundred. The same could be
-# learned there, in 89 times the time; much of it would go into what the decoder already knows, such as edges. The encoder's work is
-# needed only once.
+# On latents, 2,400 pictures (75 steps) give nothing usable yet. On pixels the class-room's work covers about two hundred. No flow on
+# pixels is trained here: *if* it needed as many pictures, it would need 89 times the multiplications. The time also depends on the
+# machine. The encoder's work is needed only once.
 
 # %% [markdown]
 # ## Going further: are all kinds drawn equally often? (optional)
@@ -605,7 +619,7 @@ assert len(colours) >= 5
 # 2. Encode once and store moments: every epoch draws its own samples. Shards that get their name only when complete survive a kill.
 # 3. Flow matching: straight lines between random pairs, squared error on x₁ - x₀. The network learns the average velocity, whose paths do not cross.
 # 4. Heun's method asks twice per step, and its error falls with the square of the step.
-# 5. On pixels the same network costs 64 times more because there are 64 times as many positions; attention makes it 89.
+# 5. On pixels one picture costs the same network 64 times as much, because there are 64 times as many positions; attention makes it 89.
 #
 # ### Check yourself
 #

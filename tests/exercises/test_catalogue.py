@@ -16,7 +16,8 @@ from klvae_edu.losses import vae_loss
 
 
 def test_the_catalogue_is_in_order_and_complete():
-    numbers = {f"{notebook:02}": 5 for notebook in range(1, 13)} | {"01": 4, "02": 4, "03": 4, "11": 4}
+    numbers = {f"{notebook:02}": 5 for notebook in range(1, 13)}
+    numbers |= {"01": 4, "02": 4, "03": 4, "09": 4, "11": 4, "13": 3, "15": 1}
     assert list(EXERCISES) == [f"{nb}.{number}" for nb, count in numbers.items() for number in range(1, count + 1)]
 
 

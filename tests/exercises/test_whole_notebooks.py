@@ -33,7 +33,7 @@ exchange_answers({notebook!r}, {number})
 
 
 def right_answers(notebook: str) -> dict[str, Any]:
-    """Return the right answers in other styles, by exercise of the notebook (01 to 12)."""
+    """Return the right answers in other styles, by exercise of the notebook, such as 01."""
     importlib.import_module(f"tests.exercises.test_nb{notebook}")
     return {id: answers for id, answers in RIGHT.items() if id.startswith(f"{notebook}.")}
 

@@ -56,7 +56,10 @@ def test_every_number_that_the_answer_needs_stands_in_the_text(student):
         ("How many patches", {"side": 256}, 900),
         ("decay", {"decay": 0.99, "steps": 100}, 100 * 0.99**100),
         ("PSNR rise", {"factor": 10}, 10),
-        ("bytes", {"height": 256, "width": 256, "bits": 8}, 4096),
+        ("kept in {bits} bits", {"height": 256, "width": 256, "bits": 8}, 4096),
+        ("quantiser", {"codes": 1024, "height": 8, "width": 8}, 80),
+        ("tokens", {"side": 512, "f": 8, "patch": 2}, 1024),
+        ("AdamW", {"millions": 100, "each": 2.0, "batch": 4}, 9.6),
     ],
 )
 def test_the_answer_is_what_is_worked_out_by_hand(words, numbers, answer):

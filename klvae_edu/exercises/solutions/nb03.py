@@ -20,7 +20,8 @@ def silu(x):
 
 def pointwise(x, weight, bias):
     """x (B, in, H, W), weight (out, in), bias (out,) -> (B, out, H, W)."""
-    return torch.einsum("oi,bihw->bohw", weight, x) + bias[:, None, None]
+    mixed = torch.einsum("oi,bihw->bohw", weight, x)
+    return mixed + bias[:, None, None]
 
 
 class ResnetBlock(nn.Module):

@@ -3,7 +3,6 @@
 import math
 import torch
 from klvae_edu.exercises.given import local_mean
-from torch.nn import functional as F
 
 
 def mean_psnr(reconstruction, target):
@@ -34,15 +33,5 @@ def frechet_distance(features, others):
 
 def compression(side, factor, channels, bits, codes):
     """Bits of an RGB image, side x side, 8 bits a value, over those of its latent: with KL, and with VQ."""
-    image, places = 3 * side**2 * 8, (side // factor) ** 2
-    return image / (places * channels * bits), image / (places * math.log2(codes))
-
-
-def quantise(z, codebook):
-    """z (B, C, h, w), codebook (K, C) -> the nearest codebook vectors (B, C, h, w), codebook loss, commitment loss."""
-    vectors = z.permute(0, 2, 3, 1).flatten(0, 2)
-    nearest = codebook[torch.cdist(vectors, codebook).argmin(1)]
-    nearest = nearest.view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
-    codebook_loss = F.mse_loss(nearest, z.detach())
-    commitment_loss = F.mse_loss(z, nearest.detach())
-    return z + (nearest - z).detach(), codebook_loss, commitment_loss
+    image, positions = 3 * side**2 * 8, (side // factor) ** 2
+    return image / (positions * channels * bits), image / (positions * math.log2(codes))
