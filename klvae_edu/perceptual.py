@@ -76,7 +76,7 @@ class LPIPS(nn.Module):
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Compute the distances (B,) of two batches (B, 3, H, W) in [-1, 1], differentiable with respect to both.
 
-        The result has the data type of the weights, under autocast too: in 16 bits a norm of 1e-10 would become 0.
+        The result has the data type of the weights, under autocast too: in float16 EPS would become 0.
 
         Raises:
             ValueError: another shape, images below 16 pixels a side or not floating-point, or weights in float16.

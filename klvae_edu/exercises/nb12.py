@@ -432,6 +432,10 @@ def _with_eps(own: float) -> Callable[..., Tensor]:
 
 
 _OUTGROWN = "the squares outgrow float16: convert x to float32 first, and keep mean and variance in it"
+_OUTGROWN_AND_CORRECTED = (
+    "the squares outgrow float16, so convert x to float32 first; and the variance is divided by n - 1: GroupNorm "
+    "divides by n (correction=0)"
+)
 _PARTLY = (
     "right for small float32 maps, not for large float16 ones: convert x once, at the start, and neither round nor "
     "clamp it"
@@ -526,6 +530,9 @@ NORM_MISTAKES = Mistakes(
         **{what: _norm(statistics=statistics) for what, statistics in _OTHER_STATISTICS.items()},
         **{what: _norm(normalised=normalised) for what, normalised in _OTHER_SCALES.items()},
         **{f"eps is always {own}: use the one that came": _with_eps(own) for own in (1e-5, 1e-6, 1e-8)},
+        _OUTGROWN_AND_CORRECTED: _norm(
+            lambda x, groups: x.reshape(len(x), groups, -1), lambda g: torch.var_mean(g, dim=2, keepdim=True)
+        ),
         "the channels of a group lie apart: a group is neighbouring channels, reshape(len(x), groups, -1)": _norm(
             lambda x, groups: x.float().unflatten(1, (-1, groups)),
             lambda g: torch.var_mean(g, dim=(1, 3, 4), correction=0, keepdim=True),
@@ -609,19 +616,26 @@ def _judge_norm(attempt: Attempt) -> str | None:
 
 
 def _name_by_half(attempt: Attempt) -> str | None:
-    """Name what is right for float32 maps and wrong for float16: 0, or rounded."""
+    """Name what is right for float32 maps, or right but for n - 1, and wrong for float16: 0, or rounded."""
     probes = _norm_probes()
     try:
         results = [attempt.run(norm_in_double, *copy.deepcopy(arguments)) for arguments in probes]
     except Exception:
         return None
-    half, *others = (
-        same(result, norm_in_double(safe_group_norm, *arguments))
-        for result, arguments in zip(results, probes, strict=True)
-    )
+
+    def right(reference: Callable[..., Tensor]) -> list[bool]:
+        return [
+            same(result, norm_in_double(reference, *arguments))
+            for result, arguments in zip(results, probes, strict=True)
+        ]
+
+    zeros = isinstance(results[0], Tensor) and bool((results[0] == 0).any())
+    if zeros and all(right(_norm(statistics=partial(torch.var_mean, dim=2, keepdim=True)))[1:]):
+        return _OUTGROWN_AND_CORRECTED
+    half, *others = right(safe_group_norm)
     if half or not all(others):
         return None
-    return _OUTGROWN if (results[0] == 0).any() else _PARTLY
+    return _OUTGROWN if zeros else _PARTLY
 
 
 def _judge_type(attempt: Attempt) -> str | None:

@@ -539,10 +539,9 @@ assert (marks["longer"] > clean).float().mean() > 0.9
 read = [[read_sprite(picture)[0] for picture in some] for some in (pictures, longer)]
 x, y = (64 * torch.tensor([[getattr(it, axis) for it in some] for some in read]) for axis in "xy")  # (2, 64), in pixels
 apart = torch.hypot(x[0][:, None] - x[1], y[0][:, None] - y[1])  # (64, 64); pairs on the diagonal
-equal = sum(one.colour == other.colour for one, other in zip(*read, strict=True))
 print("median distance within pairs below 4 pixels:", bool(apart.diag().median() < 4))
 print("of different noise above 6 pixels:", bool(apart[~torch.eye(64, dtype=torch.bool)].median() > 6))
-print("fewer than nine in ten pairs have one colour:", equal < 58)
+print("fewer than nine in ten pairs have one colour:", sum(a.colour == b.colour for a, b in zip(*read, strict=True)) < 58)
 
 # %% [markdown]
 # Two networks that were trained separately put their sprites at nearly the same places. Both approximate the *same* average velocity,

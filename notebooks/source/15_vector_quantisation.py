@@ -172,10 +172,7 @@ fig = lines(
     curves, log=True, dashed=("begun near zero",), xlabel="code, the most used first", ylabel="share of the vectors"
 )
 fig.axes[0].set_ylim(2e-5, None)
-show(
-    fig,
-    alt="Use of the 256 codes, sorted. Begun near zero only about 140 are used, the others are dead; begun at latents nearly all are used.",
-)
+show(fig, alt="Use of the 256 codes, sorted. Begun near zero about 140 are used; begun at latents nearly all are.")
 
 # %% [markdown]
 # ## 3. KL and VQ at the same rate
