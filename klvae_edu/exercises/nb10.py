@@ -841,7 +841,7 @@ SLERP_MISTAKES = Mistakes(
 )
 
 
-@SLERP_MISTAKES("the straight line, brought to the norm between: an even pace along the angle is asked for")
+@SLERP_MISTAKES("the straight line, brought to the norm between: at t, the angle to a is t times the whole angle")
 def slerp_straight_on_the_sphere(a, b, t):
     x, y = a.flatten(1), b.flatten(1)
     line = (1 - t) * x + t * y

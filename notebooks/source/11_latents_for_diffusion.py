@@ -541,7 +541,7 @@ x, y = (64 * torch.tensor([[getattr(it, axis) for it in some] for some in read])
 apart = torch.hypot(x[0][:, None] - x[1], y[0][:, None] - y[1])  # (64, 64); pairs on the diagonal
 print("median distance within pairs below 4 pixels:", bool(apart.diag().median() < 4))
 print("of different noise above 6 pixels:", bool(apart[~torch.eye(64, dtype=torch.bool)].median() > 6))
-print("fewer than nine in ten pairs have one colour:", sum(a.colour == b.colour for a, b in zip(*read, strict=True)) < 58)
+print("of one colour fewer than 9 in 10 pairs:", sum(a.colour == b.colour for a, b in zip(*read, strict=True)) < 58)
 
 # %% [markdown]
 # Two networks that were trained separately put their sprites at nearly the same places. Both approximate the *same* average velocity,

@@ -33,7 +33,7 @@ def with_temperature(posterior, temperature, noise):
 
 
 def slerp(a, b, t):
-    """From a (t = 0) to b (t = 1), both (B, C, h, w), at an even pace along the angle between each pair."""
+    """From a (t = 0) to b (t = 1), both (B, C, h, w): each a turned by t times the angle to its b."""
     x, y = a.flatten(1), b.flatten(1)
     cosine = F.cosine_similarity(x, y, dim=1)
     angle = torch.acos(cosine.clamp(-1, 1))[:, None]
