@@ -972,7 +972,7 @@ EXERCISES: tuple[Exercise, ...] = (
         in_package=(finished.NLayerDiscriminator,),
         hints=(
             "Three kinds of layers in one list: the first convolution, num_layers middle ones, and the last. "
-            "nn.Sequential(*layers) makes them a network.",
+            "Only those before a BatchNorm go without bias. nn.Sequential(*layers) makes them a network.",
             "A middle one: Conv2d(before, width, 4, stride, padding=1, bias=False), BatchNorm2d(width) and "
             "LeakyReLU(0.2).",
             "Number the middle ones from 1 to num_layers: width = num_filters * min(2**number, 8), and stride 2 for "

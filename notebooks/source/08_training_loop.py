@@ -229,8 +229,8 @@ surrogate = check("08.2", surrogate)
 
 # %% [markdown]
 # The package does the same, with two additions. λ is computed from both gradients before they are added: `last_layer_gradients` (07)
-# turns each into a gradient at the last layer. And the KL, no function of the reconstruction, is added as it is. Here is the idea;
-# the whole step is in `klvae_edu/training/steps.py`.
+# turns each into a gradient at the last layer. And the KL, no function of the reconstruction, is added as it is. Here is the idea (an
+# optional section at the end proves it); the whole step is in `klvae_edu/training/steps.py`.
 
 
 # %%
@@ -468,7 +468,7 @@ print("leaking: loss above 3, both mean logits above 5, reconstructions above ph
 
 # %% [markdown]
 # Either line suffices. With the leak the adversarial gradient, ½λ times as strong, outweighs the discriminator's own, and all logits
-# rise. Only the log shows it.
+# rise. Only the log shows it: both mean logits rise together.
 #
 # ### An early start
 #
