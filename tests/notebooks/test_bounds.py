@@ -89,7 +89,7 @@ class TestEveryNotebook:
         assert size.plotted <= 0.2
 
 
-SAMPLE = '''\
+SAMPLE = """\
 # %% [markdown]
 # # Title
 #
@@ -115,7 +115,7 @@ show(
 # {{exercise 01.1}}
 #
 # Why? Why not?
-'''
+"""
 
 
 def test_a_notebook_is_measured_as_described():
