@@ -98,6 +98,7 @@ def test_when_all_are_damaged_or_the_one_that_is_named_nothing_is_touched(
     ("changes", "difference"),
     [
         (["--preset", "mini"], "block_out_channels: expected [32, 64, 64, 64], got [32, 64, 64]"),
+        (["--padding-mode", "reflect"], "another autoencoder, padding_mode: expected reflect, got zeros"),
         (["--disc-channels", "8"], "another discriminator, disc_channels: expected 8, got 4"),
         (["--disc-weight", "0"], "another discriminator, which this run has not and the checkpoint has"),
         (["--ema", "0"], "another training, averaged: expected False, got True"),

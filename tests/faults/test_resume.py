@@ -27,7 +27,7 @@ KILLED_STEPS = 4 * KILLS  # of the runs that are killed at random moments, some 
 OPTIONS = [
     *("--size", "32", "--batch-size", "2", "--accumulate", "2", "--held-out", "3", "--sample-every", "5"),
     *("--ema", "0.9", "--disc-weight", "0.5", "--disc-start", "2", "--disc-channels", "8", "--disc-layers", "2"),
-    *("--kl-weight", "0.01", "--kl-warmup", "4", "--padding-mode", "reflect"),
+    *("--kl-weight", "0.01", "--kl-warmup", "4"),
     *("--device", "cpu"),
 ]
 IN_TURNS: dict[int, list[str]] = {1: [], 2: ["--alternate"]}  # by the number of processes
