@@ -110,7 +110,9 @@ def test_the_patchgan_has_the_layers_and_logits_of_the_network():
 
 
 def test_the_readmes_picture_is_this_pipeline():
-    """Fonts may differ a little from one matplotlib to another."""
+    """Fonts and the rounding of sizes may differ a little from one matplotlib to another."""
     stored = Image.open(Path(__file__).parents[1] / "docs/pictures/pipeline.png").convert("RGB")
     drawn = plots.figure_to_image(diagrams.DIAGRAMS["pipeline"][0]())
-    assert np.abs(np.asarray(stored, float) - drawn).mean() < 5
+    height, width = (min(sides) for sides in zip(drawn.shape[:2], stored.size[::-1], strict=True))
+    assert max(drawn.shape[0], stored.height) - height <= 1 and max(drawn.shape[1], stored.width) - width <= 1
+    assert np.abs(np.asarray(stored, float)[:height, :width] - drawn[:height, :width]).mean() < 5
