@@ -84,7 +84,7 @@ def test_the_limits_that_it_names_are_the_defaults_of_the_command():
 
 def class_minutes(name, at_home):
     """Compute the minutes of a class for a notebook, without the exercises for which `at_home(exercise)` holds."""
-    main_path = [planned(name)[section] for section in planned(name) if "(optional)" not in section]
+    main_path = [part for section, part in planned(name).items() if "(optional)" not in section]
     asked = [EXERCISES[id] for ids, _ in main_path for id in ids]
     return 1.5 * (sum(minutes for _, minutes in main_path) - sum(it.minutes for it in asked if at_home(it)))
 

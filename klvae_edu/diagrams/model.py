@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
 from klvae_edu.config import AutoencoderKLConfig
-from klvae_edu.diagrams.sketch import LINE, OPERATION, TENSOR, Sketch, diagram
+from klvae_edu.diagrams.sketch import HATCHED, LINE, OPERATION, TENSOR, Sketch, diagram
 
 
 @diagram(
@@ -43,7 +43,7 @@ def pipeline() -> Figure:
 def posterior() -> Figure:
     sketch = Sketch(92, 22)
     sketch.box(7, 11, "moments\n8 × 32 × 32", 11, 7, TENSOR)
-    sketch.chain(17, [(25, "mean μ, 4 channels", 17, TENSOR)])
+    sketch.box(25, 17, "mean μ, 4 channels", 17, fill=TENSOR)
     sketch.chain(
         5,
         [
@@ -100,13 +100,13 @@ def resnet_block() -> Figure:
 def resampling() -> Figure:
     sketch = Sketch(98, 29)
     cell = 3.6
-    sketch.grid(3, 22, 5, cell, lambda row, column: "///" if 4 in (row, column) else None)
+    sketch.grid(3, 22, 5, cell, lambda row, column: HATCHED if 4 in (row, column) else TENSOR)
     for corner in (0, 2):
         place = (3 + corner * cell, 22 - (corner + 3) * cell)
         sketch.axes.add_patch(Rectangle(place, 3 * cell, 3 * cell, fill=False, edgecolor="#0072B2", linewidth=2.5))
     sketch.arrow((22, 13), (33, 13))
     sketch.write(27.5, 17, "conv 3×3\nstride 2", 9)
-    sketch.grid(34, 16.6, 2, cell, lambda row, column: None)
+    sketch.grid(34, 16.6, 2, cell, lambda row, column: TENSOR)
     greys = ["#ffffff", "#c9c9c9", "#8f8f8f", "#e4e4e4"]
     sketch.grid(53, 16.6, 2, cell, lambda row, column: greys[2 * row + column])
     sketch.arrow((61, 13), (67, 13))
@@ -159,12 +159,11 @@ def level() -> Figure:
     sketch = Sketch(96, 20)
     sketch.write(6, 15, "encoder", 10)
     sketch.write(6, 5, "decoder", 10)
-    first, end = "C × H × W", "C' × {0} × {1}"
-    sketch.chain(15, [(19, first, 12, TENSOR), (36, "ResNet", 11, OPERATION), (50, "ResNet", 11, OPERATION),
-                      (67, "downsample", 12, OPERATION), (86, end.format("H/2", "W/2"), 15, TENSOR)])  # fmt: skip
-    sketch.chain(5, [(19, first, 12, TENSOR), (33, "ResNet", 9, OPERATION), (44, "ResNet", 9, OPERATION),
-                     (55, "ResNet", 9, OPERATION), (69, "upsample", 11, OPERATION),
-                     (87, end.format("2H", "2W"), 14, TENSOR)])  # fmt: skip
+    resnet = ("ResNet", 9, OPERATION)
+    sketch.chain(15, [(19, "C × H × W", 12, TENSOR), (36, *resnet), (50, *resnet), (67, "downsample", 12, OPERATION),
+                      (86, "C' × H/2 × W/2", 15, TENSOR)])  # fmt: skip
+    sketch.chain(5, [(19, "C × H × W", 12, TENSOR), (33, *resnet), (44, *resnet), (55, *resnet),
+                     (69, "upsample", 11, OPERATION), (87, "C' × 2H × 2W", 14, TENSOR)])  # fmt: skip
     return sketch.figure
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 TENSOR, OPERATION, LOSS, LINE = "white", "#cfe3f1", "#f6d9b8", "#222222"
+HATCHED = "///"  # the look of cells that are padding
 DIAGRAMS: dict[str, tuple[Callable[[], Figure], str]] = {}  # the drawing of each diagram, and its caption
 
 
@@ -38,8 +39,7 @@ class Sketch:
 
     def box(self, x: float, y: float, words: str, w: float = 11, h: float = 5, fill: str = OPERATION) -> None:
         """Draw an operation, or with `fill=TENSOR` a tensor."""
-        rounding = 1.2 if fill == TENSOR else 0.0
-        style = f"round,pad=0,rounding_size={rounding}" if rounding else "square,pad=0"
+        style = "round,pad=0,rounding_size=1.2" if fill == TENSOR else "square,pad=0"
         self.axes.add_patch(
             FancyBboxPatch((x - w / 2, y - h / 2), w, h, style, facecolor=fill, edgecolor=LINE, linewidth=1)
         )
@@ -62,13 +62,12 @@ class Sketch:
         for (x, _, w, _), (following, _, next_w, _) in pairwise(items):
             self.arrow((x + w / 2, y), (following - next_w / 2, y))
 
-    def grid(self, x: float, y: float, n: int, cell: float, shaded: Callable[[int, int], str | None]) -> None:
-        """Draw n × n cells from the upper left corner (x, y); `shaded` gives a cell's look by row, column."""
+    def grid(self, x: float, y: float, n: int, cell: float, shaded: Callable[[int, int], str]) -> None:
+        """Draw n × n cells from the upper left corner (x, y); `shaded` gives a cell's colour or HATCHED."""
         for row in range(n):
             for column in range(n):
                 look = shaded(row, column)
-                style: Any = (
-                    {"hatch": look, "facecolor": "white"} if look in ("///", "...") else {"facecolor": look or TENSOR}
-                )
+                style: Any = {"hatch": look} if look == HATCHED else {"facecolor": look}
                 place = (x + column * cell, y - (row + 1) * cell)
-                self.axes.add_patch(Rectangle(place, cell, cell, edgecolor=LINE, linewidth=0.8, **style))
+                frame = {"facecolor": TENSOR, "edgecolor": LINE, "linewidth": 0.8}
+                self.axes.add_patch(Rectangle(place, cell, cell, **frame | style))

@@ -30,7 +30,7 @@ def patchgan() -> Figure:
     sketch.chain(12.5, [(x, words, 8.5, OPERATION) for words, x in names], 7)
     sketch.arrow((19, 12.5), (21.75, 12.5))
     sketch.write(49, 20, "channels of five convolutions 4×4, with LeakyReLU (and BatchNorm in the middle ones)", 9)
-    sketch.grid(81, 19, 6, 2.2, lambda row, column: "#0072B2" if (row, column) == (2, 2) else None)
+    sketch.grid(81, 19, 6, 2.2, lambda row, column: "#0072B2" if (row, column) == (2, 2) else TENSOR)
     sketch.arrow((76.25, 12.5), (80.5, 12.5))
     sketch.write(87.5, 2, "logits 1 × 30 × 30", 9)
     sketch.arrow((13.65, 8), (13.65, 5), (86.5, 5), (86.5, 12.4), dashed=True, head=False)
